@@ -1,0 +1,46 @@
+"""An engine that runs and serves large language models.
+
+Names are loaded on first use, so that `import vllm` costs nothing and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vllm.version import __version__, __version_tuple__
+
+_HOME = {
+    "LLM": "vllm.entrypoints.llm",
+    "EngineArgs": "vllm.config",
+    "LLMEngine": "vllm.engine.core",
+    "PromptType": "vllm.inputs.prompts",
+    "TextPrompt": "vllm.inputs.prompts",
+    "TokensPrompt": "vllm.inputs.prompts",
+    "SamplingParams": "vllm.sampling_params",
+    "BeamSearchParams": "vllm.sampling_params",
+    "RequestOutput": "vllm.outputs",
+    "CompletionOutput": "vllm.outputs",
+}
+
+__all__ = ["__version__", "__version_tuple__", *_HOME]
+
+if TYPE_CHECKING:
+    from vllm.config import EngineArgs
+    from vllm.engine.core import LLMEngine
+    from vllm.entrypoints.llm import LLM
+    from vllm.inputs.prompts import PromptType, TextPrompt, TokensPrompt
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.sampling_params import BeamSearchParams, SamplingParams
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vllm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

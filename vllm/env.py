@@ -1,0 +1,54 @@
+"""The closed list of environment variables.  Nobody else in the package reads `os.environ`.
+
+| variable | meaning |
+|---|---|
+| VLLM_LOGGING_LEVEL | DEBUG, INFO (default), WARNING, ERROR |
+| VLLM_CONFIGURE_LOGGING | 0: leave the logging set-up to the application |
+| VLLM_MODEL_REDIRECT_PATH | a file of `name path` lines: the model called `name` is read from `path` |
+| VLLM_ALLOW_LONG_MAX_MODEL_LEN | 1: allow a max_model_len beyond what the checkpoint was made for |
+| VLLM_CPU_KVCACHE_SPACE | GiB of KV cache on the CPU, as kv_cache_memory_bytes |
+| VLLM_USE_MODELSCOPE | 1 or true: model names are looked up on ModelScope |
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+
+def _flag(name: str, default: bool) -> bool:
+    value = os.environ.get(name)
+    return default if value is None else value.strip().lower() in ("1", "true", "yes", "on")
+
+
+def logging_level() -> str:
+    level = os.environ.get("VLLM_LOGGING_LEVEL", "INFO").upper()
+    return level if isinstance(logging.getLevelName(level), int) else "INFO"
+
+
+def configure_logging() -> bool:
+    return _flag("VLLM_CONFIGURE_LOGGING", True)
+
+
+def allow_long_max_model_len() -> bool:
+    return _flag("VLLM_ALLOW_LONG_MAX_MODEL_LEN", False)
+
+
+def use_modelscope() -> bool:
+    return _flag("VLLM_USE_MODELSCOPE", False)
+
+
+def cpu_kvcache_bytes() -> int | None:
+    """Return VLLM_CPU_KVCACHE_SPACE in bytes, or None when it is unset."""
+    value = os.environ.get("VLLM_CPU_KVCACHE_SPACE")
+    return int(float(value) * 2**30) if value else None
+
+
+def model_redirects() -> dict[str, str]:
+    """Return the name → path table of VLLM_MODEL_REDIRECT_PATH; empty when it is unset."""
+    path = os.environ.get("VLLM_MODEL_REDIRECT_PATH")
+    if not path:
+        return {}
+    lines = (line.split(maxsplit=1) for line in Path(path).read_text().splitlines())
+    return {parts[0]: parts[1].strip() for parts in lines if len(parts) == 2}

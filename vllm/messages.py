@@ -1,0 +1,128 @@
+"""The types that cross a border between rooms, and later between processes.
+
+    inputs ── EngineRequest ──▶ scheduler ── Batch ──▶ worker ── StepOutput ──▶ scheduler ── Event ──▶ output side
+
+All are msgspec structs: a connection between processes encodes them as they are, and never with pickle.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from vllm.sampling_params import BeamSearchParams, SamplingParams
+
+
+class EngineRequest(Struct):
+    """A request as the engine takes it: checked, tokenized, with defaults filled in."""
+
+    id: str
+    token_ids: list[int]
+    params: SamplingParams
+    prompt: str | None = None
+    beam: BeamSearchParams | None = None  # a beam search; `params` then holds what both kinds share
+    eos_token_ids: tuple[int, ...] = ()  # the model's own end tokens
+    seed: int = 0  # drives the request's draws; its own if it gave one, else one from the engine's
+    priority: int = 0  # lower runs first
+    arrival: float = 0.0  # seconds, monotonic
+    cache_salt: str | None = None
+    bad_words_ids: list[list[int]] = []  # bad_words, tokenized
+
+
+class Sequence(Struct):
+    """A request that takes a slot in the worker, with all it needs from then on."""
+
+    slot: int
+    token_ids: list[int]  # prompt and, after a preemption or fork, output
+    num_prompt: int
+    params: SamplingParams
+    eos_token_ids: tuple[int, ...]
+    seed: int
+    bad_words_ids: list[list[int]]
+    blocks: list[list[int]]  # per cache group; those it was given beside the row's new ones
+    num_candidates: int = 0  # > 0: a beam; return this many most likely next tokens instead of drawing one
+
+
+class Row(Struct):
+    """One sequence's part in a step: compute tokens [start, start + count)."""
+
+    slot: int
+    start: int
+    count: int
+    new_blocks: list[list[int]]  # per cache group, appended to the slot's table
+    wants_token: bool  # the range ends at the last known token: choose the next one
+    tokens: list[int] = []  # the range's last tokens where the worker can't know them (a beam's choice)
+    stale: list[int] = []  # per cache group, leading table entries that now point nowhere
+
+
+class BlockCopy(Struct):
+    """Before the step: copy one block within a cache group (a fork's partial block)."""
+
+    group: int
+    source: int
+    target: int
+
+
+class Batch(Struct):
+    """One step as decided by the scheduler; it carries only what changed."""
+
+    step: int
+    rows: list[Row]
+    admitted: list[Sequence] = []
+    released: list[int] = []  # slots free since the last batch
+    copies: list[BlockCopy] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.count for row in self.rows)
+
+
+class TokenLogprobs(Struct):
+    """Log-probabilities at one position: the chosen token's, then the most likely ones, best first."""
+
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class RowOutput(Struct):
+    """What a row brought.  Fields stay at their defaults where nothing was asked."""
+
+    token: int = -1  # the chosen token; -1 if the row wanted none
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: list[TokenLogprobs] = []  # for the prompt tokens start + 1 … start + count
+    candidates: list[tuple[int, float]] = []  # a beam's most likely next tokens with log-probabilities, best first
+    error: str | None = None  # this row failed; the others did not
+
+
+class StepOutput(Struct):
+    """The result of a Batch, row for row."""
+
+    step: int
+    rows: list[RowOutput]
+
+
+class Event(Struct):
+    """News of one sequence after a step, for the output side."""
+
+    request_id: str
+    index: int  # which of the request's n outputs
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs] = []
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    num_cached: int = 0
+    error: str | None = None
+    beams: list[Beam] = []  # the final beams of a beam search, best first
+
+
+class Beam(Struct):
+    """A finished beam: its generated tokens."""
+
+    token_ids: list[int]
+    cum_logprob: float
+    score: float
+    finish_reason: str
+    stop_reason: int | None
+    logprobs: list[list[tuple[int, float]]]  # per generated token, the candidates it was chosen from

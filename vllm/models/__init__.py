@@ -1,0 +1,1 @@
+"""Which architectures there are, as specs over the layers."""

@@ -1,0 +1,1 @@
+"""Families of architectures by kinship: each a function from a config to a spec."""

@@ -1,0 +1,57 @@
+"""The seam between layers and attention kernels: three verbs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vllm.kv_cache.spec import CacheSpec
+
+
+@dataclass(slots=True)
+class Layout:
+    """Where the tokens of a step are, for one cache group: host arrays and tables, before a backend plans with them.
+
+    first, start, count: [R] int64 on the host.  Row r's tokens are [first, first + count) of the step and stand at
+    positions [start, start + count) of their sequence.
+    block_table: [R, B] int32; entry b holds the sequence's tokens [b * block_size, (b + 1) * block_size).
+    """
+
+    first: Tensor
+    start: Tensor
+    count: Tensor
+    block_table: Tensor
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionOptions:
+    """What a layer's attention does beside softmax(q kᵀ · scale) v."""
+
+    scale: float
+    window: int | None = None
+    """See only the last `window` tokens, the token itself included."""
+    softcap: float = 0.0
+    """Above 0: scores become softcap · tanh(scores / softcap)."""
+
+
+class AttentionBackend(Protocol):
+    """Kernels that read and write one layout of the paged cache."""
+
+    def refuses(self, spec: CacheSpec, dtype: torch.dtype) -> str | None:
+        """Return the reason, in words, why this backend can't serve such a layer; None if it can."""
+
+    def allocate(self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype) -> Any:
+        """Return one layer's cache in this backend's layout.  Its content is finite from the start."""
+
+    def copy_block(self, cache: Any, source: int, target: int) -> None:
+        """Copy one block of one layer's cache."""
+
+    def plan(self, layout: Layout) -> Any:
+        """Prepare what all layers of a cache group share in a step."""
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, cache: Any, plan: Any, options: AttentionOptions) -> Tensor:
+        """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""
