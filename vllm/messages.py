@@ -38,7 +38,6 @@ class Sequence(Struct):
     eos_token_ids: tuple[int, ...]
     seed: int
     bad_words_ids: list[list[int]]
-    blocks: list[list[int]]  # per cache group; those it was given beside the row's new ones
     num_candidates: int = 0  # > 0: a beam; return this many most likely next tokens instead of drawing one
 
 

@@ -28,10 +28,6 @@ class Full:
         """The number of leading blocks that no token from position `num_computed` on will read."""
         return 0
 
-    def first_needed(self, num_computed: int, block_size: int) -> int:
-        """The first block that a prefix hit of `num_computed` tokens must find."""
-        return self.num_stale(num_computed, block_size)
-
 
 @dataclass(frozen=True, slots=True)
 class Window(Full):

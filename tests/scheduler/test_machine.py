@@ -1,0 +1,210 @@
+"""Random lives of the scheduler; every invariant after every step, every token at the end.  And proof that the machine
+catches bugs: each seeded one must make some random life fail."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from vllm.kv_cache import cache as cache_module
+from vllm.kv_cache import hashing
+from vllm.kv_cache.cache import KVCache
+from vllm.kv_cache.pool import BlockPool
+from vllm.kv_cache.spec import Window
+from vllm.scheduler import scheduler as scheduler_module
+from vllm.scheduler.scheduler import Scheduler
+
+from .conftest import FULL, Toy
+from .fake_worker import generate
+from .test_scheduler import search
+
+STEMS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 9, 9], [4, 3, 2, 1] * 3]
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Requests come, share, fork, are aborted and preempted, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.plain: dict[str, tuple[list[int], int, int]] = {}
+        self.beams: dict[str, tuple[list[int], int, int]] = {}
+
+    @initialize(
+        num_blocks=st.integers(9, 24),
+        seqs=st.integers(1, 5),
+        budget=st.integers(1, 20),
+        windows=st.booleans(),
+        caching=st.booleans(),
+        policy=st.sampled_from(["fcfs", "priority"]),
+    )
+    def start(self, num_blocks: int, seqs: int, budget: int, windows: bool, caching: bool, policy: str) -> None:
+        specs = (FULL, Window(1, 1, 1, size=5)) if windows else (FULL,)
+        blocks = [num_blocks, max(8, num_blocks - 2)] if windows else [num_blocks]
+        self.toy = Toy(blocks, 4, specs, seqs, budget, 32, caching, policy=policy)
+
+    @rule(stem=st.sampled_from(STEMS), tail=st.lists(st.integers(0, 10), max_size=4), length=st.integers(1, 8), n=st.integers(1, 3), priority=st.integers(0, 2), salt=st.sampled_from([None, "s"]))
+    def add(self, stem: list[int], tail: list[int], length: int, n: int, priority: int, salt: str | None) -> None:
+        name = f"r{self.count}"
+        self.count += 1
+        self.plain[name] = (stem + tail, length, n)
+        self.toy.add(name, stem + tail, length, n=n, temperature=1.0, priority=priority, salt=salt, seed=self.count, end=3)
+        self.plain[name] = (stem + tail, length, n)
+
+    @precondition(lambda self: len(self.beams) < 2)
+    @rule(stem=st.sampled_from(STEMS), width=st.integers(1, 3), length=st.integers(1, 6))
+    def add_beams(self, stem: list[int], width: int, length: int) -> None:
+        name = f"b{self.count}"
+        self.count += 1
+        self.beams[name] = (stem, width, length)
+        self.toy.add_beams(name, stem, width, length)
+
+    @rule(steps=st.integers(1, 4))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self.toy.step()
+
+    @precondition(lambda self: self.plain)
+    @rule(pick=st.integers(0, 99))
+    def abort(self, pick: int) -> None:
+        name = sorted(self.plain)[pick % len(self.plain)]
+        del self.plain[name]
+        self.toy.scheduler.abort(name)
+
+    @rule()
+    def forget_prefixes(self) -> None:
+        self.toy.cache.reset()
+
+    @invariant()
+    def holds(self) -> None:
+        if self.count:
+            self.toy.scheduler.check()
+
+    def teardown(self) -> None:
+        if not self.count:
+            return
+        self.toy.run()
+        for name, (prompt, length, n) in self.plain.items():
+            seed = int(name[1:]) + 1
+            for index in range(n):
+                assert self.toy.tokens[name, index] == generate(prompt, length, seed + index, end=3)
+        for name, (prompt, width, length) in self.beams.items():
+            beams = [(beam.token_ids, pytest.approx(beam.score)) for beam in self.toy.finished[name, 0].beams]
+            assert beams == search(prompt, width, length, end=3)
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+# ── seeded bugs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def random_lives(lives: int = 40) -> None:
+    """A quicker driver than hypothesis for the seeded bugs: no shrinking."""
+    for seed in range(lives):
+        rng = random.Random(seed)
+        specs = (FULL, Window(1, 1, 1, size=5)) if seed % 3 == 2 else (FULL,)
+        toy = Toy(rng.randint(9, 14), 4, specs, rng.randint(1, 5), rng.randint(4, 20), 32)
+        expected: dict[tuple[str, int], list[int]] = {}
+        for number in range(8):
+            prompt = rng.choice([*STEMS, STEMS[0][:8]]) + [rng.randint(0, 10) for _ in range(rng.randint(0, 2))]
+            if rng.random() < 0.2:
+                prompt = [rng.randint(0, 10), *prompt[1:]]  # the same later blocks after another first one
+            n, salt, length = rng.randint(1, 3), rng.choice([None, "s"]), rng.randint(1, 8)
+            toy.add(f"r{number}", prompt, length, n=n, temperature=1.0, salt=salt, seed=number)
+            check_salt(toy, f"r{number}", salt)
+            expected |= {(f"r{number}", i): generate(prompt, length, number + i) for i in range(n)}
+            for _ in range(rng.randint(0, 3)):
+                toy.step()
+        toy.run()
+        assert toy.tokens == expected
+
+
+def check_salt(toy: Toy, name: str, salt: str | None) -> None:
+    root = cache_module.__dict__.get("chain_root", scheduler_module.chain_root)
+    assert root("s") != root(None), "the salt is ignored"
+
+
+def test_random_lives_without_a_bug_pass() -> None:
+    random_lives()
+
+
+def leak_on_finish(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KVCache, "release", lambda self, tables: [table.clear() for table in tables])
+
+
+def hash_without_chain(patch: pytest.MonkeyPatch) -> None:
+    def extend(hashes: list[bytes], root: bytes, tokens: list[int], block_size: int, num_blocks: int) -> None:
+        for block in range(len(hashes), num_blocks):
+            hashes.append(bytes(tokens[block * block_size : (block + 1) * block_size]))
+
+    patch.setattr(scheduler_module, "extend_chain", extend)
+
+
+def salt_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(scheduler_module, "chain_root", lambda salt: hashing.chain_root(None))
+
+
+def hit_without_reference(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BlockPool, "share", lambda self, blocks: None)
+
+
+def shared_block_freed(patch: pytest.MonkeyPatch) -> None:
+    release = BlockPool.release
+
+    def bug(self: BlockPool, blocks: list[int]) -> None:
+        for block in blocks:
+            if self._refs[block] > 1:
+                self._refs[block] = 1
+            release(self, [block])
+
+    patch.setattr(BlockPool, "release", bug)
+
+
+def stale_hash_after_eviction(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BlockPool, "_evict", lambda self: self._cached.popitem(last=False)[0])
+
+
+def full_hit_without_the_last_token(patch: pytest.MonkeyPatch) -> None:
+    find = KVCache.find_prefix
+
+    def bug(self: KVCache, hashes: list[bytes]) -> tuple[int, list[list[int]]]:
+        count, tables = find(self, hashes)
+        return (count + 1 if count else 0), tables
+
+    patch.setattr(KVCache, "find_prefix", bug)
+
+
+def over_budget(patch: pytest.MonkeyPatch) -> None:
+    claim = Scheduler._claim
+    patch.setattr(Scheduler, "_claim", lambda self, request, budget, promised: claim(self, request, budget + 1, promised))
+
+
+def fork_without_copy(patch: pytest.MonkeyPatch) -> None:
+    fork = KVCache.fork
+
+    def bug(self: KVCache, tables: list[list[int]], num_tokens: int) -> tuple[int, list[list[int]], list[tuple[int, int, int]]]:
+        count, forked, _ = fork(self, tables, num_tokens)
+        return count, forked, []
+
+    patch.setattr(KVCache, "fork", bug)
+
+
+def window_freed_too_early(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Window, "num_stale", lambda self, num_computed, block_size: -(-max(0, num_computed - self.size + 1) // block_size))
+
+
+@pytest.mark.parametrize(
+    "seed_bug",
+    [leak_on_finish, hash_without_chain, salt_ignored, hit_without_reference, shared_block_freed, stale_hash_after_eviction, full_hit_without_the_last_token, over_budget, fork_without_copy, window_freed_too_early],
+)
+def test_the_machine_catches(seed_bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    seed_bug(monkeypatch)
+    with pytest.raises((AssertionError, KeyError, IndexError, RuntimeError)):
+        random_lives()

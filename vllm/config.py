@@ -1,0 +1,235 @@
+"""Options: what the user gives (`EngineArgs`) and what the engine runs with (`EngineConfig`).
+
+One field of EngineArgs is one keyword of `LLM(...)`, one flag of the command line and one line of documentation.
+`EngineConfig` is frozen; it is made once, by `vllm.worker.setup.resolve`, from the arguments and the checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from vllm.errors import ConfigError, did_you_mean
+from vllm.logging import get_logger, warn_once
+
+logger = get_logger(__name__)
+
+DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
+LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
+TASKS = ("auto", "generate")
+DEFAULT_MODEL = ""
+"""No model named: the tiny model that is part of the package."""
+
+
+def option(default: Any, doc: str, choices: tuple[Any, ...] | None = None) -> Any:
+    """Declare a field of EngineArgs with its line of documentation."""
+    metadata = {"doc": doc, "choices": choices}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class EngineArgs:
+    """The options of an engine, unchecked."""
+
+    model: str = option(DEFAULT_MODEL, "Folder or Hub name of the model; none: the tiny model inside the package.")
+    tokenizer: str | None = option(None, "Folder or Hub name of the tokenizer; by default the model's.")
+    tokenizer_mode: str = option("auto", "auto: the model's tokenizer.json where there is one; slow: transformers'.", ("auto", "slow"))
+    skip_tokenizer_init: bool = option(False, "Load no tokenizer; prompts are token ids and outputs have no text.")
+    trust_remote_code: bool = option(False, "Run Python code that comes with the checkpoint.")
+    task: str = option("auto", "What the model is used for.", TASKS)
+    runner: str = option("auto", "What the model is used for, in today's word.", TASKS)
+    dtype: str = option("auto", "Type of weights and activations; auto: the checkpoint's, float32 becoming bfloat16 where the device has it.", DTYPES)
+    revision: str | None = option(None, "Branch, tag or commit of the model on the Hub.")
+    tokenizer_revision: str | None = option(None, "Branch, tag or commit of the tokenizer on the Hub.")
+    hf_token: str | bool | None = option(None, "Token for the Hub; True: the stored one.")
+    hf_overrides: dict[str, Any] = option({}, "Values that replace fields of the model's config.json.")
+    download_dir: str | None = option(None, "Where downloads are kept; by default the Hub's own cache.")
+    load_format: str = option("auto", "auto: safetensors, else .bin; dummy: random weights.", ("auto", "safetensors", "pt", "dummy"))
+    generation_config: str = option("auto", "Where default sampling parameters come from: auto (the model), vllm (none), or a folder.")
+    override_generation_config: dict[str, Any] = option({}, "Values that replace fields of the generation config.")
+    chat_template: str | None = option(None, "Chat template (text or path) used instead of the model's.")
+    max_model_len: int | None = option(None, "Tokens of prompt and output at most; by default what the model was made for.")
+    seed: int = option(0, "Seed of requests that have none of their own.")
+    device: str = option("auto", "Where to run.", ("auto", "cpu"))
+    enforce_eager: bool = option(False, "Never record and replay steps (nothing is recorded on the CPU).")
+    block_size: int = option(16, "Tokens per cache block.", (8, 16, 32, 64, 128))
+    enable_prefix_caching: bool = option(True, "Reuse cached blocks of equal prompt beginnings.")
+    gpu_memory_utilization: float = option(0.9, "Share of the free memory that weights and cache may take.")
+    kv_cache_memory_bytes: int | None = option(None, "Bytes of KV cache, instead of what is computed.")
+    num_gpu_blocks_override: int | None = option(None, "Blocks per cache group, instead of what is computed (for tests).")
+    max_num_seqs: int = option(256, "Sequences computed in one step at most.")
+    max_num_batched_tokens: int | None = option(None, "Tokens computed in one step at most; by default 2048, or max_model_len where prompts may not be split.")
+    enable_chunked_prefill: bool = option(True, "Split long prompts over several steps.")
+    scheduling_policy: str = option("fcfs", "fcfs: first come, first served; priority: lower values first.", ("fcfs", "priority"))
+    max_logprobs: int = option(20, "Log-probabilities per position that a request may ask for; -1: no limit.")
+    logprobs_mode: str = option("raw_logprobs", "Which values logprobs are.", LOGPROBS_MODES)
+    served_model_name: str | list[str] | None = option(None, "Name of the model in outputs and metrics.")
+    disable_log_stats: bool = option(True, "Do not log statistics periodically.")
+
+    @classmethod
+    def from_kwargs(cls, **given: Any) -> EngineArgs:
+        """Build from keywords of either era.  Names that cannot matter here warn once; unknown ones are a TypeError."""
+        known = {f.name for f in fields(cls)}
+        for name in [name for name in given if name not in known]:
+            value = given.pop(name)
+            if name in _UNSUPPORTED:
+                if value not in _UNSUPPORTED[name]:
+                    raise ConfigError(f"{name}={value!r} is not supported by this version; leave it out")
+            elif name in _WITHOUT_EFFECT:
+                warn_once(logger, f"{name}={value!r} has no effect here: {_WITHOUT_EFFECT[name]}")
+            else:
+                raise TypeError(f"unknown option {name!r}.{did_you_mean(name, [*known, *_UNSUPPORTED, *_WITHOUT_EFFECT])}")
+        return cls(**given)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            choices, value = f.metadata["choices"], getattr(self, f.name)
+            if choices is not None and value not in choices:
+                raise ConfigError(f"{f.name}={value!r} is not one of {', '.join(map(repr, choices))}.{did_you_mean(str(value), map(str, choices))}")
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "num_gpu_blocks_override"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name}={value!r} must be an integer of at least 1")
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization} must be in (0, 1]")
+
+
+# Names of the interface whose feature is not built yet, with the values that mean "not used".
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "tensor_parallel_size": (1, None),
+    "pipeline_parallel_size": (1, None),
+    "data_parallel_size": (1, None),
+    "quantization": (None,),
+    "quantization_config": (None,),
+    "kv_cache_dtype": ("auto", None),
+    "enable_lora": (False, None),
+    "convert": ("auto", "none", None),
+    "speculative_config": (None,),
+    "spec_method": (None,),
+    "spec_model": (None,),
+    "spec_tokens": (None,),
+    "speculative_model": (None,),
+    "num_speculative_tokens": (None,),
+    "structured_outputs_config": (None, {}),
+    "pooler_config": (None,),
+    "override_pooler_config": (None,),
+    "mm_processor_kwargs": (None, {}),
+    "limit_mm_per_prompt": (None, {}),
+    "kv_transfer_config": (None,),
+    "cpu_offload_gb": (0, None),
+    "enable_sleep_mode": (False, None),
+    "enable_prompt_embeds": (False, None),
+    "logits_processors": (None, []),
+    "model_impl": ("auto", "vllm", None),
+    "code_revision": (None,),
+    "config_format": ("auto", "hf", None),
+    "enable_expert_parallel": (False, None),
+}
+
+_GPU_ONLY = "it tunes a GPU"
+_PROCESSES = "one process runs the model"
+_WITHOUT_EFFECT: dict[str, str] = {
+    "swap_space": "a preempted request is computed again, not swapped",
+    "max_seq_len_to_capture": _GPU_ONLY,
+    "disable_custom_all_reduce": _GPU_ONLY,
+    "compilation_config": "nothing is compiled",
+    "attention_config": "there is one attention kernel",
+    "attention_backend": "there is one attention kernel",
+    "profiler_config": "there is no profiler",
+    "distributed_executor_backend": _PROCESSES,
+    "worker_use_ray": _PROCESSES,
+    "disable_async_output_proc": _PROCESSES,
+    "use_v2_block_manager": "there is one block manager",
+    "allowed_local_media_path": "the model reads text",
+    "allowed_media_domains": "the model reads text",
+    "max_lora_rank": "LoRA is off",
+    "max_loras": "LoRA is off",
+    "lora_modules": "LoRA is off",
+    "guided_decoding_backend": "no structured output is asked for",
+    "disable_sliding_window": "a window frees memory and costs nothing",
+    "num_scheduler_steps": "every step is scheduled",
+    "multi_step_stream_outputs": "every step is scheduled",
+    "max_num_partial_prefills": "prompts share a step's token budget in order of arrival",
+    "max_long_partial_prefills": "prompts share a step's token budget in order of arrival",
+    "long_prefill_token_threshold": "prompts share a step's token budget in order of arrival",
+    "disable_log_requests": "requests are not logged",
+    "enable_return_routed_experts": "routing is not recorded",
+    "return_sampling_mask": "the mask is not recorded",
+    "preemption_mode": "a preempted request is computed again",
+    "num_lookahead_slots": "there is no speculation",
+    "quantization_param_path": "the cache is not quantized",
+    "collect_detailed_traces": "there is no tracing",
+    "otlp_traces_endpoint": "there is no tracing",
+    "ignore_patterns": "only the files that are needed are downloaded",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The model that runs."""
+
+    model: str
+    """As the user named it."""
+    path: str
+    tokenizer_path: str | None
+    architecture: str
+    hf_config: Any
+    dtype: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    default_sampling: dict[str, Any]
+    """Sampling defaults of the generation config."""
+    trust_remote_code: bool
+    tokenizer_mode: str
+    load_format: str
+    chat_template: str | None
+    max_logprobs: int
+    logprobs_mode: str
+    seed: int
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return False
+
+    @property
+    def tokenizer(self) -> str | None:
+        return self.tokenizer_path
+
+    def get_vocab_size(self) -> int:
+        return self.vocab_size
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Who may run together, and for how long."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    chunked_prefill: bool = True
+    policy: str = "fcfs"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """The KV cache before its size is known."""
+
+    block_size: int
+    prefix_caching: bool
+    memory_share: float
+    memory_bytes: int | None
+    num_blocks: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything an engine runs with."""
+
+    model: ModelConfig
+    scheduler: SchedulerConfig
+    cache: CacheConfig
+    device: str
+    cores: int

@@ -1,0 +1,100 @@
+"""One sequence as the scheduler knows it: how far its computation has come, and what it holds."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vllm.messages import EngineRequest
+from vllm.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from vllm.scheduler.beam import BeamGroup
+
+
+class Status(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A sequence on its way: `num_computed` of its `num_tokens` tokens are in the cache, and it wants them all to be.
+
+    Chunked prefill, a prefix hit, resuming after preemption and decoding are all this one idea.
+    """
+
+    source: EngineRequest
+    params: SamplingParams
+    index: int
+    """Which of the request's outputs this is."""
+    order: tuple[int, int, int]
+    """(priority, arrival, index): who comes first."""
+    tokens: list[int]
+    """Prompt and output."""
+    num_prompt: int
+    num_computed: int = 0
+    num_cached: int = 0
+    """Prompt tokens found in the prefix cache at the first admission."""
+    status: Status = Status.WAITING
+    slot: int = -1
+    tables: list[list[int]] = field(default_factory=list)
+    """Blocks per cache group."""
+    num_sent: list[int] = field(default_factory=list)
+    """Per cache group, the table entries that the worker knows."""
+    hashes: list[bytes] = field(default_factory=list)
+    """Chained hashes of its full blocks, as far as they were needed."""
+    num_registered: int = 0
+    """Leading blocks whose content has been offered to the prefix cache."""
+    num_prompt_logprobs: int = 0
+    """Prompt positions whose log-probabilities have been given out."""
+    choice: int | None = None
+    """A beam's chosen token, which the worker doesn't know yet."""
+    leader: Request | None = None
+    """The sibling whose prompt computation it waits for."""
+    beam: BeamGroup | None = None
+    has_candidates: bool = False
+    """A beam that has done its part of the step and waits for the others."""
+
+    @property
+    def id(self) -> str:
+        return self.source.id
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether it waits for a sibling rather than for a place."""
+        return self.leader is not None or self.has_candidates
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self.params.prompt_logprobs is not None and self.num_prompt_logprobs < self.num_prompt - 1
+
+    @property
+    def may_read_prefix_cache(self) -> bool:
+        """Prompt log-probabilities need the hidden states of the whole prompt, which no cache holds."""
+        return not (self.wants_prompt_logprobs or self.params.skip_reading_prefix_cache)
+
+
+def stop_cause(request: Request, token: int, max_model_len: int) -> tuple[str, int | None] | None:
+    """Return (finish_reason, stop_reason) if the sequence ends with its newest token, else None."""
+    params = request.params
+    if request.num_output >= params.min_tokens:
+        if not params.ignore_eos and token in request.source.eos_token_ids:
+            return "stop", None
+        if params.stop_token_ids and token in params.stop_token_ids:
+            return "stop", token
+    if params.max_tokens is not None and request.num_output >= params.max_tokens:
+        return "length", None
+    if request.num_tokens >= max_model_len:
+        return "length", None
+    return None
