@@ -1,7 +1,7 @@
 """Options: what the user gives (`EngineArgs`) and what the engine runs with (`EngineConfig`).
 
 One field of EngineArgs is one keyword of `LLM(...)`, one flag of the command line and one line of documentation.
-`EngineConfig` is frozen; it is made once, by `vllm.worker.setup.resolve`, from the arguments and the checkpoint.
+`EngineConfig` is frozen; it is made once, by `vllm.engine.setup.resolve`, from the arguments and the checkpoint.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class EngineArgs:
     enforce_eager: bool = option(False, "Never record and replay steps (nothing is recorded on the CPU).")
     block_size: int = option(16, "Tokens per cache block.", (8, 16, 32, 64, 128))
     enable_prefix_caching: bool = option(True, "Reuse cached blocks of equal prompt beginnings.")
-    gpu_memory_utilization: float = option(0.9, "Share of the free memory that weights and cache may take.")
+    gpu_memory_utilization: float | None = option(None, "Share of the free memory that weights and cache may take; by default 0.5 on a CPU.")
     kv_cache_memory_bytes: int | None = option(None, "Bytes of KV cache, instead of what is computed.")
     num_gpu_blocks_override: int | None = option(None, "Blocks per cache group, instead of what is computed (for tests).")
     max_num_seqs: int = option(256, "Sequences computed in one step at most.")
-    max_num_batched_tokens: int | None = option(None, "Tokens computed in one step at most; by default 2048, or max_model_len where prompts may not be split.")
+    max_num_batched_tokens: int | None = option(None, "Tokens computed in one step at most; by default 512 on a CPU, or max_model_len where prompts may not be split.")
     enable_chunked_prefill: bool = option(True, "Split long prompts over several steps.")
     scheduling_policy: str = option("fcfs", "fcfs: first come, first served; priority: lower values first.", ("fcfs", "priority"))
     max_logprobs: int = option(20, "Log-probabilities per position that a request may ask for; -1: no limit.")
@@ -92,7 +92,7 @@ class EngineArgs:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name}={value!r} must be an integer of at least 1")
-        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+        if self.gpu_memory_utilization is not None and not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization} must be in (0, 1]")
 
 

@@ -366,6 +366,15 @@ class Scheduler:
             self._end(request)
         return Event(request.id, 0 if request.beam else request.index, [], finish_reason="error", error=error)
 
+    def drop(self, batch: Batch) -> list[str]:
+        """Book a step that failed as a whole: end its requests, and return their ids."""
+        names = list(dict.fromkeys(request.id for request in self._dispatched.popleft()))
+        for name in names:
+            self.abort(name)
+        if batch.copies:  # they may not have been made
+            self._drop_waiting_forks()
+        return names
+
     # ── what requests hold ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _new_request(self, source: EngineRequest, index: int) -> Request:

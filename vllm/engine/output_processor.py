@@ -1,0 +1,220 @@
+"""The output side: tokens become text, events become RequestOutputs.
+
+One state per request and one stream per output sequence; nothing here knows of slots, blocks or steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from vllm.engine.detokenize import Detokenizer
+from vllm.inputs.tokenizer import Tokenizer
+from vllm.messages import Beam, EngineRequest, Event, TokenLogprobs
+from vllm.outputs import CompletionOutput, Logprob, PositionLogprobs, RequestMetrics, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+
+class TokenNames:
+    """Texts of single tokens, as log-probabilities show them."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+
+    def logprobs(self, position: TokenLogprobs, token: int, named: bool) -> PositionLogprobs:
+        """Return one position's entry: the chosen token first, then the most likely ones."""
+        entry = {token: Logprob(position.logprob, position.rank, self._name(token, named))}
+        for rank, (other, logprob) in enumerate(zip(position.top_ids, position.top_logprobs, strict=True), start=1):
+            if other != token:
+                entry[other] = Logprob(logprob, rank, self._name(other, named))
+        return entry
+
+    def candidates(self, token: int, options: list[tuple[int, float]]) -> PositionLogprobs:
+        """Return the entry of a beam's token, chosen from `options`, best first."""
+        ranked = {other: Logprob(logprob, rank, self._name(other, True)) for rank, (other, logprob) in enumerate(options, 1)}
+        return {token: ranked.pop(token), **ranked}
+
+    def _name(self, token: int, named: bool) -> str | None:
+        return self._tokenizer.token_text(token) if named and self._tokenizer is not None else None
+
+
+@dataclass(slots=True)
+class Stream:
+    """One output sequence."""
+
+    index: int
+    text: Detokenizer
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[PositionLogprobs] | None = None
+    cumulative_logprob: float | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    num_given: int = 0
+    """Tokens that deltas have given out."""
+
+    def completion(self, delta: bool) -> CompletionOutput:
+        """Return the sequence so far, or what is new of it."""
+        first, self.num_given = (self.num_given if delta else 0), len(self.token_ids)
+        return CompletionOutput(
+            index=self.index,
+            text=self.text.take_delta() if delta else self.text.text,
+            token_ids=self.token_ids[first:],
+            cumulative_logprob=self.cumulative_logprob,
+            logprobs=None if self.logprobs is None else self.logprobs[first:],
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+
+@dataclass(slots=True)
+class RequestState:
+    """A request whose outputs are on their way."""
+
+    request: EngineRequest
+    params: SamplingParams
+    streams: list[Stream]
+    metrics: RequestMetrics
+    prompt_logprobs: list[PositionLogprobs | None] | None
+    num_cached: int = 0
+    beams: list[Beam] = field(default_factory=list)
+
+    @property
+    def is_ranked(self) -> bool:
+        """More sequences are generated than returned: nothing can be given before all are there."""
+        return len(self.streams) > self.params.n
+
+    @property
+    def finished(self) -> bool:
+        return all(stream.finish_reason is not None for stream in self.streams)
+
+
+class OutputProcessor:
+    """Follows requests from their first token to their last."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self.tokenizer = tokenizer
+        self.names = TokenNames(tokenizer)
+        self._states: dict[str, RequestState] = {}
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def add(self, request: EngineRequest) -> None:
+        params = request.params
+        streams = []
+        for index in range(1 if request.beam else params.num_samples):
+            stream = Stream(index, Detokenizer(self.tokenizer, request.token_ids, params))
+            if params.num_logprobs is not None:
+                stream.logprobs, stream.cumulative_logprob = [], 0.0
+            streams.append(stream)
+        prompt_logprobs: list[PositionLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
+        self._states[request.id] = RequestState(request, params, streams, RequestMetrics(request.arrival), prompt_logprobs)
+
+    def abort(self, request_id: str) -> None:
+        self._states.pop(request_id, None)
+
+    def process(self, events: Iterable[Event]) -> tuple[list[RequestOutput], list[tuple[str, int]]]:
+        """Take a step's events.  Return what the users get, and the sequences that ended by a stop string."""
+        touched: dict[str, set[int]] = {}
+        stopped: list[tuple[str, int]] = []
+        now = time.monotonic()
+        for event in events:
+            state = self._states.get(event.request_id)
+            if state is None:  # aborted meanwhile
+                continue
+            touched.setdefault(event.request_id, set()).add(event.index)
+            if self._take(state, event):
+                stopped.append((event.request_id, event.index))
+            if event.token_ids and state.metrics.first_token_time is None:
+                state.metrics.first_token_time = now
+            if state.finished:
+                state.metrics.finished_time = now
+        outputs = [self._output(self._states[name], indices) for name, indices in touched.items()]
+        for name in touched:
+            if self._states[name].finished:
+                del self._states[name]
+        return [output for output in outputs if output is not None], stopped
+
+    def _take(self, state: RequestState, event: Event) -> bool:
+        """Book an event; return whether the text met a stop string that the scheduler must hear of."""
+        stream = state.streams[event.index]
+        state.num_cached = max(state.num_cached, event.num_cached)
+        self._take_prompt_logprobs(state, event)
+        stream.token_ids += event.token_ids
+        if stream.logprobs is not None and event.logprobs:
+            for token, position in zip(event.token_ids, event.logprobs, strict=True):
+                stream.cumulative_logprob = (stream.cumulative_logprob or 0.0) + position.logprob
+                if state.params.logprobs is not None:
+                    stream.logprobs.append(self.names.logprobs(position, token, state.params.detokenize))
+        is_end_token = event.finish_reason == "stop"  # an end token is no part of the text, unless asked for
+        visible = event.token_ids if not is_end_token or state.params.include_stop_str_in_output else event.token_ids[:-1]
+        hit = stream.text.push(visible)
+        if hit is not None:
+            stream.finish_reason, stream.stop_reason = "stop", hit.stop
+        else:
+            stream.finish_reason, stream.stop_reason = event.finish_reason, event.stop_reason
+        if stream.finish_reason is not None:
+            stream.text.finish()
+            state.beams = event.beams
+        if event.error is not None:
+            stream.stop_reason = event.error
+        return hit is not None and event.finish_reason is None
+
+    def _take_prompt_logprobs(self, state: RequestState, event: Event) -> None:
+        found = state.prompt_logprobs
+        if found is None:
+            return
+        for position in event.prompt_logprobs:
+            token = state.request.token_ids[len(found)]
+            found.append(self.names.logprobs(position, token, state.params.detokenize))
+
+    def _output(self, state: RequestState, indices: set[int]) -> RequestOutput | None:
+        kind, finished = state.params.output_kind, state.finished
+        if not finished and (kind is RequestOutputKind.FINAL_ONLY or state.is_ranked):
+            return None
+        if state.beams:
+            completions = [self._beam(state, index, beam) for index, beam in enumerate(state.beams)]
+        elif kind is RequestOutputKind.DELTA and not state.is_ranked:
+            completions = [state.streams[index].completion(delta=True) for index in sorted(indices)]
+        else:
+            completions = [stream.completion(delta=False) for stream in _best(state)]
+        request = state.request
+        return RequestOutput(
+            request_id=request.id,
+            prompt=request.prompt,
+            prompt_token_ids=request.token_ids,
+            prompt_logprobs=state.prompt_logprobs,
+            outputs=completions,
+            finished=finished,
+            metrics=state.metrics,
+            num_cached_tokens=state.num_cached,
+        )
+
+    def _beam(self, state: RequestState, index: int, beam: Beam) -> CompletionOutput:
+        """Write a beam like any other output."""
+        text = Detokenizer(self.tokenizer, state.request.token_ids, state.params)
+        is_end_token = beam.finish_reason == "stop" and not state.params.include_stop_str_in_output
+        text.push(beam.token_ids[:-1] if is_end_token else beam.token_ids)
+        text.finish()
+        return CompletionOutput(
+            index=index,
+            text=text.text,
+            token_ids=beam.token_ids,
+            cumulative_logprob=beam.cum_logprob,
+            logprobs=[self.names.candidates(token, options) for token, options in zip(beam.token_ids, beam.logprobs, strict=True)],
+            finish_reason=beam.finish_reason,
+            stop_reason=beam.stop_reason,
+        )
+
+
+def _best(state: RequestState) -> list[Stream]:
+    """The streams to return: all of them, or the `n` most likely of `best_of`."""
+    if not state.is_ranked:
+        return state.streams
+    ranked = sorted(state.streams, key=lambda stream: -(stream.cumulative_logprob or 0.0))[: state.params.n]
+    for index, stream in enumerate(ranked):
+        stream.index = index
+        if state.params.logprobs is None:  # they were only taken for the ranking
+            stream.logprobs = None
+    return ranked

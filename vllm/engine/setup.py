@@ -1,0 +1,144 @@
+"""From options to a configuration: find the model, read what it says of itself, settle every default.
+
+Nothing large is read and nothing is run: what can be wrong is refused here, by name, with the way out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vllm import env
+from vllm.config import CacheConfig, EngineArgs, EngineConfig, ModelConfig, SchedulerConfig
+from vllm.device import native_bfloat16, usable_cores
+from vllm.errors import ConfigError
+from vllm.inputs.prepare import find_eos_token_ids
+from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
+from vllm.loader.config import read_config, read_generation_config
+from vllm.loader.find import find_model
+from vllm.logging import get_logger
+from vllm.models.registry import architecture_of
+
+logger = get_logger(__name__)
+
+DEFAULT_MODEL_PATH = Path(__file__).parent.parent / "assets" / "default_model"
+_CPU_MEMORY_SHARE = 0.5  # main memory is shared with everything else on the machine
+_CPU_STEP_TOKENS = 512  # a longer step computes no faster on a CPU, and makes others wait
+_DTYPE_NAMES = {"half": "float16", "float": "float32"}
+# Sampling defaults that a generation config may set.
+_SAMPLING_FIELDS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "max_new_tokens")
+
+
+def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
+    """Return the configuration and the tokenizer that the arguments ask for."""
+    path = _find(args, args.model, args.revision)
+    hf_config = read_config(path, trust_remote_code=args.trust_remote_code, hf_overrides=args.hf_overrides)
+    text_config = hf_config.get_text_config()
+    generation = _generation_config(args, path)
+    tokenizer_path = None
+    tokenizer = None
+    if not args.skip_tokenizer_init:
+        tokenizer_path = path if args.tokenizer is None else _find(args, args.tokenizer, args.tokenizer_revision)
+        tokenizer = load_tokenizer(tokenizer_path, trust_remote_code=args.trust_remote_code)
+    max_model_len = _max_model_len(args, text_config)
+    model = ModelConfig(
+        model=args.model,
+        path=str(path),
+        tokenizer_path=None if tokenizer_path is None else str(tokenizer_path),
+        architecture=architecture_of(hf_config),
+        hf_config=hf_config,
+        dtype=_dtype(args.dtype, text_config, hf_config),
+        max_model_len=max_model_len,
+        vocab_size=text_config.vocab_size,
+        eos_token_ids=find_eos_token_ids(generation, text_config.to_dict(), tokenizer),
+        default_sampling=_default_sampling(generation) if args.generation_config != "vllm" else {},
+        trust_remote_code=args.trust_remote_code,
+        tokenizer_mode=args.tokenizer_mode,
+        load_format=args.load_format,
+        chat_template=args.chat_template,
+        max_logprobs=args.max_logprobs,
+        logprobs_mode=args.logprobs_mode,
+        seed=args.seed,
+    )
+    scheduler = _scheduler(args, max_model_len)
+    cache = CacheConfig(
+        block_size=args.block_size,
+        prefix_caching=args.enable_prefix_caching,
+        memory_share=args.gpu_memory_utilization or _CPU_MEMORY_SHARE,
+        memory_bytes=args.kv_cache_memory_bytes or env.cpu_kvcache_bytes(),
+        num_blocks=args.num_gpu_blocks_override,
+    )
+    return EngineConfig(model, scheduler, cache, device="cpu", cores=usable_cores()), tokenizer
+
+
+def _find(args: EngineArgs, name: str, revision: str | None) -> Path:
+    if not name:
+        return DEFAULT_MODEL_PATH
+    return find_model(name, revision, args.download_dir, args.hf_token, args.load_format)
+
+
+def _generation_config(args: EngineArgs, path: Path) -> dict[str, Any]:
+    source = path if args.generation_config in ("auto", "vllm") else Path(args.generation_config)
+    return read_generation_config(source) | args.override_generation_config
+
+
+def _default_sampling(generation: dict[str, Any]) -> dict[str, Any]:
+    """The sampling parameters that a generation config sets; greedy where it says so."""
+    found = {name: generation[name] for name in _SAMPLING_FIELDS if generation.get(name) is not None}
+    if "max_new_tokens" in found:
+        found["max_tokens"] = found.pop("max_new_tokens")
+    return found
+
+
+def _dtype(wanted: str, text_config: Any, hf_config: Any) -> str:
+    """Settle the dtype.  float32 checkpoints run in bfloat16 where the device computes it natively."""
+    if wanted != "auto":
+        return _DTYPE_NAMES.get(wanted, wanted)
+    stored = getattr(text_config, "dtype", None) or getattr(hf_config, "dtype", None)
+    stored = str(stored).removeprefix("torch.") if stored is not None else "float32"
+    if stored not in ("float32", "float16", "bfloat16"):
+        raise ConfigError(f"the checkpoint's dtype {stored} can't be run; choose one with dtype=")
+    if stored == "float32" and native_bfloat16():
+        logger.info("the checkpoint is float32 and runs in bfloat16; dtype='float32' keeps it")
+        return "bfloat16"
+    return stored
+
+
+def _max_model_len(args: EngineArgs, text_config: Any) -> int:
+    """Settle the context length: what is asked for, at most what the model was made for."""
+    known = next((getattr(text_config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len") if getattr(text_config, name, None)), None)
+    if known is not None:
+        known = _scaled(known, getattr(text_config, "rope_parameters", None))
+    if args.max_model_len is None:
+        if known is None:
+            raise ConfigError("the checkpoint names no context length; set max_model_len")
+        return known
+    if known is not None and args.max_model_len > known and not env.allow_long_max_model_len():
+        raise ConfigError(
+            f"max_model_len={args.max_model_len} is more than the {known} tokens that the model was made for; use at "
+            f"most {known}, or set VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 to try what comes beyond"
+        )
+    return args.max_model_len
+
+
+def _scaled(length: int, rope: dict[str, Any] | None) -> int:
+    """Rope scaling extends the length that a config names as the original one; some configs name the extended one."""
+    kinds = [kind for kind in (rope or {}).values() if isinstance(kind, dict)] or [rope or {}]
+    factors = [kind.get("factor") or 1.0 for kind in kinds if kind.get("rope_type") in ("linear", "dynamic", "yarn")]
+    originals = [kind.get("original_max_position_embeddings") for kind in kinds]
+    if not factors or any(original and original < length for original in originals):
+        return length
+    return int(length * min(factors))
+
+
+def _scheduler(args: EngineArgs, max_model_len: int) -> SchedulerConfig:
+    if args.max_num_batched_tokens is not None:
+        step_tokens = args.max_num_batched_tokens
+    else:
+        step_tokens = _CPU_STEP_TOKENS if args.enable_chunked_prefill else max(_CPU_STEP_TOKENS, max_model_len)
+    if not args.enable_chunked_prefill and step_tokens < max_model_len:
+        raise ConfigError(
+            f"max_num_batched_tokens={step_tokens} is less than max_model_len={max_model_len}, and prompts may not be "
+            f"split; raise it to {max_model_len}, lower max_model_len, or leave enable_chunked_prefill on"
+        )
+    return SchedulerConfig(args.max_num_seqs, step_tokens, max_model_len, args.enable_chunked_prefill, args.scheduling_policy)
