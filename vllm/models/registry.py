@@ -10,15 +10,24 @@ import torch
 from vllm.errors import ModelError, did_you_mean
 from vllm.layers.decoder import Decoder
 from vllm.models.build import build_decoder
-from vllm.models.families import llama
+from vllm.models.families import gemma, gpt, llama, moe
 from vllm.models.spec import DecoderSpec
 
 ARCHITECTURES: Mapping[str, Callable[[Any], DecoderSpec]] = {
+    "GPT2LMHeadModel": gpt.gpt2,
+    "GPTNeoXForCausalLM": gpt.gpt_neox,
+    "Gemma2ForCausalLM": gemma.gemma2,
+    "Gemma3ForCausalLM": gemma.gemma3,
+    "Gemma3ForConditionalGeneration": gemma.gemma3_multimodal,
+    "GemmaForCausalLM": gemma.gemma,
     "LlamaForCausalLM": llama.llama,
     "MistralForCausalLM": llama.mistral,
+    "MixtralForCausalLM": moe.mixtral,
+    "OPTForCausalLM": gpt.opt,
     "Phi3ForCausalLM": llama.phi3,
     "Qwen2ForCausalLM": llama.qwen2,
     "Qwen3ForCausalLM": llama.qwen3,
+    "Qwen3MoeForCausalLM": moe.qwen3_moe,
 }
 """Architecture → the function that reads its config."""
 
