@@ -1,0 +1,82 @@
+"""Tiny checkpoints with spread-out random weights, and the few lines of a loader and a worker that tests need."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from vllm.kv_cache.spec import group_layers
+from vllm.layers.decoder import Decoder
+from vllm.layers.step import Step
+from vllm.ops import attention_backend
+from vllm.ops.attention import Layout
+
+BLOCK_SIZE = 8
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_a_seed():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+def spread(model: torch.nn.Module) -> torch.nn.Module:
+    """Give a transformers model weights under which every one of its parts matters."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=max(0.3, 1.6 / parameter.shape[-1] ** 0.5))
+        else:
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.float().eval()
+
+
+def fill(decoder: Decoder, folder: Path) -> None:
+    """Load model.safetensors; every window must be filled, every name explained."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+    windows = list(decoder.windows())
+    missing = {window.name for window in windows} - set(tensors)
+    if missing and not any(name.startswith(decoder.base_prefix) for name in tensors):
+        tensors = {decoder.base_prefix + name: tensor for name, tensor in tensors.items()}
+    for window in windows:
+        tensor = tensors[window.name]
+        tensor = window.cut(tensor) if window.cut else tensor
+        assert tensor.shape == window.target.shape, window.name
+        window.target.copy_(tensor)
+    unexplained = set(tensors) - {window.name for window in windows}
+    assert not {name for name in unexplained if not any(re.search(p, name) for p in decoder.ignored_names)}
+
+
+def compute(decoder: Decoder, sequences: list[Tensor], chunk: int | None = None) -> list[Tensor]:
+    """Run sequences together, `chunk` tokens of each per step, over shuffled blocks.  Return their logits [T, V]."""
+    device = torch.device("cpu")
+    backend, specs = attention_backend(device), decoder.cache_specs
+    groups = group_layers(specs)
+    group_of = tuple(next(g for g, group in enumerate(groups) if i in group.layers) for i in range(len(specs)))
+    per_row = -(-max(map(len, sequences)) // BLOCK_SIZE)
+    num_blocks = 1 + per_row * len(sequences)
+    caches = tuple(backend.allocate(spec, num_blocks, BLOCK_SIZE, torch.float32) for spec in specs)
+    for cache in caches:  # no result may depend on what was in a block before
+        cache.keys.fill_(torch.nan)
+        cache.values.fill_(torch.nan)
+    tables = [(torch.randperm(num_blocks - 1) + 1).view(len(sequences), per_row).int() for _ in groups]
+    logits: list[list[Tensor]] = [[] for _ in sequences]
+    size = chunk or max(map(len, sequences))
+    for start in range(0, max(map(len, sequences)), size):
+        rows = [r for r, sequence in enumerate(sequences) if start < len(sequence)]
+        parts = [sequences[r][start : start + size] for r in rows]
+        count = torch.tensor([len(part) for part in parts])
+        layout = (count.cumsum(0) - count, torch.full_like(count, start), count)
+        plans = tuple(backend.plan(Layout(*layout, table[rows], BLOCK_SIZE)) for table in tables)
+        positions = torch.cat([torch.arange(start, start + len(part)) for part in parts])
+        hidden = decoder(Step(torch.cat(parts), positions, plans, caches, group_of))
+        for r, part in zip(rows, decoder.logits(hidden).split(count.tolist()), strict=True):
+            logits[r].append(part)
+    return [torch.cat(parts) for parts in logits]

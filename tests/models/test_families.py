@@ -1,0 +1,171 @@
+"""One row per architecture and variant: a tiny checkpoint of each gives the logits that transformers gives, and the
+very same bits however the prompt is cut into steps and whatever runs beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tests.models.conftest import compute, fill, spread
+from vllm.models.registry import ARCHITECTURES, build
+
+CPU = torch.device("cpu")
+LENGTH = 40
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+OWN_HEADS = {"num_key_value_heads": None, "head_dim": None}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 96}
+OPT = {**OWN_HEADS, "intermediate_size": None, "ffn_dim": 48}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "num_hidden_layers": 3}
+PAIRS = 4  # of a head of SMALL
+
+
+def rope(kind: str, **fields: object) -> dict[str, object]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **fields}}
+
+
+LONG_ROPE = {
+    "short_factor": [1.0, 1.1, 1.3, 1.7],
+    "long_factor": [1.0, 2.0, 3.0, 5.0],
+    "original_max_position_embeddings": 16,
+}
+PHI3 = {"head_dim": None, "original_max_position_embeddings": 16}
+TYPES = ["full_attention", "sliding_attention", "full_attention"]
+
+CASES: dict[str, tuple[str, dict[str, object]]] = {
+    "llama": ("llama", {}),
+    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama, own heads": ("llama", OWN_HEADS),
+    "llama, one kv head of odd width": ("llama", {"num_key_value_heads": 1, "head_dim": 18}),
+    "llama, gelu": ("llama", {"hidden_act": "gelu"}),
+    "llama, linear rope": ("llama", rope("linear", factor=4.0)),
+    "llama, dynamic rope": ("llama", {**rope("dynamic", factor=4.0), "max_position_embeddings": 16}),
+    "llama, yarn": ("llama", rope("yarn", factor=4.0, original_max_position_embeddings=16)),
+    "llama, yarn, all parameters": (
+        "llama",
+        rope("yarn", factor=4.0, original_max_position_embeddings=16, attention_factor=1.3, beta_fast=4.0,
+             beta_slow=0.5, truncate=False),
+    ),
+    "llama, yarn, mscale": (
+        "llama",
+        rope("yarn", factor=4.0, original_max_position_embeddings=16, mscale=0.7, mscale_all_dim=1.4),
+    ),
+    "llama, long rope": ("llama", rope("longrope", **LONG_ROPE)),
+    "llama, long rope, attention factor": ("llama", rope("longrope", **LONG_ROPE, attention_factor=1.4)),
+    "llama, long rope, short": ("llama", rope("longrope", **{**LONG_ROPE, "original_max_position_embeddings": 64})),
+    "llama, llama3 rope": (
+        "llama",
+        rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16),
+    ),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral, window": ("mistral", {"sliding_window": 5}),
+    "qwen2": ("qwen2", {"head_dim": None}),
+    "qwen2, tied": ("qwen2", {"head_dim": None, "tie_word_embeddings": True}),
+    "qwen2, window on the last layers": (
+        "qwen2",
+        {"head_dim": None, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    ),
+    "qwen2, layer types": (
+        "qwen2",
+        {"head_dim": None, "use_sliding_window": True, "sliding_window": 3, "layer_types": TYPES,
+         "num_hidden_layers": 3},
+    ),
+    "qwen3": ("qwen3", {}),
+    "qwen3, bias, window": (
+        "qwen3",
+        {"attention_bias": True, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+    "phi3": ("phi3", {"head_dim": None}),
+    "phi3, window": ("phi3", {"head_dim": None, "sliding_window": 6}),
+    "phi3, partial rotary": ("phi3", {"head_dim": None, **rope("default", partial_rotary_factor=0.5)}),
+    "phi3, long rope": ("phi3", {**PHI3, **rope("longrope", **LONG_ROPE)}),
+    "gemma": ("gemma", {}),
+    "gemma, biases": ("gemma", {"attention_bias": True}),
+    "gemma2": ("gemma2", {"sliding_window": 5, "query_pre_attn_scalar": 12, "attn_logit_softcapping": 2.0}),
+    "gemma2, no caps": (
+        "gemma2",
+        {"sliding_window": 5, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "gemma3": ("gemma3_text", {"sliding_window": 5, "query_pre_attn_scalar": 12, "num_hidden_layers": 7}),
+    "gemma3, layer types, scaled rope": (
+        "gemma3_text",
+        {
+            "sliding_window": 6,
+            "num_hidden_layers": 3,
+            "layer_types": TYPES,
+            "final_logit_softcapping": 3.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "gpt2": ("gpt2", {}),
+    "gpt2, layer scales, inner width, untied": (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True, "n_inner": 40, "tie_word_embeddings": False},
+    ),
+    "gpt2, no scale": ("gpt2", {"scale_attn_weights": False}),
+    "opt": ("opt", OPT),
+    "opt, 350m": ("opt", {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "opt, no final norm": ("opt", {**OPT, "_remove_final_layer_norm": True}),
+    "opt, no biases, plain norms": ("opt", {**OPT, "enable_bias": False, "layer_norm_elementwise_affine": False}),
+    "opt, untied": ("opt", {**OPT, "tie_word_embeddings": False}),
+    "gpt_neox": ("gpt_neox", OWN_HEADS),
+    "gpt_neox, one after the other": ("gpt_neox", {**OWN_HEADS, "use_parallel_residual": False}),
+    "gpt_neox, no bias, whole heads": (
+        "gpt_neox",
+        {**OWN_HEADS, "attention_bias": False, **rope("default", partial_rotary_factor=1.0)},
+    ),
+    "gpt_neox, tied": ("gpt_neox", {**OWN_HEADS, "tie_word_embeddings": True}),
+    "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "mixtral, window": ("mixtral", {"num_local_experts": 3, "sliding_window": 5}),
+    "qwen3_moe": ("qwen3_moe", {**MOE, "decoder_sparse_step": 2}),
+    "qwen3_moe, renormalized, dense layers, window": (
+        "qwen3_moe",
+        {**MOE, "norm_topk_prob": True, "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 5,
+         "attention_bias": True},
+    ),
+}
+
+
+def reference(model_type: str, fields: dict[str, object]) -> PreTrainedModel:
+    """A tiny transformers model with weights under which every part matters."""
+    base = GPT2 if model_type == "gpt2" else SMALL
+    config = AutoConfig.for_model(model_type, **{k: v for k, v in {**base, **fields}.items() if v is not None})
+    for name, value in fields.items():  # what is None on purpose
+        if value is None and hasattr(config, name):
+            setattr(config, name, getattr(config, name) if name in OWN_HEADS else None)
+    return spread(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_checkpoint_gives_the_logits_of_transformers_in_any_steps(name: str, tmp_path: Path) -> None:
+    model = reference(*CASES[name])
+    model.save_pretrained(tmp_path)
+    decoder = build(model.config, torch.float32, CPU, max_model_len=LENGTH)
+    fill(decoder, tmp_path)
+    prompt, other = torch.randint(3, 96, (LENGTH,)), torch.randint(3, 96, (23,))
+    alone = compute(decoder, [prompt])[0]
+    assert difference(alone, model(prompt[None], use_cache=False).logits[0]) < 1e-4
+    for chunk in (1, 7, 16):
+        assert torch.equal(compute(decoder, [other, prompt], chunk)[1], alone), f"chunks of {chunk}"

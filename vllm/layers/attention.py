@@ -1,0 +1,48 @@
+"""Self-attention over the paged cache."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vllm.kv_cache.spec import CacheSpec, Full, Window
+from vllm.layers.linear import Linear
+from vllm.layers.step import Step
+from vllm.ops.attention import AttentionBackend, AttentionOptions
+
+
+class Attention(nn.Module):
+    """Causal attention with grouped heads.  [T, D] -> [T, D]"""
+
+    def __init__(
+        self,
+        index: int,
+        heads: tuple[int, int, int],
+        projections: tuple[Linear, Linear],
+        normalize: tuple[nn.Module, nn.Module],
+        rotary: nn.Module,
+        options: AttentionOptions,
+        backend: AttentionBackend,
+    ) -> None:
+        """`index` counts the attention layers in call order; `heads` is (H, G, E); `projections` are qkv and out;
+        `normalize` is what is applied to each head of q and of k; `rotary` turns (q, k, positions) into (q, k)."""
+        super().__init__()
+        self.index = index
+        self.num_heads, self.num_kv_heads, self.head_dim = heads
+        self.qkv, self.out = projections
+        self.q_norm, self.k_norm = normalize
+        self.rotary = rotary
+        self.options = options
+        self.backend = backend
+
+    @property
+    def cache_spec(self) -> CacheSpec:
+        """What memory this layer needs."""
+        shape = (self.num_kv_heads, self.head_dim, self.head_dim)
+        return Full(*shape) if self.options.window is None else Window(*shape, size=self.options.window)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        heads = self.qkv(x).unflatten(1, (-1, self.head_dim))  # [T, H + 2 G, E]
+        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        q, k = self.rotary(self.q_norm(q), self.k_norm(k), step.positions)
+        cache, plan = step.caches[self.index], step.plans[step.group_of[self.index]]
+        return self.out(self.backend.run(q, k, v, cache, plan, self.options).flatten(1))

@@ -1,0 +1,61 @@
+"""The shapes of a decoder layer: where the norms stand around attention and feed-forward, and how they are joined."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vllm.layers.attention import Attention
+from vllm.layers.step import Step
+
+
+class PreNorm(nn.Module):
+    """Norm, then branch, then add: most models."""
+
+    def __init__(self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module]) -> None:
+        super().__init__()
+        self.attention, self.ffn = attention, ffn
+        self.before_attention, self.before_ffn = norms
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        x = x + self.attention(self.before_attention(x), step)
+        return x + self.ffn(self.before_ffn(x))
+
+
+class PostNorm(nn.Module):
+    """Branch, then add, then norm: the first transformers, opt-350m."""
+
+    def __init__(self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module]) -> None:
+        super().__init__()
+        self.attention, self.ffn = attention, ffn
+        self.after_attention, self.after_ffn = norms
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        x = self.after_attention(x + self.attention(x, step))
+        return self.after_ffn(x + self.ffn(x))
+
+
+class Sandwich(nn.Module):
+    """Norm, then branch, then norm, then add: gemma2."""
+
+    def __init__(
+        self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module, nn.Module, nn.Module]
+    ) -> None:
+        super().__init__()
+        self.attention, self.ffn = attention, ffn
+        self.before_attention, self.after_attention, self.before_ffn, self.after_ffn = norms
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        x = x + self.after_attention(self.attention(self.before_attention(x), step))
+        return x + self.after_ffn(self.ffn(self.before_ffn(x)))
+
+
+class Parallel(nn.Module):
+    """Both branches read the same input: gpt-neox."""
+
+    def __init__(self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module]) -> None:
+        super().__init__()
+        self.attention, self.ffn = attention, ffn
+        self.before_attention, self.before_ffn = norms
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        return self.ffn(self.before_ffn(x)) + self.attention(self.before_attention(x), step) + x

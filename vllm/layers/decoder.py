@@ -1,0 +1,68 @@
+"""A decoder-only model, assembled from modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from vllm.kv_cache.spec import CacheSpec
+from vllm.layers.attention import Attention
+from vllm.layers.embedding import Head, PositionedInput, TokenInput
+from vllm.layers.step import Step
+from vllm.weights import Window
+
+
+@runtime_checkable
+class HasWindows(Protocol):
+    """A module that holds weights itself."""
+
+    def windows(self) -> Iterator[Window]:
+        """Yield a window for each of the checkpoint's tensors that belongs into this module."""
+
+
+class Decoder(nn.Module):
+    """Input, blocks, norm and head of a decoder-only model."""
+
+    def __init__(
+        self,
+        entry: TokenInput | PositionedInput,
+        blocks: Sequence[nn.Module],
+        norm: nn.Module,
+        head: Head,
+        ignored_names: tuple[str, ...],
+        base_prefix: str,
+    ) -> None:
+        """`ignored_names`: patterns (re.search) of checkpoint names that need no place here.  `base_prefix`: how the
+        names begin in a checkpoint of the whole model and not in one of the bare model, without its head."""
+        super().__init__()
+        self.entry = entry
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
+        self.head = head
+        self.ignored_names = ignored_names
+        self.base_prefix = base_prefix
+
+    def forward(self, step: Step) -> Tensor:
+        """Return the hidden state of every token of the step.  -> [T, D]"""
+        x = self.entry(step)
+        for block in self.blocks:
+            x = block(x, step)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of hidden states.  [R, D] -> [R, V] float32"""
+        return self.head(hidden)
+
+    @property
+    def cache_specs(self) -> tuple[CacheSpec, ...]:
+        """What memory the attention layers need, in call order."""
+        layers = [module for module in self.modules() if isinstance(module, Attention)]
+        return tuple(layer.cache_spec for layer in sorted(layers, key=lambda layer: layer.index))
+
+    def windows(self) -> Iterator[Window]:
+        """Yield a window for each of the checkpoint's tensors that belongs into the model."""
+        for module in self.modules():
+            if module is not self and isinstance(module, HasWindows):
+                yield from module.windows()

@@ -1,0 +1,160 @@
+"""Rotary position embeddings, and the ways to stretch them to more positions than a model was trained with.
+
+All of them change the frequencies, some also the length of the rotated vectors.  Which frequencies hold is decided
+once, from the longest sequence that is served, so that a request's result never depends on its neighbours' lengths.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vllm import ops
+
+
+class Stretch(Protocol):
+    """A way to change the frequencies."""
+
+    def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
+        """Return the frequencies [width / 2] in radians per token, and the factor of cosines and sines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """What the rotary embedding of a layer is made of."""
+
+    theta: float
+    width: int
+    """How many elements of a head are rotated."""
+    stretch: Stretch
+    interleaved: bool = False
+    """Pairs are neighbours, not halves."""
+
+
+class Rotary(nn.Module):
+    """Rotates q and k.  [T, H, E], [T, G, E], [T] -> same shapes"""
+
+    table: Tensor
+
+    def __init__(self, rope: Rope, max_model_len: int, device: torch.device) -> None:
+        super().__init__()
+        self.interleaved = rope.interleaved
+        self.register_buffer("table", cos_sin_table(rope, max_model_len).to(device), persistent=False)
+
+    def forward(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.rotary(q, k, self.table, positions, self.interleaved)
+
+
+class NoRotary(nn.Module):
+    """Leaves q and k as they are."""
+
+    def forward(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return q, k
+
+
+def cos_sin_table(rope: Rope, max_model_len: int) -> Tensor:
+    """Return the cosines, then the sines, of every position.  -> [max_model_len, width] float32"""
+    frequencies, factor = rope.stretch.frequencies(rope.theta, rope.width, max_model_len)
+    angles = torch.arange(max_model_len).float()[:, None] * frequencies
+    return torch.cat((angles.cos() * factor, angles.sin() * factor), dim=-1)
+
+
+def _wavelengths(theta: float, width: int) -> Tensor:
+    """Return the tokens per radian of each pair.  -> [width / 2]"""
+    return theta ** (torch.arange(0, width, 2).float() / width)
+
+
+@dataclass(frozen=True, slots=True)
+class Unstretched:
+    """The frequencies of the paper."""
+
+    def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
+        return 1 / _wavelengths(theta, width), 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """Position interpolation: every frequency is divided.  https://arxiv.org/abs/2306.15595"""
+
+    factor: float
+
+    def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
+        return 1 / _wavelengths(theta, width) / self.factor, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicNtk:
+    """A larger theta, as much larger as the longest sequence is longer than the original ones."""
+
+    factor: float
+    original: int
+
+    def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
+        length = max(max_model_len, self.original)
+        growth = self.factor * length / self.original - (self.factor - 1)
+        return 1 / _wavelengths(theta * growth ** (width / (width - 2)), width), 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Yarn:
+    """Slow pairs are interpolated, fast ones kept, those between mixed.  https://arxiv.org/abs/2309.00071"""
+
+    factor: float
+    original: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    """Pairs that turn more often than this over the original length are kept."""
+    beta_slow: float = 1.0
+    """Pairs that turn less often than this are interpolated."""
+    truncate: bool = True
+    """Widen the range between to whole pairs."""
+
+    def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
+        low, high = (self._pair_of(turns, theta, width) for turns in (self.beta_fast, self.beta_slow))
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, width - 1)
+        ramp = (torch.arange((width + 1) // 2).float() - low) / max(high - low, 0.001)
+        interpolated = ramp.clamp(0, 1)
+        wavelengths = _wavelengths(theta, width)
+        mixed = interpolated / (self.factor * wavelengths) + (1 - interpolated) / wavelengths
+        return mixed, self.attention_factor
+
+    def _pair_of(self, turns: float, theta: float, width: int) -> float:
+        """Return the (fractional) index of the pair that makes so many turns over the original length."""
+        return width * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+
+@dataclass(frozen=True, slots=True)
+class LongRope:
+    """A divisor per pair, one set for the original length and one beyond it.  https://arxiv.org/abs/2402.13753"""
+
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    original: int
+    attention_factor: float
+
+    def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
+        divisors = self.long_factor if max_model_len > self.original else self.short_factor
+        return 1 / (torch.tensor(divisors) * _wavelengths(theta, width)), self.attention_factor
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3:
+    """Pairs are interpolated, mixed or kept by how often they turn over the original length."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original: int
+
+    def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
+        plain = 1 / _wavelengths(theta, width)
+        turns = self.original * plain / (2 * math.pi)
+        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept = kept.clamp(0, 1)
+        return (1 - kept) * plain / self.factor + kept * plain, 1.0

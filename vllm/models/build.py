@@ -1,0 +1,188 @@
+"""From a spec to modules.  Every choice of a spec is made here, once; nothing is left to ask in a forward pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from vllm import ops
+from vllm.errors import ConfigError, ModelError, did_you_mean
+from vllm.layers.attention import Attention
+from vllm.layers.blocks import Parallel, PostNorm, PreNorm, Sandwich
+from vllm.layers.decoder import Decoder
+from vllm.layers.embedding import Embedding, Head, PositionedInput, TiedLinear, TokenInput
+from vllm.layers.linear import Linear, Part
+from vllm.layers.mlp import ExpertNames, GatedMlp, Mlp, MoE
+from vllm.layers.norm import LayerNorm, RmsNorm
+from vllm.layers.placement import Placement
+from vllm.layers.rotary import NoRotary, Rope, Rotary
+from vllm.models.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, MoeSpec
+from vllm.ops.attention import AttentionOptions
+
+_BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
+    "pre": (PreNorm, ("norm1", "norm2")),
+    "post": (PostNorm, ("norm1", "norm2")),
+    "sandwich": (Sandwich, ("norm1", "norm1_after", "norm2", "norm2_after")),
+    "parallel": (Parallel, ("norm1", "norm2")),
+}
+"""Block → its class, and the roles of its norms in the order it takes them."""
+
+
+def build_decoder(spec: DecoderSpec, dtype: torch.dtype, device: torch.device, max_model_len: int) -> Decoder:
+    """Make the modules of a spec.  Their weights are undefined until the decoder's windows are filled.
+
+    Raises ModelError if the spec asks for what there is not, ConfigError if max_model_len is more than it can do.
+    """
+    if spec.positions and max_model_len > spec.positions.count:
+        raise ConfigError(
+            f"max_model_len={max_model_len}: the model has learned embeddings for {spec.positions.count} positions; "
+            f"use at most {spec.positions.count}"
+        )
+    return _Builder(spec, Placement(dtype, device), max_model_len).decoder()
+
+
+@dataclass(slots=True)
+class _Builder:
+    spec: DecoderSpec
+    placement: Placement
+    max_model_len: int
+    rotaries: dict[Rope, Rotary] = field(default_factory=dict)
+    """Layers with the same rope share one table."""
+
+    def decoder(self) -> Decoder:
+        spec = self.spec
+        tokens = Embedding(spec.vocab_size, spec.embed_width or spec.width, spec.names["embed"], self.placement)
+        ignored = spec.ignored_names
+        if spec.tied:  # some checkpoints store the table a second time
+            ignored += (f"^{re.escape(spec.names['head'])}\\.weight$",)
+        return Decoder(
+            self.entry(tokens),
+            [self.block(index, layer) for index, layer in enumerate(spec.layers)],
+            self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity(),
+            self.head(tokens),
+            ignored,
+            spec.base_prefix,
+        )
+
+    def entry(self, tokens: Embedding) -> TokenInput | PositionedInput:
+        spec = self.spec
+        if not spec.positions:
+            return TokenInput(tokens, spec.embed_scale)
+        rows = spec.positions.count + spec.positions.offset
+        positions = Embedding(rows, spec.width, spec.names["positions"], self.placement)
+        project: nn.Module = nn.Identity()
+        if spec.embed_width:
+            project = Linear(spec.embed_width, [Part(spec.names["project_in"], spec.width)], self.placement)
+        return PositionedInput(tokens, project, positions, spec.positions.offset)
+
+    def head(self, tokens: Embedding) -> Head:
+        spec = self.spec
+        width = spec.embed_width or spec.width
+        project: nn.Module = nn.Identity()
+        if spec.embed_width:
+            project = Linear(spec.width, [Part(spec.names["project_out"], width)], self.placement)
+        if spec.tied:
+            return Head(project, TiedLinear(tokens), spec.logit_softcap)
+        vocabulary = Linear(width, [Part(spec.names["head"], spec.vocab_size)], self.placement)
+        return Head(project, vocabulary, spec.logit_softcap)
+
+    def block(self, index: int, layer: LayerSpec) -> nn.Module:
+        kind, roles = _BLOCKS[layer.block]
+        norms = tuple(self.norm(self.spec.width, self.name(role, index)) for role in roles)
+        if isinstance(layer.ffn, MoeSpec):
+            return kind(self.attention(index, layer.attention), self.moe(index, layer.ffn), norms)
+        return kind(self.attention(index, layer.attention), self.mlp(index, layer.ffn), norms)
+
+    def attention(self, index: int, attention: AttentionSpec) -> Attention:
+        heads = (attention.heads, attention.kv_heads, attention.head_dim)
+        if attention.heads % attention.kv_heads:
+            raise ModelError(
+                f"{attention.heads} attention heads cannot share {attention.kv_heads} key-value heads evenly; "
+                "check num_attention_heads and num_key_value_heads in the model's config"
+            )
+        qkv = self.linear(self.spec.width, self.qkv_parts(index, attention), attention.qkv_bias)
+        out = [Part(self.name("o", index), self.spec.width)]
+        return Attention(
+            index,
+            heads,
+            (qkv, self.linear(attention.heads * attention.head_dim, out, attention.out_bias)),
+            (self.head_norm("q_norm", index, attention), self.head_norm("k_norm", index, attention)),
+            self.rotary(attention.rope),
+            AttentionOptions(attention.scale, attention.window, attention.softcap),
+            ops.attention_backend(self.placement.device),
+        )
+
+    def qkv_parts(self, index: int, attention: AttentionSpec) -> list[Part]:
+        q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+        if attention.layout == "split":
+            return [Part(self.name(role, index), rows) for role, rows in (("q", q), ("k", kv), ("v", kv))]
+        name = self.name("qkv", index)
+        if attention.layout == "concat":
+            return [Part(name, q + 2 * kv)]
+        return [Part(name, q, partial(_cut_third, which, attention.head_dim)) for which in range(3)]
+
+    def mlp(self, index: int, mlp: MlpSpec) -> nn.Module:
+        self.check_activation(mlp.activation)
+        down = self.linear(mlp.width, [Part(self.name("down", index), self.spec.width)], mlp.bias)
+        if not mlp.gated:
+            up = self.linear(self.spec.width, [Part(self.name("up", index), mlp.width)], mlp.bias)
+            return Mlp(up, down, mlp.activation)
+        if mlp.fused:
+            parts = [Part(self.name("gate_up", index), 2 * mlp.width)]
+        else:
+            parts = [Part(self.name(role, index), mlp.width) for role in ("gate", "up")]
+        return GatedMlp(self.linear(self.spec.width, parts, mlp.bias), down, mlp.activation)
+
+    def moe(self, index: int, moe: MoeSpec) -> nn.Module:
+        self.check_activation(moe.activation)
+        roles = ("expert_gate", "expert_up", "expert_down")
+        return MoE(
+            self.linear(self.spec.width, [Part(self.name("router", index), moe.num_experts)], False),
+            [ExpertNames(*(self.name(role, index, expert) for role in roles)) for expert in range(moe.num_experts)],
+            (self.spec.width, moe.width),
+            self.placement,
+            moe.top_k,
+            moe.renormalize,
+            moe.activation,
+        )
+
+    def linear(self, width: int, parts: list[Part], bias: bool) -> Linear:
+        return Linear(width, parts, self.placement, bias, self.spec.transposed)
+
+    def norm(self, width: int, name: str) -> nn.Module:
+        norm = self.spec.norm
+        if norm.kind == "rms":
+            return RmsNorm(width, name, self.placement, norm.eps, norm.offset)
+        return LayerNorm(width, name, self.placement, norm.eps, norm.affine)
+
+    def head_norm(self, role: str, index: int, attention: AttentionSpec) -> nn.Module:
+        return self.norm(attention.head_dim, self.name(role, index)) if attention.head_norm else nn.Identity()
+
+    def rotary(self, rope: Rope | None) -> nn.Module:
+        if rope is None:
+            return NoRotary()
+        if rope not in self.rotaries:
+            self.rotaries[rope] = Rotary(rope, self.max_model_len, self.placement.device)
+        return self.rotaries[rope]
+
+    def name(self, role: str, index: int, expert: int = 0) -> str:
+        return self.spec.names[role].format(i=index, x=expert)
+
+    def check_activation(self, name: str) -> None:
+        if name not in ops.ACTIVATIONS:
+            known = ", ".join(ops.ACTIVATIONS)
+            hint = did_you_mean(name, ops.ACTIVATIONS)
+            raise ModelError(f"activation {name!r} is not supported; use one of {known}.{hint}")
+
+
+def _cut_third(which: int, head_dim: int, stored: Tensor) -> Tensor:
+    """Take q, k or v out of a tensor that holds q, k and v of the first head, then of the second …
+
+    [H 3 E, D] -> [H E, D], or without D
+    """
+    return stored.unflatten(0, (-1, 3, head_dim))[:, which].flatten(0, 1)

@@ -1,0 +1,76 @@
+"""Gemma: rms norms around 1, scaled embeddings, and from gemma2 on norms before and after each branch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from vllm.errors import ModelError
+from vllm.models.families.llama import NAMES, attention_of, decoder_of, typed_layer
+from vllm.models.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, NormSpec
+
+SANDWICH_NAMES: Mapping[str, str] = {
+    **NAMES,
+    "norm1_after": "model.layers.{i}.post_attention_layernorm",
+    "norm2": "model.layers.{i}.pre_feedforward_layernorm",
+    "norm2_after": "model.layers.{i}.post_feedforward_layernorm",
+}
+
+
+def gemma(config: Any) -> DecoderSpec:
+    """The first gemma: llama with other norms and scaled embeddings."""
+    layer = LayerSpec(_attention(config), MlpSpec(config.intermediate_size, config.hidden_act))
+    return _decoder(config, (layer,) * config.num_hidden_layers)
+
+
+def gemma2(config: Any) -> DecoderSpec:
+    """Four norms per layer, capped scores and logits, a window on every other layer."""
+    softcap = config.attn_logit_softcapping or 0.0
+    layers = _sandwiches(config, softcap=softcap)
+    return _decoder(config, layers, names=SANDWICH_NAMES)
+
+
+def gemma3(config: Any) -> DecoderSpec:
+    """Gemma2 with norms on the heads of q and k instead of capped scores, and another rope where there is a window."""
+    return _decoder(config, _sandwiches(config, head_norm=True), names=SANDWICH_NAMES)
+
+
+def gemma3_multimodal(config: Any) -> DecoderSpec:
+    """The text half of a gemma3 that can also see; its images are not supported."""
+    spec = gemma3(config.get_text_config())
+    return replace(
+        spec,
+        names={role: f"language_model.{name}" for role, name in spec.names.items()},
+        base_prefix="language_model.",
+        ignored_names=(*spec.ignored_names, r"^vision_tower\.", r"^multi_modal_projector\."),
+    )
+
+
+def _decoder(config: Any, layers: tuple[LayerSpec, ...], **fields: Any) -> DecoderSpec:
+    if config.use_bidirectional_attention:
+        raise ModelError(
+            f"use_bidirectional_attention={config.use_bidirectional_attention}: such a gemma embeds and doesn't "
+            "generate; only causal ones are supported"
+        )
+    return decoder_of(
+        config,
+        lambda index: layers[index],
+        norm=NormSpec("rms", config.rms_norm_eps, offset=1.0),
+        embed_scale=config.hidden_size**0.5,
+        logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
+        **fields,
+    )
+
+
+def _sandwiches(config: Any, **fields: Any) -> tuple[LayerSpec, ...]:
+    mlp = MlpSpec(config.intermediate_size, config.hidden_activation)
+    scale = config.query_pre_attn_scalar**-0.5
+    return tuple(
+        LayerSpec(_attention(config, scale=scale, **typed_layer(config, index), **fields), mlp, "sandwich")
+        for index in range(config.num_hidden_layers)
+    )
+
+
+def _attention(config: Any, **fields: Any) -> AttentionSpec:
+    return attention_of(config, qkv_bias=config.attention_bias, out_bias=config.attention_bias, **fields)

@@ -1,0 +1,105 @@
+"""The llama line: rms norms, rotary positions, gated feed-forward, no biases unless asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from vllm.models.rope import rope_of
+from vllm.models.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, NormSpec
+
+NAMES: Mapping[str, str] = {
+    "embed": "model.embed_tokens",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "norm1": "model.layers.{i}.input_layernorm",
+    "norm2": "model.layers.{i}.post_attention_layernorm",
+    "q": "model.layers.{i}.self_attn.q_proj",
+    "k": "model.layers.{i}.self_attn.k_proj",
+    "v": "model.layers.{i}.self_attn.v_proj",
+    "qkv": "model.layers.{i}.self_attn.qkv_proj",
+    "o": "model.layers.{i}.self_attn.o_proj",
+    "q_norm": "model.layers.{i}.self_attn.q_norm",
+    "k_norm": "model.layers.{i}.self_attn.k_norm",
+    "gate": "model.layers.{i}.mlp.gate_proj",
+    "up": "model.layers.{i}.mlp.up_proj",
+    "gate_up": "model.layers.{i}.mlp.gate_up_proj",
+    "down": "model.layers.{i}.mlp.down_proj",
+}
+
+
+def llama(config: Any) -> DecoderSpec:
+    """Llama 1 to 3 and what was made in their image."""
+    attention = attention_of(config, qkv_bias=config.attention_bias, out_bias=config.attention_bias)
+    mlp = MlpSpec(config.intermediate_size, config.hidden_act, bias=config.mlp_bias)
+    return decoder_of(config, lambda index: LayerSpec(attention, mlp))
+
+
+def mistral(config: Any) -> DecoderSpec:
+    """Llama with a window on every layer, if there is one."""
+    layer = LayerSpec(attention_of(config, window=config.sliding_window), mlp_of(config))
+    return decoder_of(config, lambda index: layer)
+
+
+def qwen2(config: Any) -> DecoderSpec:
+    """Llama with biases on q, k and v, and windows by layer type."""
+    mlp = mlp_of(config)
+    return decoder_of(
+        config,
+        lambda index: LayerSpec(attention_of(config, qkv_bias=True, **typed_layer(config, index)), mlp),
+    )
+
+
+def qwen3(config: Any) -> DecoderSpec:
+    """Qwen2 with norms on the heads of q and k instead of biases."""
+    mlp, bias = mlp_of(config), config.attention_bias
+
+    def layer(index: int) -> LayerSpec:
+        typed = typed_layer(config, index)
+        return LayerSpec(attention_of(config, head_norm=True, qkv_bias=bias, out_bias=bias, **typed), mlp)
+
+    return decoder_of(config, layer)
+
+
+def phi3(config: Any) -> DecoderSpec:
+    """Mistral with fused tensors."""
+    attention = attention_of(config, window=config.sliding_window, layout="concat")
+    layer = LayerSpec(attention, replace(mlp_of(config), fused=True))
+    return decoder_of(config, lambda index: layer)
+
+
+def decoder_of(config: Any, layer: Callable[[int], LayerSpec], **fields: Any) -> DecoderSpec:
+    """Return a decoder of the llama line; `fields` replace its fields."""
+    spec = DecoderSpec(
+        config.vocab_size,
+        config.hidden_size,
+        tuple(layer(index) for index in range(config.num_hidden_layers)),
+        NormSpec("rms", config.rms_norm_eps),
+        NAMES,
+        config.tie_word_embeddings,
+    )
+    return replace(spec, **fields)
+
+
+def attention_of(config: Any, layer_type: str | None = None, **fields: Any) -> AttentionSpec:
+    """Return an attention of the llama line; `fields` replace its fields."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    spec = AttentionSpec(
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        head_dim,
+        head_dim**-0.5,
+        rope_of(config, head_dim, layer_type),
+    )
+    return replace(spec, **fields)
+
+
+def typed_layer(config: Any, index: int) -> dict[str, Any]:
+    """Return what the type of a layer says about its attention: its rope and its window."""
+    layer_type = config.layer_types[index]
+    return {"layer_type": layer_type, "window": config.sliding_window if layer_type == "sliding_attention" else None}
+
+
+def mlp_of(config: Any) -> MlpSpec:
+    return MlpSpec(config.intermediate_size, config.hidden_act)

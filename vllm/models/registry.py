@@ -1,0 +1,52 @@
+"""Architectures by the names that a checkpoint's config.json gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from vllm.errors import ModelError, did_you_mean
+from vllm.layers.decoder import Decoder
+from vllm.models.build import build_decoder
+from vllm.models.families import gemma, gpt, llama, moe
+from vllm.models.spec import DecoderSpec
+
+ARCHITECTURES: Mapping[str, Callable[[Any], DecoderSpec]] = {
+    "GPT2LMHeadModel": gpt.gpt2,
+    "GPTNeoXForCausalLM": gpt.gpt_neox,
+    "Gemma2ForCausalLM": gemma.gemma2,
+    "Gemma3ForCausalLM": gemma.gemma3,
+    "Gemma3ForConditionalGeneration": gemma.gemma3_multimodal,
+    "GemmaForCausalLM": gemma.gemma,
+    "LlamaForCausalLM": llama.llama,
+    "MistralForCausalLM": llama.mistral,
+    "MixtralForCausalLM": moe.mixtral,
+    "OPTForCausalLM": gpt.opt,
+    "Phi3ForCausalLM": llama.phi3,
+    "Qwen2ForCausalLM": llama.qwen2,
+    "Qwen3ForCausalLM": llama.qwen3,
+    "Qwen3MoeForCausalLM": moe.qwen3_moe,
+}
+"""Architecture → the function that reads its config."""
+
+
+def build(config: Any, dtype: torch.dtype, device: torch.device, max_model_len: int) -> Decoder:
+    """Make the decoder that a transformers config describes, for sequences of up to `max_model_len` tokens.
+
+    Its weights are undefined until its windows are filled.  Raises ModelError for what is not supported.
+    """
+    return build_decoder(spec_of(config), dtype, device, max_model_len)
+
+
+def spec_of(config: Any) -> DecoderSpec:
+    """Return the spec of a transformers config.  Raises ModelError for what is not supported."""
+    names = list(config.architectures or ())
+    known = next((name for name in names if name in ARCHITECTURES), None)
+    if known is None:
+        hint = did_you_mean(names[0], ARCHITECTURES) if names else " The config names no architecture."
+        raise ModelError(f"architectures={names} are not supported; known are {', '.join(ARCHITECTURES)}.{hint}")
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"{known}: quantized weights are not supported; use a checkpoint without quantization_config")
+    return ARCHITECTURES[known](config)

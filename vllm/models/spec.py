@@ -1,0 +1,115 @@
+"""What a decoder is made of, as plain data.  A field is a number, a name or a choice; `build` turns it into modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from vllm.layers.rotary import Rope
+
+QkvLayout = Literal["split", "concat", "per_head"]
+"""How a checkpoint stores q, k and v: three tensors; one, one after the other; one, head by head."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """One layer's attention."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rope: Rope | None = None
+    window: int | None = None
+    softcap: float = 0.0
+    head_norm: bool = False
+    """Each head of q and k is normalised."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    layout: QkvLayout = "split"
+
+
+@dataclass(frozen=True, slots=True)
+class MlpSpec:
+    """A feed-forward network."""
+
+    width: int
+    activation: str
+    gated: bool = True
+    bias: bool = False
+    fused: bool = False
+    """The checkpoint stores gate and up as one tensor, gate first."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoeSpec:
+    """A mixture of feed-forward networks."""
+
+    num_experts: int
+    top_k: int
+    width: int
+    activation: str
+    renormalize: bool
+    """The chosen experts' weights sum to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One block."""
+
+    attention: AttentionSpec
+    ffn: MlpSpec | MoeSpec
+    block: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+
+
+@dataclass(frozen=True, slots=True)
+class NormSpec:
+    """All norms of a model."""
+
+    kind: Literal["rms", "layer"]
+    eps: float
+    offset: float = 0.0
+    """Added to the weight of an rms norm."""
+    affine: bool = True
+    """A layer norm has a weight and a bias."""
+
+
+@dataclass(frozen=True, slots=True)
+class PositionsSpec:
+    """Learned position embeddings."""
+
+    count: int
+    offset: int = 0
+    """The row of position 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """A decoder-only model.
+
+    `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
+    layer, {x} for the expert.  Roles: embed, positions, project_in, norm, project_out, head, and per layer q, k, v or
+    qkv, o, q_norm, k_norm, norm1, norm1_after, norm2, norm2_after, gate, up or gate_up, down, router, expert_gate,
+    expert_up, expert_down.
+    """
+
+    vocab_size: int
+    width: int
+    layers: tuple[LayerSpec, ...]
+    norm: NormSpec
+    names: Mapping[str, str]
+    tied: bool
+    """The head is the embedding's table."""
+    final_norm: bool = True
+    embed_scale: float = 1.0
+    embed_width: int | None = None
+    """Width of the embeddings where it isn't the model's: they are projected in, and out before the head."""
+    positions: PositionsSpec | None = None
+    logit_softcap: float = 0.0
+    transposed: bool = False
+    """The checkpoint stores the layers' matrices as [in, out]."""
+    base_prefix: str = "model."
+    """What names lack in a checkpoint of the bare model, without its head."""
+    ignored_names: tuple[str, ...] = (r"rotary_emb\.inv_freq$",)
+    """Patterns of checkpoint names that hold no weights of ours."""

@@ -1,0 +1,71 @@
+"""Activation functions by the names that checkpoints use.
+
+They are written from exp, tanh and erf because torch's own silu, gelu and sigmoid take a scalar path for the last
+elements of a tensor, so that an element's result depends on how many others there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+
+def activation(x: Tensor, name: str) -> Tensor:
+    """Apply the activation called `name` to each element, computed in float32.  Same shape."""
+    return ACTIVATIONS[name](x.float()).to(x.dtype)
+
+
+def gated_activation(x: Tensor, name: str) -> Tensor:
+    """Split the last dimension into gate and up; return activation(gate) · up.  [T, 2 I] -> [T, I]"""
+    gate, up = x.chunk(2, dim=-1)
+    return activation(gate, name) * up
+
+
+def _silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return x * 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-1.702 * x))
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-x))
+
+
+def _relu_squared(x: Tensor) -> Tensor:
+    positive = torch.relu(x)
+    return positive * positive
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "silu": _silu,
+        "swish": _silu,
+        "gelu": _gelu,
+        "gelu_python": _gelu,
+        "gelu_new": _gelu_tanh,
+        "gelu_fast": _gelu_tanh,
+        "gelu_accurate": _gelu_tanh,
+        "gelu_pytorch_tanh": _gelu_tanh,
+        "gelu_python_tanh": _gelu_tanh,
+        "quick_gelu": _quick_gelu,
+        "relu": torch.relu,
+        "relu2": _relu_squared,
+        "sigmoid": _sigmoid,
+        "tanh": torch.tanh,
+    }
+)
+"""Name in a checkpoint's config → function of a float32 tensor."""

@@ -1,0 +1,221 @@
+"""Paged attention in plain torch: the reference, and what runs where nothing faster does.
+
+A layer's cache is K [num_blocks, G, S, E] and V [num_blocks, G, S, Ev].  The queries of a step are cut into tiles of
+one sequence's neighbouring tokens; the heads of a KV head's group times the tile's tokens are the rows of one matrix
+product.  A tile walks over its keys in chunks at absolute positions, with a running maximum and sum (online softmax):
+
+    keys       0        128       256       384
+               ├─────────┼─────────┼─────────┤
+    tile a     ███████████████████████░░░░░░░      ░ masked
+    tile b               ░░░███████████░░░░░░      (a window: the walk starts at the first visible chunk)
+
+A query meets the same chunks in the same order whatever else is in the step, and a chunk that is masked for it changes
+nothing, not a bit.  So the result depends neither on the batch nor on how a prompt was cut into steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vllm.kv_cache.spec import NULL_BLOCK, CacheSpec
+from vllm.ops.attention import AttentionOptions, Layout
+
+_CHUNK = 128
+"""Keys per chunk, if the block size divides it."""
+_TILE = 64
+"""Query tokens per tile, at most."""
+_PREFILL_BATCH, _DECODE_BATCH = 16, 64
+"""Tiles per matrix product, at most: what bounds the memory for scores."""
+_MIN_ROWS = 4
+"""Batched float32 products of fewer rows run through kernels that add up in another order (measured on the CPU)."""
+_LOWEST = -1e30
+"""The running maximum before the first key.  Finite, so that exp(-inf - _LOWEST) is 0 and not NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class PagedCache:
+    """One layer's keys [num_blocks, G, S, E] and values [num_blocks, G, S, Ev]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """N tiles of n slots each; those with the most chunks come first."""
+
+    tokens: Tensor
+    """[N, n] the step's token at each slot; slots to spare repeat the tile's last one"""
+    positions: Tensor
+    """[N, n] its position in its sequence"""
+    first_key: Tensor
+    """[N] the first key of the tile's first chunk"""
+    tables: Tensor
+    """[N, chunks, blocks per chunk]"""
+    alive: list[int]
+    """How many tiles have a first, second, third … chunk."""
+
+
+@dataclass(slots=True)
+class TorchPlan:
+    """What the layers of one cache group share in a step."""
+
+    layout: Layout
+    blocks: Tensor
+    """[T] the block that each token is written to"""
+    offsets: Tensor
+    """[T] its place in that block"""
+    tilings: dict[int | None, tuple[list[Tiles], Tensor]] = field(default_factory=dict)
+    """By window: the tiles, and where in their output each token is.  Made by the first layer that needs it."""
+
+
+class TorchAttention:
+    """The attention backend that runs on any device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def refuses(self, spec: CacheSpec, dtype: torch.dtype) -> str | None:
+        """Return the reason, in words, why this backend can't serve such a layer; None if it can."""
+        if dtype in (torch.float32, torch.bfloat16, torch.float16):
+            return None
+        return f"the torch attention backend has no cache of {dtype}; use float32, bfloat16 or float16"
+
+    def allocate(self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype) -> PagedCache:
+        """Return one layer's cache, zeroed."""
+
+        def zeros(width: int) -> Tensor:
+            return torch.zeros(num_blocks, spec.kv_heads, block_size, width, dtype=dtype, device=self.device)
+
+        return PagedCache(zeros(spec.head_dim), zeros(spec.value_dim))
+
+    def copy_block(self, cache: PagedCache, source: int, target: int) -> None:
+        """Copy one block of one layer's cache."""
+        cache.keys[target] = cache.keys[source]
+        cache.values[target] = cache.values[source]
+
+    def plan(self, layout: Layout) -> TorchPlan:
+        """Find the place of every token of the step in the cache."""
+        rows = torch.repeat_interleave(torch.arange(len(layout.count)), layout.count)
+        tokens = torch.arange(len(rows))
+        positions = tokens - layout.first[rows] + layout.start[rows]
+        blocks = layout.block_table[rows, positions // layout.block_size].long()
+        offsets = positions % layout.block_size
+        return TorchPlan(layout, blocks.to(self.device), offsets.to(self.device))
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: PagedCache, plan: TorchPlan, options: AttentionOptions
+    ) -> Tensor:
+        """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""
+        cache.keys[plan.blocks, :, plan.offsets] = k.to(cache.keys.dtype)
+        cache.values[plan.blocks, :, plan.offsets] = v.to(cache.values.dtype)
+        if options.window not in plan.tilings:
+            plan.tilings[options.window] = _tile(plan.layout, options.window, self.device)
+        tilings, places = plan.tilings[options.window]
+        outputs = [_attend(q, cache, tiles, options) for tiles in tilings]
+        return torch.cat(outputs)[places].to(q.dtype)
+
+
+def _attend(q: Tensor, cache: PagedCache, tiles: Tiles, options: AttentionOptions) -> Tensor:
+    """Attend for N tiles of n slots.  [T, H, E] -> [N n, H, Ev] float32"""
+    num_tiles, slots = tiles.tokens.shape
+    kv_heads, group = cache.keys.shape[1], q.shape[1] // cache.keys.shape[1]
+    rows = max(_MIN_ROWS, group * slots)  # M; spare ones repeat others' positions
+    queries = (q[tiles.tokens].float() * options.scale).unflatten(2, (kv_heads, group)).permute(0, 2, 3, 1, 4)
+    queries = F.pad(queries.flatten(2, 3), (0, 0, 0, rows - group * slots))  # [N, G, M, E]
+    positions = tiles.positions.repeat(1, -(-rows // slots))[:, :rows]  # [N, M]
+    highest = queries.new_full(queries.shape[:3], _LOWEST)
+    total = torch.zeros_like(highest)
+    output = queries.new_zeros((*queries.shape[:3], cache.values.shape[3]))
+    for chunk, alive in enumerate(tiles.alive):
+        keys, values, visible = _chunk(cache, tiles, chunk, alive, positions, options.window)
+        scores = queries[:alive] @ keys.transpose(-1, -2)  # [n, G, M, C]
+        if options.softcap:
+            scores = options.softcap * torch.tanh(scores / options.softcap)
+        scores = scores.where(visible, -torch.inf)
+        peak = torch.maximum(highest[:alive], scores.amax(-1))
+        weights = torch.exp(scores - peak.unsqueeze(-1))
+        fade = torch.exp(highest[:alive] - peak)
+        total[:alive] = total[:alive] * fade + weights.sum(-1)
+        output[:alive] = output[:alive] * fade.unsqueeze(-1) + weights @ values
+        highest[:alive] = peak
+    output = (output / total.unsqueeze(-1))[:, :, : group * slots].unflatten(2, (group, slots))
+    return output.permute(0, 3, 1, 2, 4).reshape(num_tiles * slots, kv_heads * group, -1)
+
+
+def _chunk(
+    cache: PagedCache, tiles: Tiles, chunk: int, alive: int, positions: Tensor, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gather one chunk of each alive tile.  Return keys [n, G, C, E], values [n, G, C, Ev] and visible [n, 1, M, C]."""
+    table = tiles.tables[:alive, chunk]  # [n, blocks per chunk]
+    keys = cache.keys[table].transpose(1, 2).flatten(2, 3).float()
+    values = cache.values[table].transpose(1, 2).flatten(2, 3).float()
+    size = keys.shape[2]
+    key_positions = tiles.first_key[:alive, None] + chunk * size + torch.arange(size, device=keys.device)  # [n, C]
+    visible = key_positions[:, None] <= positions[:alive, :, None]
+    if window is not None:
+        visible &= key_positions[:, None] > positions[:alive, :, None] - window
+    # memory that no query of the tile may see can hold anything, and 0 · NaN is NaN
+    values = values.where(visible.any(1)[:, None, :, None], 0.0)
+    return keys, values, visible.unsqueeze(1)
+
+
+def _tile(layout: Layout, window: int | None, device: torch.device) -> tuple[list[Tiles], Tensor]:
+    """Cut the step into tiles; return them, and the index of each token in their concatenated output."""
+    tilings = [
+        *_tiles(layout, window, layout.count == 1, _DECODE_BATCH),
+        *_tiles(layout, window, layout.count > 1, _PREFILL_BATCH),
+    ]
+    tokens = torch.cat([tiles.tokens.flatten() for tiles in tilings])
+    places = torch.empty(int(layout.count.sum()), dtype=torch.int64)
+    places[tokens] = torch.arange(len(tokens))  # of a token's several slots any will do: they hold the same bits
+    return [_move(tiles, device) for tiles in tilings], places.to(device)
+
+
+def _tiles(layout: Layout, window: int | None, rows: Tensor, batch: int) -> Iterator[Tiles]:
+    """Yield the tiles of the chosen rows ([R] bool), at most `batch` at a time."""
+    chunk = layout.block_size * max(1, _CHUNK // layout.block_size)
+    per_row = torch.where(rows, -(-layout.count // _TILE), 0)
+    row = torch.repeat_interleave(torch.arange(len(rows)), per_row)  # [N]
+    if not len(row):
+        return
+    skipped = (torch.arange(len(row)) - (per_row.cumsum(0) - per_row)[row]) * _TILE
+    count = (layout.count[row] - skipped).clamp(max=_TILE)
+    first, start = layout.first[row] + skipped, layout.start[row] + skipped
+    lowest = torch.zeros_like(start) if window is None else (start - window + 1).clamp(min=0)
+    first_chunk = lowest // chunk
+    chunks = -(-(start + count) // chunk) - first_chunk
+    for index in chunks.argsort(descending=True, stable=True).split(batch):
+        slots = torch.arange(int(count[index].max())).minimum(count[index, None] - 1)  # [n, slots]
+        most = int(chunks[index[0]])
+        blocks = first_chunk[index, None] * (chunk // layout.block_size)
+        blocks = blocks + torch.arange(most * (chunk // layout.block_size))
+        yield Tiles(
+            tokens=first[index, None] + slots,
+            positions=start[index, None] + slots,
+            first_key=first_chunk[index] * chunk,
+            tables=_look_up(layout.block_table, row[index], blocks).unflatten(1, (most, -1)),
+            alive=(chunks[index] > torch.arange(most)[:, None]).sum(1).tolist(),
+        )
+
+
+def _look_up(block_table: Tensor, rows: Tensor, entries: Tensor) -> Tensor:
+    """Read entries of the rows' block tables; behind a table's end is the null block.  [R, B], [N], [N, K] -> [N, K]"""
+    width = block_table.shape[1]
+    found = block_table[rows[:, None], entries.clamp(max=width - 1)].long()
+    return found.where(entries < width, NULL_BLOCK)
+
+
+def _move(tiles: Tiles, device: torch.device) -> Tiles:
+    return Tiles(
+        tokens=tiles.tokens.to(device),
+        positions=tiles.positions.to(device),
+        first_key=tiles.first_key.to(device),
+        tables=tiles.tables.to(device),
+        alive=tiles.alive,
+    )
