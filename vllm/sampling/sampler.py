@@ -1,0 +1,238 @@
+"""From logits to tokens, for all rows of a step at once.
+
+    logits [R, V] ─ edits ─ penalties ─ temperature ─ min_p ─ top_k ─ top_p ─ draw ─▶ tokens [R]
+       └─ raw logprobs                                     └─ processed logprobs
+
+The order in full: raw log-probabilities are taken; then logits processors, allowed tokens, logit bias, bad words,
+min_tokens; then repetition, frequency and presence penalty; a greedy row now takes its greatest logit, the lowest token id
+among equals; other rows are divided by their temperature and reduced by min_p, then top_k, then top_p (whose share is of
+what the first two left), and draw.
+
+What a row gets depends on its own logits, parameters, seed and sequence, and on nothing else in the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vllm.errors import ConfigError, RequestError
+from vllm.messages import TokenLogprobs
+from vllm.sampling.draw import Scores, draw, keep_survivors
+from vllm.sampling.edits import Edits, make_edits
+from vllm.sampling.history import History
+from vllm.sampling.limits import check_request
+from vllm.sampling.logprobs import likely_tokens, token_logprobs
+from vllm.sampling.mass import Mass
+from vllm.sampling.penalties import apply_penalties
+from vllm.sampling.random import as_seed, uniforms
+from vllm.sampling.rows import host, select
+from vllm.sampling_params import SamplingParams
+
+LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
+_PROMPT_ROWS = 32  # rows of prompt logits alive at once: 20 MB at a vocabulary of 152k
+_NONE = -2  # num_logprobs of a request that wants none; -1 is the whole vocabulary
+_UNSOUND = "the model returned logits that are not numbers"
+_EXCLUDED = "the request's own parameters leave no token to choose"
+_CONTROLS = np.dtype(
+    [
+        ("seed", "u8"),
+        ("num_prompt", "i8"),
+        ("temperature", "f8"),  # 0: greedy
+        ("top_k", "i8"),
+        ("top_p", "f8"),
+        ("min_p", "f8"),
+        ("repetition", "f8"),
+        ("frequency", "f8"),
+        ("presence", "f8"),
+        ("penalized", "?"),
+        ("edited", "?"),  # has edits in every step
+        ("min_tokens", "i8"),
+        ("num_logprobs", "i8"),
+    ]
+)
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What the rows of a step got."""
+
+    tokens: list[int]
+    """[R]; -1 for a row that failed"""
+    logprobs: list[TokenLogprobs | None]
+    """[R]; None where none were asked for"""
+    errors: list[str | None]
+    """[R]; None where all is well"""
+
+
+class Sampler:
+    """Holds the sampling parameters of every slot and chooses the next token of the rows of a step.
+
+    `max_logprobs` is the most log-probabilities a request may ask for, -1 for no limit.  `logprobs_mode` says whether
+    they are taken before (raw) or after (processed) everything that happens to logits, and normalised or not; those of
+    prompts are always raw.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        vocab_size: int,
+        device: torch.device | str = "cpu",
+        *,
+        max_logprobs: int = 20,
+        logprobs_mode: str = "raw_logprobs",
+    ) -> None:
+        if logprobs_mode not in LOGPROBS_MODES:
+            raise ConfigError(f"logprobs_mode={logprobs_mode!r} is not known; use one of {', '.join(LOGPROBS_MODES)}")
+        self.vocab_size = vocab_size
+        self.device = torch.device(device)
+        self.max_logprobs = max_logprobs
+        self._processed = logprobs_mode.startswith("processed")
+        self._as_logits = logprobs_mode.endswith("logits")
+        self._controls = np.zeros(num_slots, dtype=_CONTROLS)
+        self._edits: list[Edits | None] = [None] * num_slots
+        self._mass = Mass(vocab_size, self.device)
+
+    def admit(
+        self,
+        slot: int,
+        params: SamplingParams,
+        *,
+        seed: int,
+        eos_token_ids: tuple[int, ...],
+        bad_words_ids: list[list[int]],
+        num_prompt: int,
+    ) -> None:
+        """Take a sequence's parameters into a slot.
+
+        Raises RequestError, and changes nothing, if `params` ask for what this model cannot give.
+        """
+        check_request(params, vocab_size=self.vocab_size, max_logprobs=self.max_logprobs)
+        edits = make_edits(params, eos_token_ids, bad_words_ids, self.vocab_size, self.device)
+        penalties = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
+        self._edits[slot] = edits
+        self._controls[slot] = (
+            as_seed(seed),
+            num_prompt,
+            0.0 if params.greedy else params.temperature,
+            params.top_k,
+            params.top_p,
+            params.min_p,
+            *penalties,
+            penalties != (1.0, 0.0, 0.0),
+            edits is not None and edits.always,
+            edits.min_tokens if edits else 0,
+            _NONE if params.num_logprobs is None else params.num_logprobs,
+        )
+
+    def release(self, slot: int) -> None:
+        """Forget a slot's sequence."""
+        self._edits[slot] = None
+        self._controls[slot] = 0
+
+    def sample(self, logits: Tensor, slots: np.ndarray, lengths: np.ndarray, tokens: Tensor) -> Sampled:
+        """Choose the next token of R rows.  [R, V] float32 contiguous, [R], [R], [num_slots, L]
+
+        tokens[slots[r], :lengths[r]] is row r's sequence so far, prompt and output.  The logits are scratch: what is
+        in them afterwards is undefined.  A row whose logits hold NaN or +inf, or that has no token left to choose,
+        gets an error; the others do not notice.
+        """
+        controls = self._controls[slots]
+        history = History(tokens, slots, lengths, controls["num_prompt"])
+        errors: list[str | None] = [None] * len(slots)
+        edited = controls["edited"] | (history.num_output < controls["min_tokens"])
+        changed = edited | controls["penalized"]
+        wanting = controls["num_logprobs"] != _NONE
+        saved = np.flatnonzero(changed & wanting & (not self._processed))
+        raw = select(logits, saved).clone() if len(saved) else None
+        if changed.any():
+            _mark(errors, logits.amax(dim=-1), _UNSOUND)
+            self._edit(logits, history, np.flatnonzero(edited), errors)
+            apply_penalties(logits, history, controls, np.flatnonzero(changed))
+        chosen = self._choose(logits, history, controls, errors, _EXCLUDED if changed.any() else _UNSOUND)
+        if raw is not None:
+            logits[torch.from_numpy(saved).to(logits.device)] = raw
+        sound = _sound(errors)
+        found = self._logprobs(logits, chosen, controls, np.flatnonzero(wanting & sound))
+        return Sampled(np.where(sound, chosen, -1).tolist(), found, errors)
+
+    def prompt_logprobs(
+        self, hidden: Tensor, targets: Tensor, num_logprobs: int, logits_fn: Callable[[Tensor], Tensor]
+    ) -> list[TokenLogprobs]:
+        """Return the log-probabilities of prompt tokens.  [n, D], [n] -> [n]
+
+        `logits_fn` turns hidden rows [m, D] into logits [m, V]; it is called for few rows at a time, so that never
+        more than 32 × V logits exist.  `num_logprobs` most likely tokens are listed at each position, -1: all.
+        """
+        found: list[TokenLogprobs] = []
+        wanted = host(targets).astype(np.int64)
+        for first in range(0, len(hidden), _PROMPT_ROWS):
+            logits = logits_fn(hidden[first : first + _PROMPT_ROWS]).float()
+            counts = np.full(len(logits), num_logprobs)
+            chosen = wanted[first : first + _PROMPT_ROWS]
+            found += token_logprobs(logits, chosen, counts, self._mass, as_logits=self._as_logits)
+        return found
+
+    def candidates(
+        self, logits: Tensor, num_candidates: np.ndarray, temperature: np.ndarray
+    ) -> list[list[tuple[int, float]]]:
+        """Return each row's most likely tokens with log-probabilities, for beam search.  [R, V], [R], [R] -> [R]
+
+        Best first, equal ones by lower token id.  Log-probabilities are of logits / temperature, 0 meaning 1.  Tokens
+        that are impossible are left out, so a row with NaN gets an empty list.
+        """
+        temperature = np.where(temperature > 0, temperature, 1.0)
+        return likely_tokens(logits, num_candidates, temperature, self._mass)
+
+    def _edit(self, logits: Tensor, history: History, rows: np.ndarray, errors: list[str | None]) -> None:
+        """Apply the rows' own edits, in place; a failing logits processor fails its row."""
+        for row in rows.tolist():
+            edits = self._edits[int(history.slots[row])]
+            if edits is None or errors[row]:
+                continue
+            try:
+                edits.apply(logits[row], history, row)
+            except RequestError as error:
+                errors[row] = str(error)
+
+    def _choose(
+        self, logits: Tensor, history: History, controls: np.ndarray, errors: list[str | None], cause: str
+    ) -> np.ndarray:
+        """Return every sound row's token, and note `cause` for rows that have none.  [R, V], …, [R] -> [R]"""
+        peaks, best = logits.max(dim=-1)  # the lowest index of equal values
+        _mark(errors, peaks, cause)
+        chosen = host(best).astype(np.int64)
+        drawn = np.flatnonzero((controls["temperature"] > 0) & _sound(errors))
+        if len(drawn):
+            scores = Scores(logits, peaks, controls)
+            random = uniforms(controls["seed"][drawn], history.num_output[drawn])
+            chosen[drawn] = draw(scores, drawn, random, self._mass)
+            if self._processed:
+                keep_survivors(scores, drawn[controls["num_logprobs"][drawn] != _NONE], self._mass)
+        return chosen
+
+    def _logprobs(
+        self, logits: Tensor, chosen: np.ndarray, controls: np.ndarray, rows: np.ndarray
+    ) -> list[TokenLogprobs | None]:
+        found: list[TokenLogprobs | None] = [None] * len(chosen)
+        if len(rows):
+            counts = controls["num_logprobs"][rows]
+            values = token_logprobs(select(logits, rows), chosen[rows], counts, self._mass, as_logits=self._as_logits)
+            for row, value in zip(rows.tolist(), values, strict=True):
+                found[row] = value
+        return found
+
+
+def _mark(errors: list[str | None], peaks: Tensor, text: str) -> None:
+    """Note an error for each row whose greatest logit is no finite number: it holds NaN or +inf, or only -inf.  [R]"""
+    for row in np.flatnonzero(~np.isfinite(host(peaks))).tolist():
+        errors[row] = errors[row] or text
+
+
+def _sound(errors: list[str | None]) -> np.ndarray:
+    """Return which rows have no error.  [R] bool"""
+    return np.array([error is None for error in errors], dtype=bool)
