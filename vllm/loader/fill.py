@@ -156,9 +156,9 @@ def _touching(windows: list[Window]) -> Iterator[tuple[Window, Window]]:
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
     """The first element of the storage that a view covers, and the one after the last."""
-    first = tensor.storage_offset()
+    first = int(tensor.storage_offset())
     steps = zip(tensor.shape, tensor.stride(), strict=True)
-    return first, first + sum((size - 1) * stride for size, stride in steps) + 1
+    return first, first + sum((size - 1) * int(stride) for size, stride in steps) + 1
 
 
 def _share_an_element(one: Tensor, other: Tensor) -> bool:

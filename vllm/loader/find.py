@@ -33,6 +33,8 @@ def find_model(
     `revision` (branch, tag or commit), `download_dir` (instead of the Hub's cache) and `hf_token` only matter for
     the Hub.  Raises ModelError if there is no such model, or if it cannot be reached.
     """
+    if not name:
+        raise ModelError("the model's name is empty; pass a folder, or a name on the Hugging Face Hub")
     name = _redirected(name)
     path = Path(name).expanduser()
     if path.is_dir():

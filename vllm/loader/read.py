@@ -61,8 +61,7 @@ def weight_files(path: Path) -> list[Path]:
             return [path / single]
         if (path / index).exists():
             return _indexed(path / index)
-        if found := sorted(path.glob(pattern)):
-            found = [file for file in found if not file.name.startswith(("consolidated", "adapter_"))]
+        found = [file for file in sorted(path.glob(pattern)) if not file.name.startswith(("consolidated", "adapter_"))]
         if found:
             return found
     others = sorted(file.name for pattern in _OTHER_FORMATS for file in path.glob(pattern))
