@@ -141,6 +141,29 @@ def test_only_one_copy_of_the_weights_is_fetched(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
+    ("load_format", "fetched"),
+    [
+        ("safetensors", [{"*.safetensors"}]),
+        ("pt", [{"pytorch_model*.bin"}]),
+        ("dummy", [set()]),
+        ("auto", [{"*.safetensors"}, {"pytorch_model*.bin"}]),
+    ],
+)
+def test_only_weights_of_the_wanted_format_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_format: str, fetched: list[set[str]]
+) -> None:
+    calls: list[set[str]] = []
+
+    def download(_: str, *, allow_patterns: list[str], **__: Any) -> str:
+        calls.append({"*.safetensors", "pytorch_model*.bin"} & set(allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    find_model("org/model", load_format=load_format)
+    assert calls == fetched
+
+
+@pytest.mark.parametrize(
     ("kind", "message"),
     [
         (errors.GatedRepoError, "org/model is gated: accept its terms at https://huggingface.co/org/model"),

@@ -53,6 +53,16 @@ def test_safetensors_are_preferred_to_pickled_weights(single: Path) -> None:
     assert [file.name for file in weight_files(single)] == ["model.safetensors"]
 
 
+def test_the_wanted_format_is_read_or_refused(single: Path) -> None:
+    with pytest.raises(ModelError, match=r"pytorch_model\*.bin; load_format='pt'"):
+        weight_files(single, "pt")
+    torch.save({}, single / "pytorch_model.bin")
+    assert [file.name for file in weight_files(single, "pt")] == ["pytorch_model.bin"]
+    (single / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="load_format='safetensors'"):
+        weight_files(single, "safetensors")
+
+
 def test_sharded_pickles_are_read_through_their_index(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     places = {}
     for number, (name, tensor) in enumerate(weights.items()):

@@ -10,6 +10,7 @@ Only the files that serving needs are fetched: configuration, tokenizer, and one
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 
 from vllm import env
@@ -26,12 +27,16 @@ _SECOND_COPIES = ["consolidated*", "*/*.safetensors", "*/*.bin", "*/*.json"]
 
 
 def find_model(
-    name: str, revision: str | None = None, download_dir: str | None = None, hf_token: bool | str | None = None
+    name: str,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    hf_token: bool | str | None = None,
+    load_format: str = "auto",
 ) -> Path:
     """Return the folder of the model called `name`: a path, or a repository of the Hugging Face Hub.
 
-    `revision` (branch, tag or commit), `download_dir` (instead of the Hub's cache) and `hf_token` only matter for
-    the Hub.  Raises ModelError if there is no such model, or if it cannot be reached.
+    `revision` (branch, tag or commit), `download_dir` (instead of the Hub's cache), `hf_token` and `load_format`
+    (which weights to fetch, as for `weight_files`; "dummy": none) only matter for the Hub.  Raises ModelError if there is no such model, or if it cannot be reached.
     """
     if not name:
         raise ModelError("the model's name is empty; pass a folder, or a name on the Hugging Face Hub")
@@ -48,7 +53,7 @@ def find_model(
         )
     if not _may_be_repository(name):
         raise ModelError(f"no such directory: {name}.{_similar_folders(path)}")
-    return _from_hub(name, revision, download_dir, hf_token)
+    return _from_hub(_Repository(name, revision, hf_token, load_format), download_dir)
 
 
 def _redirected(name: str) -> str:
@@ -84,7 +89,17 @@ def _similar_folders(path: Path) -> str:
     return f" Similar: {', '.join(str(path.parent / name) for name in close)}" if close else ""
 
 
-def _from_hub(name: str, revision: str | None, download_dir: str | None, token: bool | str | None) -> Path:
+@dataclass(frozen=True, slots=True)
+class _Repository:
+    """What is wanted of the Hub."""
+
+    name: str
+    revision: str | None
+    token: bool | str | None
+    load_format: str
+
+
+def _from_hub(wanted: _Repository, download_dir: str | None) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -95,10 +110,11 @@ def _from_hub(name: str, revision: str | None, download_dir: str | None, token: 
         RevisionNotFoundError,
     )
 
+    name = wanted.name
     cache = Path(download_dir or constants.HF_HUB_CACHE).expanduser()
     page = f"https://huggingface.co/{name}"
     try:
-        return _download(name, revision, cache, token)
+        return _download(wanted, cache)
     except GatedRepoError as error:
         raise ModelError(
             f"{name} is gated: accept its terms at {page}, then pass hf_token or run `hf auth login`"
@@ -110,44 +126,52 @@ def _from_hub(name: str, revision: str | None, download_dir: str | None, token: 
             f"check the name, or pass hf_token.{similar}"
         ) from error
     except RevisionNotFoundError as error:
-        raise ModelError(f"{name} has no revision {revision!r}; see {page}/tree/main for its branches") from error
+        raise ModelError(
+            f"{name} has no revision {wanted.revision!r}; see {page}/tree/main for its branches"
+        ) from error
     except IncompleteSnapshotError as error:
         raise ModelError(
             f"{name} is only partly in the local cache {cache}, and the Hugging Face Hub cannot be reached; "
             "run again with a network to fetch the rest"
         ) from error
     except LocalEntryNotFoundError as error:
-        raise ModelError(_unreachable(name, revision, cache)) from error
+        raise ModelError(_unreachable(wanted, cache)) from error
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"{name} cannot be downloaded to {cache}: {_first_line(error)}") from error
 
 
-def _download(name: str, revision: str | None, cache: Path, token: bool | str | None) -> Path:
-    """Fetch the repository, or what is new in it.  Pickled weights are fetched only where there are no others."""
+def _download(wanted: _Repository, cache: Path) -> Path:
+    """Fetch the repository, or what is new in it.  "auto" fetches pickled weights only where there are no others."""
     from huggingface_hub import snapshot_download
 
-    def fetch(patterns: list[str]) -> Path:
+    def fetch(weights: list[str]) -> Path:
         folder = snapshot_download(
-            name,
-            revision=revision,
+            wanted.name,
+            revision=wanted.revision,
             cache_dir=cache,
-            token=token,
-            allow_patterns=patterns,
+            token=wanted.token,
+            allow_patterns=_TEXT_FILES + weights,
             ignore_patterns=_SECOND_COPIES,
         )
         return Path(folder)
 
-    folder = fetch(_TEXT_FILES + _SAFETENSORS)
-    return folder if any(folder.glob("*.safetensors")) else fetch(_TEXT_FILES + _PICKLES)
+    if wanted.load_format == "dummy":
+        return fetch([])
+    if wanted.load_format == "pt":
+        return fetch(_PICKLES)
+    folder = fetch(_SAFETENSORS)
+    if wanted.load_format == "safetensors" or any(folder.glob("*.safetensors")):
+        return folder
+    return fetch(_PICKLES)
 
 
-def _unreachable(name: str, revision: str | None, cache: Path) -> str:
+def _unreachable(wanted: _Repository, cache: Path) -> str:
     cached = cached_models(cache)
     here = f"The cache has: {', '.join(cached)}." if cached else "The cache is empty."
-    wanted = f"{name} (revision {revision})" if revision else name
+    what = f"{wanted.name} (revision {wanted.revision})" if wanted.revision else wanted.name
     return (
-        f"{wanted}: no such directory, not in the local cache {cache}, and the Hugging Face Hub cannot be reached "
-        f"(no network, or HF_HUB_OFFLINE is set). {here}{_similar_folders(Path(name))}"
+        f"{what}: no such directory, not in the local cache {cache}, and the Hugging Face Hub cannot be reached "
+        f"(no network, or HF_HUB_OFFLINE is set). {here}{_similar_folders(Path(wanted.name))}"
     )
 
 

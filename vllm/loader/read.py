@@ -45,28 +45,33 @@ _DTYPES = {
     "BOOL": torch.bool,
     "C64": torch.complex64,
 }
+_LAYOUTS = {  # load_format: the name of an unsplit file, the pattern of all files
+    "safetensors": ("model.safetensors", "*.safetensors"),
+    "pt": ("pytorch_model.bin", "pytorch_model*.bin"),
+}
 _OTHER_FORMATS = ("*.gguf", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.onnx", "consolidated*.safetensors")
 
 
-def weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path, load_format: str = "auto") -> list[Path]:
     """Return the files that hold the weights of the model in the folder `path`, each weight once.
 
+    `load_format` is "safetensors", "pt" (pickled), or "auto": safetensors, and pickled where there are none.
     Raises ModelError if there are none, or if an index names a file that is not there.
     """
-    for single, index, pattern in (
-        ("model.safetensors", "model.safetensors.index.json", "*.safetensors"),
-        ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model*.bin"),
-    ):
+    formats = [load_format] if load_format in _LAYOUTS else list(_LAYOUTS)
+    for single, pattern in (_LAYOUTS[name] for name in formats):
+        index = path / f"{single}.index.json"
         if (path / single).exists():
             return [path / single]
-        if (path / index).exists():
-            return _indexed(path / index)
+        if index.exists():
+            return _indexed(index)
         found = [file for file in sorted(path.glob(pattern)) if not file.name.startswith(("consolidated", "adapter_"))]
         if found:
             return found
+    wanted = ", ".join(_LAYOUTS[name][1] for name in formats)
     others = sorted(file.name for pattern in _OTHER_FORMATS for file in path.glob(pattern))
     hint = f"found only {others[0]}, a format that is not read; convert it" if others else "download the model again"
-    raise ModelError(f"{path} has no weights (*.safetensors, pytorch_model*.bin): {hint}")
+    raise ModelError(f"{path} has no weights ({wanted}; load_format={load_format!r}): {hint}")
 
 
 def check_files(paths: Iterable[Path]) -> None:
