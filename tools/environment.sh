@@ -17,6 +17,7 @@ VENV_PYTHON=.venv/bin/python
 main() {
     "$VENV_PYTHON" -m pip --version >/dev/null 2>&1 || make_venv
     "$VENV_PYTHON" -c 'import torch' 2>/dev/null || install_torch
+    echo "environment: installing vllm and what it needs"
     "$VENV_PYTHON" -m pip install --quiet --editable ".${1:+[$1]}"
 }
 
