@@ -166,7 +166,17 @@ class SamplingParams:
         self.output_kind = RequestOutputKind(self.output_kind)
 
     def _check_counts(self) -> None:
-        for name in ("n", "best_of", "top_k", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs", "seed", "truncate_prompt_tokens"):
+        for name in (
+            "n",
+            "best_of",
+            "top_k",
+            "max_tokens",
+            "min_tokens",
+            "logprobs",
+            "prompt_logprobs",
+            "seed",
+            "truncate_prompt_tokens",
+        ):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -176,19 +186,31 @@ class SamplingParams:
         _require(self.top_k >= -1, "top_k", self.top_k, "at least 1, or 0 or -1 for no limit")
         if self.max_tokens is not None:
             _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
-            _require(self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, f"at most max_tokens={self.max_tokens}")
+            _require(
+                self.min_tokens <= self.max_tokens,
+                "min_tokens",
+                self.min_tokens,
+                f"at most max_tokens={self.max_tokens}",
+            )
         _require(self.min_tokens >= 0, "min_tokens", self.min_tokens, "at least 0")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             _require(value is None or value >= -1, name, value, "at least 0, or -1 for the whole vocabulary")
         if self.truncate_prompt_tokens is not None:
-            _require(self.truncate_prompt_tokens == -1 or self.truncate_prompt_tokens >= 1, "truncate_prompt_tokens", self.truncate_prompt_tokens, "at least 1, or -1 for the context length")
+            _require(
+                self.truncate_prompt_tokens == -1 or self.truncate_prompt_tokens >= 1,
+                "truncate_prompt_tokens",
+                self.truncate_prompt_tokens,
+                "at least 1, or -1 for the context length",
+            )
         if self.seed is not None:
             _require(-(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit integer")
         if self.seed == -1:  # the era's way to say "no seed"
             self.seed = None
         if self.greedy and self.num_samples > 1:
-            raise ValueError(f"n={self.n}, best_of={self.best_of} with temperature={self.temperature}: greedy sampling gives the same output {self.num_samples} times; use n=1 or a temperature above 0")
+            raise ValueError(
+                f"n={self.n}, best_of={self.best_of} with temperature={self.temperature}: greedy sampling gives the same output {self.num_samples} times; use n=1 or a temperature above 0"
+            )
 
     def _check_numbers(self) -> None:
         for name in ("presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "min_p"):
@@ -205,7 +227,12 @@ class SamplingParams:
         _require(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "in [0, 1]")
 
     def _check_tokens(self) -> None:
-        _require(len(self.stop_strings) <= MAX_STOP_STRINGS, "stop", len(self.stop_strings), f"at most {MAX_STOP_STRINGS} strings")
+        _require(
+            len(self.stop_strings) <= MAX_STOP_STRINGS,
+            "stop",
+            len(self.stop_strings),
+            f"at most {MAX_STOP_STRINGS} strings",
+        )
         for name in ("stop", "bad_words"):
             if "" in (getattr(self, name) or ()):
                 raise ValueError(f"{name} must not hold an empty string")
@@ -246,7 +273,9 @@ class BeamSearchParams:
                 raise TypeError(f"{name} must be an integer, got {value!r}")
             _require(value >= 1, name, value, "at least 1")
         _require(self.beam_width <= MAX_N, "beam_width", self.beam_width, f"at most {MAX_N}")
-        _require(math.isfinite(self.temperature) and self.temperature >= 0.0, "temperature", self.temperature, "at least 0")
+        _require(
+            math.isfinite(self.temperature) and self.temperature >= 0.0, "temperature", self.temperature, "at least 0"
+        )
         _require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "finite")
 
 

@@ -1,12 +1,12 @@
 """Weights are windows: a module's parameter is one tensor, parts of which have names in the checkpoint.
 
-    qkv.weight  ┌────────┐  ← "…q_proj.weight"
-                │   q    │
-                ├────────┤  ← "…k_proj.weight"
-                │   k    │
-                ├────────┤  ← "…v_proj.weight"
-                │   v    │
-                └────────┘
+qkv.weight  ┌────────┐  ← "…q_proj.weight"
+            │   q    │
+            ├────────┤  ← "…k_proj.weight"
+            │   k    │
+            ├────────┤  ← "…v_proj.weight"
+            │   v    │
+            └────────┘
 """
 
 from __future__ import annotations

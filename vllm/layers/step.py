@@ -1,6 +1,6 @@
 """The device's side of a batch: everything a layer may need in one forward pass, as one argument.
 
-    T tokens of R rows lie one after another, unpadded; row r owns tokens [first[r], first[r] + count[r]).
+T tokens of R rows lie one after another, unpadded; row r owns tokens [first[r], first[r] + count[r]).
 """
 
 from __future__ import annotations

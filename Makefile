@@ -1,0 +1,50 @@
+# The commands of the README.  Each makes what it needs; a second run takes seconds.
+#   make demo     run a model in the terminal            make test    run the tests
+#   make lint     check style, types and imports         make format  rewrite the code in the house style
+#   make env      make the environment .venv alone       make clean   remove what these commands made
+# PYTHON=python3.12 chooses the interpreter, ARGS="..." is handed on to pytest.
+
+PYTHON ?=
+ARGS ?=
+BIN := .venv/bin
+PACKAGE_STAMP := .venv/.package-installed
+TEST_STAMP := .venv/.test-tools-installed
+INSTALLED_BY := pyproject.toml vllm/version.py tools/environment.sh
+
+.PHONY: demo test lint lint-code lint-types lint-imports format env clean
+
+demo: $(PACKAGE_STAMP)
+	$(BIN)/vllm run "Hello, my name is"
+
+test: $(TEST_STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: lint-code lint-types lint-imports
+
+lint-code: $(TEST_STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+lint-types: $(TEST_STAMP)
+	$(BIN)/mypy
+
+lint-imports: $(TEST_STAMP)
+	$(BIN)/lint-imports
+
+format: $(TEST_STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+env: $(TEST_STAMP)
+
+$(PACKAGE_STAMP): $(INSTALLED_BY)
+	PYTHON="$(PYTHON)" tools/environment.sh
+	@touch $@
+
+$(TEST_STAMP): $(INSTALLED_BY)
+	PYTHON="$(PYTHON)" tools/environment.sh test
+	@touch $@ $(PACKAGE_STAMP)
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find vllm tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,188 @@
+"""A name becomes a folder, or one line that says why not.  No test needs a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, errors
+
+from vllm.errors import ConfigError, ModelError
+from vllm.loader.find import cached_models, find_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No network, an empty cache, and a working directory of the test's own.  Returns the cache."""
+    for name in ("VLLM_MODEL_REDIRECT_PATH", "VLLM_USE_MODELSCOPE"):
+        monkeypatch.delenv(name, raising=False)
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return cache
+
+
+def put_in_cache(cache: Path, name: str, *files: str) -> Path:
+    repository = cache / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    for file in files:
+        (snapshot / file).touch()
+    return snapshot
+
+
+def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("tiny").mkdir()
+    assert find_model("tiny") == Path("tiny")
+    assert find_model(str(tmp_path)) == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_model("~/here") == tmp_path / "here"
+
+
+def test_a_missing_folder_is_refused_with_similar_names() -> None:
+    Path("tiny-llama").mkdir()
+    with pytest.raises(ModelError, match=r"^no such directory: \./tiny-lama\. Similar: tiny-llama$"):
+        find_model("./tiny-lama")
+    with pytest.raises(ModelError, match=r"tiny-lama: no such directory, .* Similar: tiny-llama$"):
+        find_model("tiny-lama")
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "a/b/c", "~/nothing-here", "two words", "../x", "a//b"])
+def test_what_cannot_be_a_repository_is_a_missing_folder(name: str) -> None:
+    with pytest.raises(ModelError, match="^no such directory: "):
+        find_model(name)
+
+
+def test_an_empty_name_is_not_the_working_directory() -> None:
+    with pytest.raises(ModelError, match="name is empty"):
+        find_model("")
+
+
+def test_a_file_is_not_a_model() -> None:
+    Path("model.gguf").touch()
+    with pytest.raises(ModelError, match="model.gguf is a file"):
+        find_model("model.gguf")
+
+
+def test_a_redirected_name_is_read_from_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "redirects"
+    table.write_text(f"org/model {tmp_path}\n")
+    monkeypatch.setenv("VLLM_MODEL_REDIRECT_PATH", str(table))
+    assert find_model("org/model") == tmp_path
+    with pytest.raises(ModelError, match="org/other"):
+        find_model("org/other")
+
+
+def test_an_unreadable_table_of_redirects_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MODEL_REDIRECT_PATH", "/no/such/table")
+    with pytest.raises(ConfigError, match="VLLM_MODEL_REDIRECT_PATH cannot be read"):
+        find_model("org/model")
+
+
+def test_names_from_modelscope_are_refused_but_folders_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "1")
+    assert find_model(str(tmp_path)) == tmp_path
+    with pytest.raises(ModelError, match="ModelScope .* not supported yet"):
+        find_model("org/model")
+
+
+def test_a_cached_model_is_found_without_a_network(offline: Path) -> None:
+    snapshot = put_in_cache(offline, "org/model", "config.json", "model.safetensors")
+    assert find_model("org/model") == snapshot
+    pickled = put_in_cache(offline, "pickled", "config.json", "pytorch_model.bin")
+    assert find_model("pickled") == pickled
+
+
+def test_download_dir_takes_the_place_of_the_cache(tmp_path: Path) -> None:
+    snapshot = put_in_cache(tmp_path / "elsewhere", "org/model", "config.json", "model.safetensors")
+    assert find_model("org/model", download_dir=str(tmp_path / "elsewhere")) == snapshot
+
+
+def test_without_network_the_cached_models_are_named(offline: Path) -> None:
+    put_in_cache(offline, "org/one-model", "config.json")
+    put_in_cache(offline, "gpt", "config.json")
+    assert cached_models(offline) == ["gpt", "org/one-model"]
+    with pytest.raises(ModelError, match=r"org/other: .* cannot be reached .*The cache has: gpt, org/one-model\."):
+        find_model("org/other")
+    with pytest.raises(ModelError, match="revision v2"):
+        find_model("gpt", revision="v2")
+
+
+def test_an_empty_cache_is_said_to_be_empty() -> None:
+    with pytest.raises(ModelError, match="The cache is empty"):
+        find_model("org/model")
+
+
+def test_only_one_copy_of_the_weights_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def download(name: str, **options: Any) -> str:
+        calls.append({"name": name, **options})
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert find_model("org/model", revision="v1", hf_token="secret") == tmp_path
+    assert [call["name"] for call in calls] == ["org/model"] * 2
+    assert all(call["revision"] == "v1" and call["token"] == "secret" for call in calls)
+    assert "*.safetensors" in calls[0]["allow_patterns"] and "pytorch_model*.bin" not in calls[0]["allow_patterns"]
+    assert "pytorch_model*.bin" in calls[1]["allow_patterns"]
+    assert {"consolidated*", "*/*.safetensors"} <= set(calls[0]["ignore_patterns"])
+    (tmp_path / "model.safetensors").touch()
+    find_model("org/model")
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("load_format", "fetched"),
+    [
+        ("safetensors", [{"*.safetensors"}]),
+        ("pt", [{"pytorch_model*.bin"}]),
+        ("dummy", [set()]),
+        ("auto", [{"*.safetensors"}, {"pytorch_model*.bin"}]),
+    ],
+)
+def test_only_weights_of_the_wanted_format_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_format: str, fetched: list[set[str]]
+) -> None:
+    calls: list[set[str]] = []
+
+    def download(_: str, *, allow_patterns: list[str], **__: Any) -> str:
+        calls.append({"*.safetensors", "pytorch_model*.bin"} & set(allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    find_model("org/model", load_format=load_format)
+    assert calls == fetched
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (errors.GatedRepoError, "org/model is gated: accept its terms at https://huggingface.co/org/model"),
+        (errors.RepositoryNotFoundError, "org/model: no such directory, and no such repository"),
+        (errors.RevisionNotFoundError, "org/model has no revision 'v9'"),
+        (errors.IncompleteSnapshotError, "org/model is only partly in the local cache"),
+        (errors.HfHubHTTPError, "org/model cannot be downloaded to .*: first line$"),
+        (OSError, "org/model cannot be downloaded to .*: first line$"),
+    ],
+)
+def test_what_the_hub_answers_becomes_one_line(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception], message: str
+) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        error = kind.__new__(kind)
+        Exception.__init__(error, "first line\nsecond line")
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ModelError, match=message) as error:
+        find_model("org/model", revision="v9")
+    assert "\n" not in str(error.value)

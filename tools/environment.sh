@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Make or complete the virtual environment .venv: an interpreter, a torch that fits the machine, and this package.
+#
+#   tools/environment.sh          the package, editable
+#   tools/environment.sh test     with the tools that tests and checks need
+#
+# PYTHON names the interpreter to use.  On Linux, PyPI's torch brings gigabytes of CUDA libraries; on a machine without
+# an NVIDIA GPU the build for processors is taken from PyTorch's own index instead.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+CPU_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_RANGE='torch>=2.11,<2.14'
+TORCH_NEWEST='torch==2.13.0'
+VENV_PYTHON=.venv/bin/python
+
+main() {
+    "$VENV_PYTHON" -m pip --version >/dev/null 2>&1 || make_venv
+    "$VENV_PYTHON" -c 'import torch' 2>/dev/null || install_torch
+    echo "environment: installing vllm and what it needs"
+    "$VENV_PYTHON" -m pip install --quiet --editable ".${1:+[$1]}"
+}
+
+make_venv() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+            echo "environment: $("$candidate" --version) in .venv"
+            "$candidate" -m venv --clear .venv
+            return
+        fi
+    done
+    echo "environment: ${PYTHON:-python3} is not a Python from 3.11 to 3.13; name one with PYTHON=..." >&2
+    exit 1
+}
+
+install_torch() {
+    if [[ $(uname -s) != Linux ]] || nvidia-smi >/dev/null 2>&1; then
+        echo "environment: installing torch"
+        "$VENV_PYTHON" -m pip install --quiet "$TORCH_RANGE"
+    elif reachable "$CPU_INDEX/torch/"; then
+        echo "environment: installing torch for processors from $CPU_INDEX"
+        "$VENV_PYTHON" -m pip install --quiet "$TORCH_RANGE" --index-url "$CPU_INDEX"
+    else
+        # An index or a folder of pip's own configuration may hold a build for processors; 2.13.0+cpu sorts above 2.13.0.
+        echo "environment: $CPU_INDEX cannot be reached; installing the $TORCH_NEWEST that pip finds"
+        "$VENV_PYTHON" -m pip install --quiet "$TORCH_NEWEST"
+    fi
+}
+
+reachable() {
+    "$VENV_PYTHON" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=3)' "$1" 2>/dev/null
+}
+
+main "$@"

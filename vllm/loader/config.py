@@ -1,0 +1,173 @@
+"""Read a model folder's config.json into a transformers configuration, and generation_config.json into a dict.
+
+Overrides are merged into the file's content before the configuration is built, so that whatever transformers derives
+from it (head sizes, layer types, rope tables) follows them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm.errors import ConfigError, ModelError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Overrides = Mapping[str, Any] | Callable[["PretrainedConfig"], "PretrainedConfig"]
+
+# transformers takes these on construction though its classes no longer declare them.
+_LEGACY_NAMES = ("rope_theta", "rope_scaling", "torch_dtype")
+
+
+def read_config(
+    path: Path, *, trust_remote_code: bool = False, hf_overrides: Overrides | None = None, revision: str | None = None
+) -> PretrainedConfig:
+    """Return the configuration of the model in the folder `path`.
+
+    `hf_overrides` is a mapping that is merged into config.json, or a function from the configuration to a changed
+    one.  With `trust_remote_code` a configuration class that comes with the model is used where transformers has
+    none; `revision` is the revision of that code when it lives in another repository.
+    Raises ModelError if the file is missing, damaged or not understood, ConfigError for an override without effect.
+    """
+    raw = _read_model_json(path)
+    overrides = dict(hf_overrides) if isinstance(hf_overrides, Mapping) else {}
+    model_type = overrides.get("model_type", raw.get("model_type"))
+    config_class = _config_class(path, raw, model_type, trust_remote_code, revision)
+    config = _build(path, config_class, _merged(raw, overrides, config_class, "hf_overrides"))
+    if callable(hf_overrides):
+        config = hf_overrides(config)
+    if not getattr(config, "architectures", None):
+        raise ModelError(
+            f"{path}/config.json names no `architectures`; add the model's class name, "
+            "for instance with hf_overrides={'architectures': ['LlamaForCausalLM']}"
+        )
+    return config
+
+
+def read_generation_config(path: Path) -> dict[str, Any]:
+    """Return the content of generation_config.json; an empty dict if the model comes without one."""
+    file = path / "generation_config.json"
+    return _read_object(file) if file.exists() else {}
+
+
+def _read_model_json(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    if file.exists():
+        return _read_object(file)
+    if (path / "adapter_config.json").exists():
+        raise ModelError(f"{path} is an adapter, not a model; pass the model that it was trained on")
+    if not path.is_dir():
+        raise ModelError(f"no such directory: {path}")
+    below = sorted(entry.parent.name for entry in path.glob("*/config.json"))
+    hint = f"; did you mean its subfolder {below[0]}?" if below else "; a model folder has one beside its weights"
+    raise ModelError(f"{path} has no config.json{hint}")
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{file} is not JSON ({error}); fetch it again") from error
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} holds a {type(content).__name__} instead of an object; fetch it again")
+    return content
+
+
+def _config_class(
+    path: Path, raw: dict[str, Any], model_type: Any, trust_remote_code: bool, revision: str | None
+) -> type[PretrainedConfig]:
+    import transformers
+
+    known = transformers.CONFIG_MAPPING
+    if isinstance(model_type, str) and model_type in known:
+        return known[model_type]
+    auto_map = raw.get("auto_map")
+    reference = auto_map.get("AutoConfig") if isinstance(auto_map, dict) else None
+    if reference is not None and trust_remote_code:
+        return _remote_class(path, reference, revision)
+    if reference is not None:
+        raise ModelError(
+            f"{path}: the model type {model_type!r} is defined by code that comes with the model ({reference}); "
+            "read that code, then pass trust_remote_code=True to run it"
+        )
+    if not isinstance(model_type, str):
+        raise ModelError(f"{path}/config.json names no `model_type`; is it the configuration of a language model?")
+    raise ModelError(
+        f"{path}: the model type {model_type!r} is not known to transformers {transformers.__version__}."
+        f"{did_you_mean(model_type, known)} A newer transformers may know it"
+    )
+
+
+def _remote_class(path: Path, reference: str, revision: str | None) -> type[PretrainedConfig]:
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    try:
+        return get_class_from_dynamic_module(reference, str(path), code_revision=revision)
+    except Exception as error:  # the model's own code may raise anything
+        raise ModelError(f"{path}: the model's own code {reference} cannot be loaded: {_last_line(error)}") from error
+
+
+def _build(path: Path, config_class: type[PretrainedConfig], content: dict[str, Any]) -> PretrainedConfig:
+    try:
+        return config_class.from_dict({**content, "name_or_path": str(path)})
+    except Exception as error:  # each class validates in its own way, with its own exceptions
+        name = config_class.__name__
+        raise ModelError(f"{path}/config.json is not a valid {name}: {_last_line(error)}") from error
+
+
+def _merged(raw: dict[str, Any], overrides: dict[str, Any], config_class: Any, where: str) -> dict[str, Any]:
+    """Return `raw` with `overrides` put in; the configurations of a multimodal model's parts are merged likewise."""
+    parts = getattr(config_class, "sub_configs", {})
+    merged = _without_overridden_rope(raw, overrides, where)
+    for key, value in overrides.items():
+        _check_declared(key, raw, config_class, where)
+        if key in parts and isinstance(value, Mapping):
+            value = _merged(dict(raw.get(key) or {}), dict(value), parts[key], f"{where}[{key!r}]")
+        merged[key] = value
+    return merged
+
+
+def _check_declared(key: str, raw: dict[str, Any], config_class: Any, where: str) -> None:
+    parameters = inspect.signature(config_class.__init__).parameters
+    closed = hasattr(config_class, "attribute_map")  # an "auto" part takes its class from its content
+    if not closed or key in raw or key in parameters or key in _LEGACY_NAMES or hasattr(config_class, key):
+        return
+    hint = did_you_mean(key, [*raw, *parameters])
+    raise ConfigError(f"{where} has {key!r}, which {config_class.__name__} does not know.{hint}")
+
+
+def _without_overridden_rope(raw: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return `raw` without the rope entries that would win over those in `overrides`.
+
+    A rotary embedding is written in two ways: `rope_theta` beside `rope_scaling` (old), or both in `rope_parameters`.
+    transformers prefers one of them silently, and falls back to its own theta when the preferred one has none.  The
+    override must win in either spelling, and the checkpoint's theta must stay unless it is overridden.
+    """
+    spellings = {"rope_theta", "rope_scaling", "rope_parameters"}
+    if not spellings & set(overrides):
+        return dict(raw)
+    rope = raw.get("rope_parameters") or {}
+    if any(isinstance(value, dict) for value in rope.values()):  # one rope per kind of layer
+        if "rope_parameters" in overrides:
+            return dict(raw)
+        raise ConfigError(f"{where}: the model has a rope per kind of layer, {list(rope)}; override rope_parameters")
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"} or raw.get("rope_scaling")
+    kept = {key: value for key, value in raw.items() if key not in spellings}
+    theta = rope.get("rope_theta", raw.get("rope_theta"))
+    if theta is not None:
+        kept["rope_theta"] = theta
+    if scaling and not {"rope_scaling", "rope_parameters"} & set(overrides):
+        kept["rope_scaling"] = scaling
+    return kept
+
+
+def _last_line(error: Exception) -> str:
+    """Return what an exception says at its end: validation errors of transformers put the cause last."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

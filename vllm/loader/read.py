@@ -1,0 +1,235 @@
+"""Read a model folder's weights: which files, whether they are whole, and their tensors one at a time.
+
+    model.safetensors   ┌────────┬──────────────────────────────────────────┬──────────────────────┐
+                        │ length │ header: JSON, name → dtype, shape, place  │ the tensors' bytes   │
+                        └────────┴──────────────────────────────────────────┴──────────────────────┘
+                         8 bytes   `length` bytes                             as the header promises
+
+The files are mapped into memory, never read into it: a tensor's pages are loaded when it is copied and can be dropped
+right after.  Safetensors files are preferred; pickled ones are read only as plain tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vllm.errors import ModelError
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
+_LAYOUTS = {  # load_format: the name of an unsplit file, the pattern of all files
+    "safetensors": ("model.safetensors", "*.safetensors"),
+    "pt": ("pytorch_model.bin", "pytorch_model*.bin"),
+}
+_OTHER_FORMATS = ("*.gguf", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.onnx", "consolidated*.safetensors")
+
+
+def weight_files(path: Path, load_format: str = "auto") -> list[Path]:
+    """Return the files that hold the weights of the model in the folder `path`, each weight once.
+
+    `load_format` is "safetensors", "pt" (pickled), or "auto": safetensors, and pickled where there are none.
+    Raises ModelError if there are none, or if an index names a file that is not there.
+    """
+    formats = [load_format] if load_format in _LAYOUTS else list(_LAYOUTS)
+    for single, pattern in (_LAYOUTS[name] for name in formats):
+        index = path / f"{single}.index.json"
+        if (path / single).exists():
+            return [path / single]
+        if index.exists():
+            return _indexed(index)
+        found = [file for file in sorted(path.glob(pattern)) if not file.name.startswith(("consolidated", "adapter_"))]
+        if found:
+            return found
+    wanted = ", ".join(_LAYOUTS[name][1] for name in formats)
+    others = sorted(file.name for pattern in _OTHER_FORMATS for file in path.glob(pattern))
+    hint = f"found only {others[0]}, a format that is not read; convert it" if others else "download the model again"
+    raise ModelError(f"{path} has no weights ({wanted}; load_format={load_format!r}): {hint}")
+
+
+def check_files(paths: Iterable[Path]) -> None:
+    """Check that every file is as long as its header promises.  Takes microseconds and reads no weights.
+
+    Raises ModelError that names the first file that is not whole.
+    """
+    for path in paths:
+        if path.suffix == ".safetensors":
+            _check_safetensors(path)
+        else:
+            _check_pickle(path)
+
+
+def tensors(paths: Sequence[Path], *, progress: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and tensor of everything in the files, one at a time, in the order of the file.
+
+    A safetensors file's tensors are views of the mapped file: copy what must outlive the iteration step.
+    """
+    kind = "safetensors" if paths and paths[0].suffix == ".safetensors" else "pt"
+    files = tqdm(paths, desc=f"Loading {kind} checkpoint shards", disable=not progress, unit="file")
+    for path in files:
+        yield from _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+
+
+def weights_bytes(paths: Iterable[Path]) -> dict[torch.dtype, int]:
+    """Return the bytes of the weights by dtype, from headers alone; divided by the dtype's itemsize: parameters."""
+    totals: Counter[torch.dtype] = Counter()
+    for path in paths:
+        for dtype, num_elements in _inventory(path):
+            totals[dtype] += num_elements * dtype.itemsize
+    return dict(totals)
+
+
+def _indexed(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index} is damaged: it has no readable `weight_map`; fetch it again") from error
+    if outside := [name for name in names if Path(name).name != name]:
+        raise ModelError(f"{index} names {outside[0]!r}, which is not a file of its own folder")
+    if missing := [name for name in names if not (index.parent / name).exists()]:
+        raise ModelError(
+            f"{index.name} names {len(names)} files, of which {len(missing)} are missing: {abbreviate(missing)}; "
+            f"download the model in {index.parent} again"
+        )
+    return [index.parent / name for name in names]
+
+
+def abbreviate(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names as one string, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _check_safetensors(path: Path) -> None:
+    header, start = _read_header(path)
+    try:
+        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: the header is damaged; delete the file and fetch it again") from error
+    promised, size = start + max(ends, default=0), path.stat().st_size
+    if size < promised:
+        raise ModelError(
+            f"{path}: file is {size:,} bytes, its header promises {promised:,}: incomplete download; "
+            "delete it and fetch it again"
+        )
+    if size > promised:
+        raise ModelError(
+            f"{path}: file is {size:,} bytes, its header promises {promised:,}: damaged; delete it and fetch it again"
+        )
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return a safetensors file's header and where its tensors begin."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        if first == b"version ":  # the first line of the text that stands for the file in a Git repository
+            raise ModelError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
+        length = int.from_bytes(first, "little")
+        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            raise ModelError(
+                f"{path}: file is {size:,} bytes, its header claims {length:,} (at most {MAX_HEADER_BYTES:,} are "
+                "read): incomplete download, or not a safetensors file; delete it and fetch it again"
+            )
+        content = file.read(length)
+    try:
+        header = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: the header is not JSON; delete the file and fetch it again") from error
+    if not isinstance(header, dict):
+        raise ModelError(f"{path}: the header is not an object; delete the file and fetch it again")
+    return header, 8 + length
+
+
+def _check_pickle(path: Path) -> None:
+    if zipfile.is_zipfile(path) or _is_old_pickle(path):
+        return
+    size = path.stat().st_size
+    raise ModelError(
+        f"{path}: file is {size:,} bytes and not a whole torch archive: incomplete download; "
+        "delete it and fetch it again"
+    )
+
+
+def _is_old_pickle(path: Path) -> bool:
+    """Whether the file is of the kind that torch wrote before version 1.6, without an archive around it."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x80\x02"
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.offset_keys():
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise ModelError(f"{path}: {error}; delete the file and fetch it again") from error
+
+
+def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
+    content = _load_pickle(path, device="cpu")
+    while content:
+        name = next(iter(content))
+        yield name, content.pop(name)
+
+
+def _load_pickle(path: Path, device: str) -> dict[str, Tensor]:
+    """Load a pickled state dict.  Only tensors and plain containers are unpickled: the file can run no code."""
+    try:
+        content = torch.load(path, map_location=device, weights_only=True, mmap=not _is_old_pickle(path))
+    except Exception as error:  # torch and pickle raise RuntimeError, UnpicklingError, EOFError, ...
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{path} cannot be read as plain tensors: {reason}; fetch it again, or convert it to safetensors"
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds a {type(content).__name__} instead of a dict of tensors")
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            raise ModelError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor; save the state dict alone")
+    return dict(content)
+
+
+def _inventory(path: Path) -> Iterator[tuple[torch.dtype, int]]:
+    """Yield dtype and number of elements of every tensor of a file."""
+    if path.suffix != ".safetensors":
+        yield from ((tensor.dtype, tensor.numel()) for tensor in _load_pickle(path, device="meta").values())
+        return
+    header, _ = _read_header(path)
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype = _DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise ModelError(f"{path}: {name} is stored as {entry['dtype']}, which is not read; convert the model")
+        start, end = entry["data_offsets"]
+        yield dtype, (end - start) // dtype.itemsize
