@@ -15,7 +15,7 @@ from typing import Protocol
 from vllm.inputs.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"  # what a decoder puts where bytes are not UTF-8
-_CONTEXT = 6  # prompt tokens before the first window; enough for a decoder to know that a text has begun
+_MAX_CONTEXT = 16  # prompt tokens to look at for whole characters before the first window
 _MAX_PENDING = 8  # tokens a window waits for the rest of a character; a character has four bytes at most
 
 
@@ -97,9 +97,7 @@ class WindowStream:
         self._tokenizer = tokenizer
         self._skip = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._pending: list[int] = []
-        self._context = [token for token in prompt_token_ids[-4 * _CONTEXT :] if token not in self._skip][-_CONTEXT:]
-        while self._context and self._decode(self._context).endswith(REPLACEMENT):
-            self._context.pop()
+        self._context = self._last_characters(prompt_token_ids)
         self._base = self._decode(self._context)
 
     def step(self, token_id: int) -> str:
@@ -107,12 +105,26 @@ class WindowStream:
             return ""
         self._pending.append(token_id)
         text = self._decode(self._context + self._pending)
-        if text.endswith(REPLACEMENT) and len(self._pending) < _MAX_PENDING:
+        unclear = len(text) <= len(self._base) or text.endswith(REPLACEMENT)  # some decoders drop half a character
+        if unclear and len(self._pending) < _MAX_PENDING:
             return ""
         return self._release(text)
 
     def flush(self) -> str:
         return self._release(self._decode(self._context + self._pending)) if self._pending else ""
+
+    def _last_characters(self, prompt_token_ids: Sequence[int]) -> list[int]:
+        """Return the shortest run of tokens at the prompt's end that is whole characters.
+
+        Where the prompt ends inside a character, that character's tokens are left out: they must not show.
+        """
+        tail = [token for token in prompt_token_ids[-2 * _MAX_CONTEXT :] if token not in self._skip][-_MAX_CONTEXT:]
+        for end in range(len(tail), max(0, len(tail) - 4), -1):
+            for start in range(end - 1, -1, -1):
+                text = self._decode(tail[start:end])
+                if text and REPLACEMENT not in text:
+                    return tail[start:end]
+        return []
 
     def _release(self, text: str) -> str:
         new = text[len(self._base) :]

@@ -99,7 +99,6 @@ class FastTokenizer:
         self.byte_rule = byte_rule(backend)
         self._bytes: dict[int, bytes] = {}
         self._texts: dict[int, str] = {}
-        self._word = backend.encode(_WORD, add_special_tokens=False).ids
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return self.encode_batch([text], add_special_tokens)[0]
@@ -122,7 +121,7 @@ class FastTokenizer:
             if self.byte_rule is not None:
                 text = self.token_bytes(token_id).decode("utf-8", "replace")
             else:
-                text = _text_after(self, self._word, token_id)
+                text = _text_after(self, token_id)
             self._texts[token_id] = text
         return text
 
@@ -148,7 +147,6 @@ class SlowTokenizer:
         self.special_ids = frozenset(hf.all_special_ids)
         self.vocab_size = len(hf)
         self._texts: dict[int, str] = {}
-        self._word = self.encode(_WORD, add_special_tokens=False)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         _check_text(text)
@@ -163,15 +161,16 @@ class SlowTokenizer:
 
     def token_text(self, token_id: int) -> str:
         if token_id not in self._texts:
-            self._texts[token_id] = _text_after(self, self._word, token_id)
+            self._texts[token_id] = _text_after(self, token_id)
         return self._texts[token_id]
 
     def token_bytes(self, token_id: int) -> bytes:
         raise NotImplementedError("a slow tokenizer has no byte rule")
 
 
-def _text_after(tokenizer: Tokenizer, word: list[int], token_id: int) -> str:
+def _text_after(tokenizer: Tokenizer, token_id: int) -> str:
     """Return what a token adds after an ordinary word: alone, many decoders would strip its space."""
+    word = tokenizer.encode(_WORD, add_special_tokens=False)
     before = tokenizer.decode(word, skip_special_tokens=False)
     both = tokenizer.decode([*word, token_id], skip_special_tokens=False)
     return both[len(before) :] if both.startswith(before) else tokenizer.decode([token_id], skip_special_tokens=False)
