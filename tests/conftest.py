@@ -1,0 +1,83 @@
+"""Tokenizers that more than one room's tests need: trained on the spot, saved the way a checkpoint carries them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CORPUS = """
+The tide came in twice a day and nobody in the village thought about it. Fishermen's boats rose and fell with it, the
+clock on the church didn't care, and children learned to count the hours between two waters before they could read.
+Reading came later: first the names on the boats, then the prices at the market (3 for 10, 12 for 35), then letters.
+“Naïve?” asked the teacher. “Perhaps; but they don't forget.” Der Müller mahlt früh, le pêcheur rentre tôt.
+Числа и слова: раз, два, три. 潮水每天来两次。 def tide(hour): return hour % 12 < 6  # high?
+""".strip().split("\n")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Kind of tokenizer → a folder with tokenizer.json and tokenizer_config.json."""
+    makers = {"byte level": _byte_level, "sentencepiece": _sentencepiece, "wordpiece": _wordpiece}
+    folders = {}
+    for kind, make in makers.items():
+        folders[kind] = tmp_path_factory.mktemp(kind.replace(" ", "-"))
+        make().save_pretrained(folders[kind])
+    return folders
+
+
+def _byte_level() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|end|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>")
+
+
+def _sentencepiece() -> Any:
+    """BPE over ▁words with byte fallback, and a begin token, as Llama has it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, limit_alphabet=60, show_progress=False)
+    backend.train_from_iterator(CORPUS, trainer)
+    whole = Tokenizer.from_str(_with_plain_bytes(backend.to_str()))
+    whole.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=whole, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def _with_plain_bytes(tokenizer_json: str) -> str:
+    """Training made the byte tokens special; in checkpoints they are ordinary entries of the vocabulary."""
+    import json
+
+    state = json.loads(tokenizer_json)
+    state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<0x")]
+    return json.dumps(state)
+
+
+def _wordpiece() -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=["[UNK]", "[SEP]"], show_progress=False)
+    backend.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", eos_token="[SEP]")

@@ -1,0 +1,82 @@
+"""Every shape of prompt, and every mistake that shows without a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vllm import TextPrompt, TokensPrompt
+from vllm.errors import RequestError
+from vllm.inputs.prompts import Prompt, parse_prompts
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [
+        ("hello", [Prompt("hello")]),
+        (["a", "b"], [Prompt("a"), Prompt("b")]),
+        (("a", "b"), [Prompt("a"), Prompt("b")]),
+        ([1, 2, 3], [Prompt(token_ids=[1, 2, 3])]),
+        ([[1, 2], [3]], [Prompt(token_ids=[1, 2]), Prompt(token_ids=[3])]),
+        ({"prompt": "a"}, [Prompt("a")]),
+        ({"prompt_token_ids": [5]}, [Prompt(token_ids=[5])]),
+        (TextPrompt(prompt="a", cache_salt="s", multi_modal_data=None), [Prompt("a", cache_salt="s")]),
+        ([TokensPrompt(prompt_token_ids=[5], prompt="five"), "six", [7]],
+         [Prompt("five", [5]), Prompt("six"), Prompt(token_ids=[7])]),
+        ([np.int64(3), np.int32(4)], [Prompt(token_ids=[3, 4])]),
+        ("", [Prompt("")]),
+    ],
+)  # fmt: skip
+def test_one_or_many_prompts_become_a_list(given: Any, parsed: list[Prompt]) -> None:
+    assert parse_prompts(given) == parsed
+
+
+def test_the_older_keyword_gives_token_ids() -> None:
+    assert parse_prompts(prompt_token_ids=[1, 2]) == [Prompt(token_ids=[1, 2])]
+    assert parse_prompts(prompt_token_ids=[[1], [2]]) == [Prompt(token_ids=[1]), Prompt(token_ids=[2])]
+    assert parse_prompts(["one", "two"], prompt_token_ids=[[1], [2]]) == [Prompt("one", [1]), Prompt("two", [2])]
+    assert parse_prompts("one", prompt_token_ids=[1]) == [Prompt("one", [1])]
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "words"),
+    [
+        (parse_prompts, TypeError, "no prompt"),
+        (lambda: parse_prompts(5), TypeError, "int 5"),
+        (lambda: parse_prompts(b"abc"), TypeError, "bytes"),
+        (lambda: parse_prompts([]), RequestError, "empty list"),
+        (lambda: parse_prompts(["a", None]), TypeError, "prompt 1 .* NoneType"),
+        (lambda: parse_prompts(["a", 5]), TypeError, "prompt 1 .* int 5"),
+        (lambda: parse_prompts(["a", b"b"]), TypeError, "prompt 1 .* bytes"),
+        (lambda: parse_prompts([1, "a"]), TypeError, "prompt 0 .* index 1 .* 'a'"),
+        (lambda: parse_prompts([1, 2.0]), TypeError, "index 1 .* float"),
+        (lambda: parse_prompts([[1], [True]]), TypeError, "prompt 1 .* index 0 .* bool"),
+        (lambda: parse_prompts([["a", "b"]]), TypeError, "prompt 0 .* index 0 .* 'a'"),
+        (lambda: parse_prompts([[[1]]]), TypeError, "prompt 0 .* index 0 .* list"),
+        (lambda: parse_prompts([[1], []]), RequestError, "prompt 1 is empty"),
+        (lambda: parse_prompts({"prompt_token_ids": []}), RequestError, "prompt 0 is empty"),
+        (lambda: parse_prompts({"prompt_token_ids": "12"}), TypeError, "prompt_token_ids.* str '12'"),
+        (lambda: parse_prompts({"prompt": 3}), TypeError, "'prompt' must be a text"),
+        (lambda: parse_prompts({}), RequestError, "neither"),
+        (lambda: parse_prompts({"promt": "a"}), RequestError, "promt.*Did you mean 'prompt'"),
+        (lambda: parse_prompts({"prompt": "a", "cache_salt": ""}), RequestError, "cache_salt"),
+        (lambda: parse_prompts(["a", {"prompt": "b", "multi_modal_data": {"image": 1}}]), RequestError,
+         "prompt 1 has 'multi_modal_data': the model takes text only"),
+        (lambda: parse_prompts({"encoder_prompt": "a", "decoder_prompt": "b"}), RequestError, "encoder_prompt"),
+        (lambda: parse_prompts(["a"], prompt_token_ids=[[1], [2]]), RequestError, "1 prompts but 2"),
+        (lambda: parse_prompts(prompt_token_ids=["a"]), TypeError, r"prompt_token_ids\[0\]"),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_the_position_and_the_value(call: Callable[[], Any], kind: type, words: str) -> None:
+    with pytest.raises(kind, match=words):
+        call()
+
+
+def test_a_prompt_does_not_share_the_callers_list() -> None:
+    ids = [1, 2]
+    (prompt,) = parse_prompts(ids)
+    ids.append(3)
+    assert prompt.token_ids == [1, 2]

@@ -1,0 +1,239 @@
+"""From prompts and parameters to engine requests: tokenized, checked, with defaults filled in.
+
+Everything is checked before the first request runs, so that a call either starts whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.errors import RequestError
+from vllm.inputs.prompts import Prompt
+from vllm.inputs.tokenizer import Tokenizer
+from vllm.messages import EngineRequest
+from vllm.sampling_params import BeamSearchParams, SamplingParams
+
+Params = SamplingParams | BeamSearchParams
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may ask of this model."""
+
+    vocab_size: int
+    """The model's, which may have more entries than the tokenizer."""
+    max_model_len: int
+    max_logprobs: int = 20
+    """Most log-probabilities per position; -1: the whole vocabulary."""
+
+
+def find_eos_token_ids(
+    generation_config: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer | None
+) -> tuple[int, ...]:
+    """Return the model's end tokens: the tokenizer's, and those of generation_config.json, else of config.json."""
+    stored = generation_config.get("eos_token_id")
+    if stored is None:
+        stored = config.get("eos_token_id")
+    listed = [] if stored is None else [stored] if isinstance(stored, int) else list(stored)
+    own = tokenizer.eos_token_id if tokenizer is not None else None
+    return tuple(dict.fromkeys(([] if own is None else [own]) + listed))
+
+
+class Preparer:
+    """Makes the engine requests of one model.  Requests are numbered from 0 in the order they are prepared."""
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, limits: Limits, *, eos_token_ids: tuple[int, ...] = (), seed: int = 0
+    ) -> None:
+        """`tokenizer` is None for an engine that takes and gives token ids only; `seed` is the engine's."""
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self.eos_token_ids = eos_token_ids
+        self.seed = seed
+        self._numbers = itertools.count()
+
+    def prepare(
+        self,
+        prompts: Sequence[Prompt],
+        params: Params | Sequence[Params],
+        *,
+        priority: Sequence[int] | None = None,
+        request_ids: Sequence[str] | None = None,
+    ) -> list[EngineRequest]:
+        """Return one request per prompt.  `params` is for all of them, or a list with one for each.
+
+        Raises RequestError naming the prompt's position; then no request has been made.
+        """
+        each = _one_each("sampling params", params, len(prompts))
+        priorities = [0] * len(prompts) if priority is None else _one_each("priorities", priority, len(prompts))
+        ids = None if request_ids is None else _one_each("request ids", request_ids, len(prompts))
+        for param in {id(param): param for param in each}.values():
+            self._check_params(param)
+        words = {id(param): self._bad_words(param) for param in each}
+        token_ids = self._tokenize(prompts)
+        cut = [_truncated(tokens, param, self.limits) for tokens, param in zip(token_ids, each, strict=True)]
+        for position, tokens in enumerate(cut):
+            self._check_tokens(tokens, position)
+        arrival = time.monotonic()
+        requests = []
+        for i, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
+            number = next(self._numbers)
+            requests.append(
+                EngineRequest(
+                    id=str(number) if ids is None else ids[i],
+                    token_ids=cut[i],
+                    params=_shared_params(param),
+                    prompt=prompt.text,
+                    beam=param if isinstance(param, BeamSearchParams) else None,
+                    eos_token_ids=self.eos_token_ids,
+                    seed=self._seed_of(param, number),
+                    priority=priorities[i],
+                    arrival=arrival,
+                    cache_salt=prompt.cache_salt,
+                    bad_words_ids=words[id(param)],
+                )
+            )
+        return requests
+
+    def _tokenize(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Tokenize the texts, all with the same treatment of special tokens in one go."""
+        result = [prompt.token_ids or [] for prompt in prompts]
+        texts = [position for position, prompt in enumerate(prompts) if prompt.token_ids is None]
+        if texts and self.tokenizer is None:
+            raise RequestError(
+                f"prompt {texts[0]} is a text, but the engine runs without a tokenizer; give prompt_token_ids", "prompt"
+            )
+        for special in (True, False):
+            chosen = [position for position in texts if prompts[position].add_special_tokens is special]
+            if not chosen or self.tokenizer is None:
+                continue
+            encoded = self.tokenizer.encode_batch([prompts[i].text or "" for i in chosen], special)
+            for position, tokens in zip(chosen, encoded, strict=True):
+                result[position] = tokens
+        return result
+
+    def _check_tokens(self, tokens: list[int], position: int) -> None:
+        limits = self.limits
+        if not tokens:
+            raise RequestError(f"prompt {position} is empty: it has no tokens; give at least one", "prompt")
+        room = limits.max_model_len - 1
+        if len(tokens) > room:
+            raise RequestError(
+                f"prompt {position} has {len(tokens):,} tokens, but max_model_len={limits.max_model_len} leaves room "
+                f"for {room:,}; shorten it, set truncate_prompt_tokens, or raise max_model_len",
+                "prompt",
+            )
+        if min(tokens) < 0 or max(tokens) >= limits.vocab_size:
+            index, token = next((i, t) for i, t in enumerate(tokens) if not 0 <= t < limits.vocab_size)
+            raise RequestError(
+                f"prompt {position} has token id {token} at index {index}, but the model's vocabulary has "
+                f"{limits.vocab_size:,} entries; give ids from 0 to {limits.vocab_size - 1}",
+                "prompt_token_ids",
+            )
+
+    def _check_params(self, params: Params) -> None:
+        if isinstance(params, BeamSearchParams):
+            if params.beam_width > self.limits.vocab_size:
+                raise RequestError(
+                    f"beam_width={params.beam_width} is more than the vocabulary of {self.limits.vocab_size} entries",
+                    "beam_width",
+                )
+            return
+        if not isinstance(params, SamplingParams):
+            raise TypeError(f"sampling_params must be SamplingParams or BeamSearchParams, got {params!r}")
+        for name in ("allowed_token_ids", "stop_token_ids", "logit_bias"):
+            self._check_ids(name, getattr(params, name) or ())
+        for name in ("logprobs", "prompt_logprobs"):
+            self._check_logprobs(name, getattr(params, name))
+        if self.tokenizer is None:
+            for name in ("stop", "bad_words"):
+                if getattr(params, name):
+                    raise RequestError(
+                        f"{name} needs a tokenizer, and the engine runs without one; use token ids", name
+                    )
+
+    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
+        for token in ids:
+            if not 0 <= token < self.limits.vocab_size:
+                raise RequestError(
+                    f"{name} holds token id {token}, but the model's vocabulary has {self.limits.vocab_size:,} entries",
+                    name,
+                )
+
+    def _check_logprobs(self, name: str, wanted: int | None) -> None:
+        limits = self.limits
+        if wanted is None:
+            return
+        if wanted > limits.vocab_size:
+            raise RequestError(f"{name}={wanted} is more than the vocabulary of {limits.vocab_size:,} entries", name)
+        count = limits.vocab_size if wanted == -1 else wanted
+        if limits.max_logprobs != -1 and count > limits.max_logprobs:
+            what = f"the whole vocabulary, {count:,} entries," if wanted == -1 else f"{count:,}"
+            raise RequestError(
+                f"{name}={wanted} asks for {what} per position, but max_logprobs={limits.max_logprobs}; ask for fewer, "
+                "or raise max_logprobs",
+                name,
+            )
+
+    def _bad_words(self, params: Params) -> list[list[int]]:
+        if isinstance(params, BeamSearchParams) or not params.bad_words or self.tokenizer is None:
+            return []
+        variants = [ids for word in params.bad_words for ids in spellings(word, self.tokenizer)]
+        for ids in variants:
+            self._check_ids("bad_words", ids)
+        return variants
+
+    def _seed_of(self, params: Params, number: int) -> int:
+        if isinstance(params, SamplingParams) and params.seed is not None:
+            return params.seed
+        digest = hashlib.blake2b(f"{self.seed}:{number}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1  # 63 bits: a signed 64-bit integer for everyone
+
+
+def spellings(word: str, tokenizer: Tokenizer) -> list[list[int]]:
+    """Return the ways a vocabulary spells a word: at the start of a text, after a space, and inside another word."""
+    bare = word.strip(" ")
+    if not bare:
+        raise RequestError(f"bad_words holds {word!r}, which has no letter; give a word", "bad_words")
+    start, spaced, line, inside = tokenizer.encode_batch([bare, f" {bare}", "\n", f"\n{bare}"], False)
+    found = [start, spaced]
+    if inside[: len(line)] == line:
+        found.append(inside[len(line) :])  # after a line break no tokenizer adds a space of its own
+    unique = [list(ids) for ids in dict.fromkeys(map(tuple, found)) if ids]
+    if not unique:
+        raise RequestError(f"bad_words holds {word!r}, which this tokenizer has no tokens for", "bad_words")
+    return unique
+
+
+def _one_each(name: str, values: Any, num_prompts: int) -> list[Any]:
+    """Return a list with a value per prompt; a single value is for all."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        return [values] * num_prompts
+    if len(values) != num_prompts:
+        raise RequestError(f"{num_prompts} prompts but {len(values)} {name}; give one for all, or one for each")
+    return list(values)
+
+
+def _truncated(tokens: list[int], params: Params, limits: Limits) -> list[int]:
+    keep = None if isinstance(params, BeamSearchParams) else params.truncate_prompt_tokens
+    if keep is None:
+        return tokens
+    return tokens[-(limits.max_model_len - 1 if keep == -1 else keep) :]
+
+
+def _shared_params(params: Params) -> SamplingParams:
+    """A beam search's part that every request has."""
+    if isinstance(params, SamplingParams):
+        return params
+    return SamplingParams(
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        ignore_eos=params.ignore_eos,
+        skip_special_tokens=params.skip_special_tokens,
+        include_stop_str_in_output=params.include_stop_str_in_output,
+    )
