@@ -42,11 +42,17 @@ def build(config: Any, dtype: torch.dtype, device: torch.device, max_model_len: 
 
 def spec_of(config: Any) -> DecoderSpec:
     """Return the spec of a transformers config.  Raises ModelError for what is not supported."""
+    known = architecture_of(config)
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"{known}: quantized weights are not supported; use a checkpoint without quantization_config")
+    return ARCHITECTURES[known](config)
+
+
+def architecture_of(config: Any) -> str:
+    """Return the name of the config's architecture.  Raises ModelError if it is not supported."""
     names = list(config.architectures or ())
     known = next((name for name in names if name in ARCHITECTURES), None)
     if known is None:
         hint = did_you_mean(names[0], ARCHITECTURES) if names else " The config names no architecture."
         raise ModelError(f"architectures={names} are not supported; known are {', '.join(ARCHITECTURES)}.{hint}")
-    if getattr(config, "quantization_config", None):
-        raise ModelError(f"{known}: quantized weights are not supported; use a checkpoint without quantization_config")
-    return ARCHITECTURES[known](config)
+    return known

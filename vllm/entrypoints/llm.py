@@ -1,0 +1,233 @@
+"""`LLM`: a model to call from Python, without a server."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vllm.config import EngineArgs
+from vllm.engine.core import LLMEngine
+from vllm.errors import ConfigError
+from vllm.inputs.chat import ChatOptions
+from vllm.inputs.prepare import Params
+from vllm.inputs.prompts import Prompt, PromptType, parse_prompts
+from vllm.inputs.tokenizer import hf_tokenizer
+from vllm.messages import EngineRequest
+from vllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
+from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
+
+Priorities = int | list[int] | None
+
+
+class LLM:
+    """A model with its tokenizer and its cache.
+
+    >>> from vllm import LLM, SamplingParams
+    >>> llm = LLM()  # the tiny model inside the package; else a folder or a name on the Hub
+    >>> (output,) = llm.generate("Hello, my name is", SamplingParams(temperature=0, max_tokens=5), use_tqdm=False)
+    >>> len(output.outputs[0].token_ids)
+    5
+    >>> llm.close()
+    """
+
+    def __init__(self, model: str | Path = "", tokenizer: str | Path | None = None, **options: Any) -> None:
+        """Load a model.  Options are the fields of `EngineArgs`.
+
+        Raises TypeError for an unknown option, ConfigError for one that cannot work, ModelError for a model that is
+        missing, damaged or not supported.
+        """
+        tokenizer = None if tokenizer is None else str(tokenizer)
+        self.llm_engine = LLMEngine.from_engine_args(
+            EngineArgs.from_kwargs(model=str(model), tokenizer=tokenizer, **options), progress=True
+        )
+        self._ids = itertools.count()
+        self._renderer = self.llm_engine.chat_renderer()
+
+    @classmethod
+    def from_engine_args(cls, args: EngineArgs) -> LLM:
+        return cls(**{name: getattr(args, name) for name in args.__dataclass_fields__})
+
+    def generate(
+        self,
+        prompts: PromptType | Sequence[PromptType] | None = None,
+        sampling_params: Params | Sequence[Params] | None = None,
+        prompt_token_ids: list[int] | list[list[int]] | None = None,
+        use_tqdm: bool = True,
+        lora_request: None = None,
+        *,
+        priority: Priorities = None,
+    ) -> list[RequestOutput]:
+        """Continue prompts; return one output per prompt, in their order.
+
+        `sampling_params` is for all prompts, or a list with one for each; by default what the model recommends.  With
+        BeamSearchParams the outputs of a prompt are its beams, best first.  Raises RequestError or TypeError, before
+        anything runs, for a prompt or parameter that cannot work.
+        """
+        _refuse_lora(lora_request)
+        parsed = parse_prompts(prompts, prompt_token_ids)
+        return self._run(parsed, sampling_params, priority, use_tqdm)
+
+    def chat(
+        self,
+        messages: list[Any],
+        sampling_params: Params | Sequence[Params] | None = None,
+        use_tqdm: bool = True,
+        lora_request: None = None,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        *,
+        priority: Priorities = None,
+    ) -> list[RequestOutput]:
+        """Answer a conversation, or a list of them, rendered by the model's chat template or the given one.
+
+        Raises ModelError if there is no template, RequestError for messages that cannot be rendered.
+        """
+        _refuse_lora(lora_request)
+        options = ChatOptions(
+            chat_template=chat_template,
+            chat_template_content_format=chat_template_content_format,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs or {},
+        )
+        return self._run(self._renderer.prompts(messages, options), sampling_params, priority, use_tqdm)
+
+    def beam_search(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        params: BeamSearchParams,
+        lora_request: None = None,
+        use_tqdm: bool = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """Search for the most likely continuations; return `beam_width` sequences per prompt, prompt included.
+
+        `concurrency_limit` is the number of prompts searched at a time; by default as many as fit.
+        """
+        _refuse_lora(lora_request)
+        parsed = parse_prompts(prompts)
+        size = concurrency_limit or len(parsed)
+        chunks = (parsed[first : first + size] for first in range(0, len(parsed), size))
+        outputs = [output for chunk in chunks for output in self._run(chunk, params, None, use_tqdm)]
+        return [self._with_prompt(output) for output in outputs]
+
+    def get_tokenizer(self) -> Any:
+        """Return the model's tokenizer as transformers loads it."""
+        model = self.llm_engine.model_config
+        if model.tokenizer_path is None:
+            raise ConfigError("skip_tokenizer_init=True: there is no tokenizer")
+        return hf_tokenizer(model.tokenizer_path, trust_remote_code=model.trust_remote_code)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Return the sampling parameters that the model's generation config recommends."""
+        return SamplingParams.from_optional(**self.llm_engine.model_config.default_sampling)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget cached prompt beginnings."""
+        return self.llm_engine.reset_prefix_cache()
+
+    def close(self) -> None:
+        """Free model and cache.  Calling it twice does no harm."""
+        self.llm_engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _run(
+        self,
+        prompts: Sequence[Prompt],
+        params: Params | Sequence[Params] | None,
+        priority: Priorities,
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        """Prepare all, queue all, step until all are finished.  Whatever interrupts it leaves nothing behind."""
+        params = self.get_default_sampling_params() if params is None else params
+        priorities = [priority] * len(prompts) if isinstance(priority, int) else priority
+        engine = self.llm_engine
+        ids = [str(next(self._ids)) for _ in prompts]
+        requests = engine.preparer.prepare(prompts, params, priority=priorities, request_ids=ids)
+        finished: dict[str, RequestOutput] = {}
+        try:
+            for request in requests:
+                request.params = _final_only(request.params)
+                engine.add(request)
+            with _Progress(len(requests), use_tqdm) as progress:
+                for output in self._outputs():
+                    finished[output.request_id] = output
+                    progress.show(output)
+        finally:
+            engine.abort_request([request.id for request in requests if request.id not in finished])
+        return [finished[request.id] for request in requests]
+
+    def _outputs(self) -> Iterator[RequestOutput]:
+        while self.llm_engine.has_work:
+            yield from self.llm_engine.step()
+
+    def _with_prompt(self, output: RequestOutput) -> BeamSearchOutput:
+        prompt = output.prompt_token_ids or []
+        decode = self.llm_engine.tokenizer.decode if self.llm_engine.tokenizer is not None else None
+        return BeamSearchOutput(
+            [
+                BeamSearchSequence(
+                    tokens=[*prompt, *beam.token_ids],
+                    logprobs=beam.logprobs or [],
+                    cum_logprob=beam.cumulative_logprob or 0.0,
+                    text=decode([*prompt, *beam.token_ids]) if decode else None,
+                    finish_reason=beam.finish_reason,
+                    stop_reason=beam.stop_reason,
+                )
+                for beam in output.outputs
+            ]
+        )
+
+
+class _Progress:
+    """The bar that people know, with tokens per second."""
+
+    def __init__(self, total: int, show: bool) -> None:
+        self.bar = tqdm(
+            total=total,
+            desc="Processed prompts",
+            disable=not show,
+            dynamic_ncols=True,
+            postfix=f"est. speed input: {0:.2f} toks/s, output: {0:.2f} toks/s",
+        )
+        self.num_input = self.num_output = 0
+
+    def show(self, output: RequestOutput) -> None:
+        self.num_input += len(output.prompt_token_ids or [])
+        self.num_output += sum(len(completion.token_ids) for completion in output.outputs)
+        if elapsed := self.bar.format_dict["elapsed"]:
+            speeds = (self.num_input / elapsed, self.num_output / elapsed)
+            self.bar.set_postfix_str("est. speed input: {:.2f} toks/s, output: {:.2f} toks/s".format(*speeds), False)
+        self.bar.update()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.close()
+
+
+def _final_only(params: SamplingParams) -> SamplingParams:
+    """Nobody looks at unfinished outputs here."""
+    params = params.clone()
+    params.output_kind = RequestOutputKind.FINAL_ONLY
+    return params
+
+
+def _refuse_lora(lora_request: object) -> None:
+    if lora_request is not None:
+        raise ConfigError("lora_request is not supported by this version; leave it out")
