@@ -1,7 +1,8 @@
-"""Tokenizers that more than one room's tests need: trained on the spot, saved the way a checkpoint carries them."""
+"""Tokenizers and tiny models that more than one room's tests need, made once per session."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,23 @@ def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
         folders[kind] = tmp_path_factory.mktemp(kind.replace(" ", "-"))
         make().save_pretrained(folders[kind])
     return folders
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_folders: dict[str, Path]) -> Callable[..., Path]:
+    """`checkpoint("llama", tie_word_embeddings=True)` → a model folder, written once per session."""
+    made: dict[str, Path] = {}
+
+    def make(model_type: str, **changes: Any) -> Path:
+        from tests.checkpoints import save_checkpoint
+
+        key = repr((model_type, sorted(changes.items())))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(model_type)
+            made[key] = save_checkpoint(folder, tokenizer_folders["byte level"], model_type, **changes)
+        return made[key]
+
+    return make
 
 
 def _byte_level() -> Any:
