@@ -82,20 +82,20 @@ TEMPLATES = {
     "chatml": CHATML, "headers": HEADERS, "alternating": ALTERNATING, "generation": GENERATION, "both": BOTH,
 }  # fmt: skip
 
-SHORT = [{"role": "user", "content": " Hëllo <b>&'\" 😀 \n"}]
-LONG = [
+SHORT: list[dict[str, Any]] = [{"role": "user", "content": " Hëllo <b>&'\" 😀 \n"}]
+LONG: list[dict[str, Any]] = [
     {"role": "system", "content": "Be terse. "},
     {"role": "user", "content": "What's 2 + 2?"},
     {"role": "assistant", "content": "4 "},
     {"role": "user", "content": "{{ 1 + 1 }} {% raw %}"},
 ]
-CALLS = [
+CALLS: list[dict[str, Any]] = [
     {"role": "user", "content": "Weather?"},
     {"role": "assistant", "content": None, "reasoning": "must look", "tool_calls": [
         {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Köln"}}}]},
     {"role": "tool", "content": "rain", "tool_call_id": "1"},
 ]  # fmt: skip
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+TOOLS: list[dict[str, Any]] = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +326,7 @@ def test_special_tokens_of_a_prompt_are_not_added_twice(tokenizer_folders: dict[
     renderer = ChatRenderer("m", {"default": HEADERS}, tokenizer.special_tokens)
     prompts = renderer.prompts([SHORT, LONG], ChatOptions())
     requests = Preparer(tokenizer, Limits(1000, 2048)).prepare(prompts, SamplingParams())
-    assert [request.token_ids.count(tokenizer.bos_token_id) for request in requests] == [1, 1]
+    assert [request.token_ids.count(tokenizer.bos_token_id or 0) for request in requests] == [1, 1]
     assert requests[1].prompt == renderer.render(LONG, ChatOptions())
 
 

@@ -35,9 +35,7 @@ def prepare(tokenizer: Tokenizer | None, prompts: Any, params: Any = None, **opt
 def test_a_prompt_becomes_a_request(sentencepiece: Tokenizer) -> None:
     params = SamplingParams(temperature=0.5)
     preparer = Preparer(sentencepiece, LIMITS, eos_token_ids=(2,))
-    first, second = preparer.prepare(
-        parse_prompts(["the tide", {"prompt_token_ids": [5, 6], "prompt": "shown", "cache_salt": "s"}]), params
-    )
+    first, second = preparer.prepare([Prompt("the tide"), Prompt("shown", [5, 6], cache_salt="s")], params)
     assert first.token_ids == sentencepiece.encode("the tide") and first.token_ids[0] == sentencepiece.bos_token_id
     assert (first.id, first.prompt, first.params, first.eos_token_ids) == ("0", "the tide", params, (2,))
     assert (second.id, second.prompt, second.token_ids, second.cache_salt) == ("1", "shown", [5, 6], "s")
@@ -70,6 +68,11 @@ def test_an_empty_prompt_is_named_by_its_position(byte_level: Tokenizer, sentenc
     with pytest.raises(RequestError, match="prompt 3 is empty"):
         prepare(byte_level, ["a", "b", "c", ""])
     assert prepare(sentencepiece, [""])[0].token_ids == [sentencepiece.bos_token_id]
+
+
+def test_text_that_is_not_unicode_is_named_by_its_position(byte_level: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="prompt 1 has an unpaired surrogate"):
+        prepare(byte_level, ["a", "b\udfff"])
 
 
 def test_a_prompt_must_leave_room_for_one_token(byte_level: Tokenizer) -> None:
@@ -135,7 +138,7 @@ def test_max_logprobs_can_be_lifted(byte_level: Tokenizer) -> None:
 def test_nothing_is_numbered_when_one_prompt_is_refused(byte_level: Tokenizer) -> None:
     preparer = Preparer(byte_level, LIMITS)
     with pytest.raises(RequestError):
-        preparer.prepare(parse_prompts(["a", ""]), SamplingParams())
+        preparer.prepare([Prompt("a"), Prompt("")], SamplingParams())
     assert preparer.prepare([Prompt("a")], SamplingParams())[0].id == "0"
 
 

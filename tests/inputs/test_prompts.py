@@ -12,6 +12,8 @@ from vllm import TextPrompt, TokensPrompt
 from vllm.errors import RequestError
 from vllm.inputs.prompts import Prompt, parse_prompts
 
+parse: Any = parse_prompts  # without its types: what follows is about wrong ones
+
 
 @pytest.mark.parametrize(
     ("given", "parsed"),
@@ -45,29 +47,29 @@ def test_the_older_keyword_gives_token_ids() -> None:
     ("call", "kind", "words"),
     [
         (parse_prompts, TypeError, "no prompt"),
-        (lambda: parse_prompts(5), TypeError, "int 5"),
-        (lambda: parse_prompts(b"abc"), TypeError, "bytes"),
-        (lambda: parse_prompts([]), RequestError, "empty list"),
-        (lambda: parse_prompts(["a", None]), TypeError, "prompt 1 .* NoneType"),
-        (lambda: parse_prompts(["a", 5]), TypeError, "prompt 1 .* int 5"),
-        (lambda: parse_prompts(["a", b"b"]), TypeError, "prompt 1 .* bytes"),
-        (lambda: parse_prompts([1, "a"]), TypeError, "prompt 0 .* index 1 .* 'a'"),
-        (lambda: parse_prompts([1, 2.0]), TypeError, "index 1 .* float"),
-        (lambda: parse_prompts([[1], [True]]), TypeError, "prompt 1 .* index 0 .* bool"),
-        (lambda: parse_prompts([["a", "b"]]), TypeError, "prompt 0 .* index 0 .* 'a'"),
-        (lambda: parse_prompts([[[1]]]), TypeError, "prompt 0 .* index 0 .* list"),
-        (lambda: parse_prompts([[1], []]), RequestError, "prompt 1 is empty"),
-        (lambda: parse_prompts({"prompt_token_ids": []}), RequestError, "prompt 0 is empty"),
-        (lambda: parse_prompts({"prompt_token_ids": "12"}), TypeError, "prompt_token_ids.* str '12'"),
-        (lambda: parse_prompts({"prompt": 3}), TypeError, "'prompt' must be a text"),
-        (lambda: parse_prompts({}), RequestError, "neither"),
-        (lambda: parse_prompts({"promt": "a"}), RequestError, "promt.*Did you mean 'prompt'"),
-        (lambda: parse_prompts({"prompt": "a", "cache_salt": ""}), RequestError, "cache_salt"),
-        (lambda: parse_prompts(["a", {"prompt": "b", "multi_modal_data": {"image": 1}}]), RequestError,
+        (lambda: parse(5), TypeError, "int 5"),
+        (lambda: parse(b"abc"), TypeError, "bytes"),
+        (lambda: parse([]), RequestError, "empty list"),
+        (lambda: parse(["a", None]), TypeError, "prompt 1 .* NoneType"),
+        (lambda: parse(["a", 5]), TypeError, "prompt 1 .* int 5"),
+        (lambda: parse(["a", b"b"]), TypeError, "prompt 1 .* bytes"),
+        (lambda: parse([1, "a"]), TypeError, "prompt 0 .* index 1 .* 'a'"),
+        (lambda: parse([1, 2.0]), TypeError, "index 1 .* float"),
+        (lambda: parse([[1], [True]]), TypeError, "prompt 1 .* index 0 .* bool"),
+        (lambda: parse([["a", "b"]]), TypeError, "prompt 0 .* index 0 .* 'a'"),
+        (lambda: parse([[[1]]]), TypeError, "prompt 0 .* index 0 .* list"),
+        (lambda: parse([[1], []]), RequestError, "prompt 1 is empty"),
+        (lambda: parse({"prompt_token_ids": []}), RequestError, "prompt 0 is empty"),
+        (lambda: parse({"prompt_token_ids": "12"}), TypeError, "prompt_token_ids.* str '12'"),
+        (lambda: parse({"prompt": 3}), TypeError, "'prompt' must be a text"),
+        (lambda: parse({}), RequestError, "neither"),
+        (lambda: parse({"promt": "a"}), RequestError, "promt.*Did you mean 'prompt'"),
+        (lambda: parse({"prompt": "a", "cache_salt": ""}), RequestError, "cache_salt"),
+        (lambda: parse(["a", {"prompt": "b", "multi_modal_data": {"image": 1}}]), RequestError,
          "prompt 1 has 'multi_modal_data': the model takes text only"),
-        (lambda: parse_prompts({"encoder_prompt": "a", "decoder_prompt": "b"}), RequestError, "encoder_prompt"),
-        (lambda: parse_prompts(["a"], prompt_token_ids=[[1], [2]]), RequestError, "1 prompts but 2"),
-        (lambda: parse_prompts(prompt_token_ids=["a"]), TypeError, r"prompt_token_ids\[0\]"),
+        (lambda: parse({"encoder_prompt": "a", "decoder_prompt": "b"}), RequestError, "encoder_prompt"),
+        (lambda: parse(["a"], prompt_token_ids=[[1], [2]]), RequestError, "1 prompts but 2"),
+        (lambda: parse(prompt_token_ids=["a"]), TypeError, r"prompt_token_ids\[0\]"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_the_position_and_the_value(call: Callable[[], Any], kind: type, words: str) -> None:

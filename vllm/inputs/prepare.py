@@ -14,7 +14,7 @@ from typing import Any
 
 from vllm.errors import RequestError
 from vllm.inputs.prompts import Prompt
-from vllm.inputs.tokenizer import Tokenizer
+from vllm.inputs.tokenizer import Tokenizer, check_text
 from vllm.messages import EngineRequest
 from vllm.sampling_params import BeamSearchParams, SamplingParams
 
@@ -112,6 +112,8 @@ class Preparer:
             chosen = [position for position in texts if prompts[position].add_special_tokens is special]
             if not chosen or self.tokenizer is None:
                 continue
+            for position in chosen:
+                check_text(prompts[position].text or "", f"prompt {position}")
             encoded = self.tokenizer.encode_batch([prompts[i].text or "" for i in chosen], special)
             for position, tokens in zip(chosen, encoded, strict=True):
                 result[position] = tokens

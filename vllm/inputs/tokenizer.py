@@ -59,10 +59,10 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> To
         return FastTokenizer(backend, files.special_tokens)
     hf = hf_tokenizer(folder, trust_remote_code=trust_remote_code)
     special_tokens = {name: str(text) for name, text in hf.special_tokens_map.items() if isinstance(text, str)}
-    inner = getattr(hf, "backend_tokenizer", None)
-    if inner is None or hf.backend != "tokenizers":
-        return SlowTokenizer(hf, special_tokens)
-    return FastTokenizer(inner, special_tokens)
+    inner: Any = getattr(hf, "backend_tokenizer", None)
+    if type(inner).__module__.split(".")[0] == "tokenizers":
+        return FastTokenizer(inner, special_tokens)
+    return SlowTokenizer(hf, special_tokens)
 
 
 def hf_tokenizer(
@@ -108,7 +108,7 @@ class FastTokenizer:
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         except TypeError:
             for text in texts:
-                _check_text(text)
+                check_text(text)
             raise
         return [encoding.ids for encoding in encodings]
 
@@ -149,7 +149,7 @@ class SlowTokenizer:
         self._texts: dict[int, str] = {}
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        _check_text(text)
+        check_text(text)
         return list(self.hf.encode(text, add_special_tokens=add_special_tokens))
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
@@ -180,12 +180,13 @@ def _id_of(backend: tokenizers.Tokenizer, token: str | None) -> int | None:
     return None if token is None else backend.token_to_id(token)
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str, where: str = "the text") -> None:
+    """Raise RequestError for text that is not Unicode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise RequestError(
-            f"the text has an unpaired surrogate {text[error.start]!r} at character {error.start}; "
+            f"{where} has an unpaired surrogate {text[error.start]!r} at character {error.start}; "
             "send valid Unicode, for example text.encode('utf-8', 'replace').decode()",
             "prompt",
         ) from None
