@@ -15,7 +15,7 @@ VENV_PYTHON=.venv/bin/python
 
 main() {
     "$VENV_PYTHON" -m pip --version >/dev/null 2>&1 || make_venv
-    "$VENV_PYTHON" -c 'import torch' 2>/dev/null || install_torch
+    has_torch || install_torch
     echo "environment: installing vllm and what it needs"
     "$VENV_PYTHON" -m pip install --quiet --editable ".${1:+[$1]}"
 }
@@ -31,6 +31,10 @@ make_venv() {
     done
     echo "environment: ${PYTHON:-python3} is not a Python from 3.11 to 3.13; name one with PYTHON=..." >&2
     exit 1
+}
+
+has_torch() {
+    "$VENV_PYTHON" -m pip --isolated install --quiet --dry-run --no-index --no-deps "$(torch_range)" 2>/dev/null
 }
 
 install_torch() {
