@@ -10,13 +10,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 CPU_INDEX=https://download.pytorch.org/whl/cpu
-TORCH_RANGE='torch>=2.11,<2.14'
-TORCH_NEWEST='torch==2.13.0'
+TORCH_NEWEST='torch==2.13.0' # of the range in pyproject.toml
 VENV_PYTHON=.venv/bin/python
 
 main() {
     "$VENV_PYTHON" -m pip --version >/dev/null 2>&1 || make_venv
-    "$VENV_PYTHON" -c 'import torch' 2>/dev/null || install_torch
+    has_torch || install_torch
     echo "environment: installing vllm and what it needs"
     "$VENV_PYTHON" -m pip install --quiet --editable ".${1:+[$1]}"
 }
@@ -34,18 +33,29 @@ make_venv() {
     exit 1
 }
 
+has_torch() {
+    "$VENV_PYTHON" -m pip --isolated install --quiet --dry-run --no-index --no-deps "$(torch_range)" 2>/dev/null
+}
+
 install_torch() {
     if [[ $(uname -s) != Linux ]] || nvidia-smi >/dev/null 2>&1; then
         echo "environment: installing torch"
-        "$VENV_PYTHON" -m pip install --quiet "$TORCH_RANGE"
+        "$VENV_PYTHON" -m pip install --quiet "$(torch_range)"
     elif reachable "$CPU_INDEX/torch/"; then
         echo "environment: installing torch for processors from $CPU_INDEX"
-        "$VENV_PYTHON" -m pip install --quiet "$TORCH_RANGE" --index-url "$CPU_INDEX"
+        "$VENV_PYTHON" -m pip install --quiet "$(torch_range)" --index-url "$CPU_INDEX"
     else
         # An index or a folder of pip's own configuration may hold a build for processors; 2.13.0+cpu sorts above 2.13.0.
         echo "environment: $CPU_INDEX cannot be reached; installing the $TORCH_NEWEST that pip finds"
         "$VENV_PYTHON" -m pip install --quiet "$TORCH_NEWEST"
     fi
+}
+
+torch_range() {
+    "$VENV_PYTHON" -c '
+import tomllib
+with open("pyproject.toml", "rb") as file:
+    print(*(line for line in tomllib.load(file)["project"]["dependencies"] if line.startswith("torch")))'
 }
 
 reachable() {
