@@ -99,8 +99,9 @@ def test_a_bad_word_is_banned_at_its_last_token(make_row, sample_rows, prompt, o
     assert {token for token, value in enumerate(values) if value == -INF} == banned
 
 
-def test_end_tokens_wait_for_min_tokens(make_row, sample_rows):
-    params = greedy(min_tokens=2, stop_token_ids=[11, 400])
+@pytest.mark.parametrize("given", [{}, {"logit_bias": {3: 1.0}}])
+def test_end_tokens_wait_for_min_tokens(make_row, sample_rows, given):
+    params = greedy(min_tokens=2, stop_token_ids=[11, 400], **given)
     rows = [make_row(torch.zeros(50), params, output=[1] * count, eos=(10, 12)) for count in (0, 1, 2)]
     values = processed(sample_rows, *rows)
     banned = [{token for token, value in enumerate(row) if value == -INF} for row in values]
