@@ -128,6 +128,13 @@ def test_logits_processors_run_first_in_order_and_see_the_sequence(make_row, sam
     assert seen == [([1, 2], [3]), [3]]
 
 
+def test_a_logits_processor_may_keep_what_it_was_given(make_row, sample_rows):
+    kept = []
+    params = greedy(logits_processors=[lambda output, logits: kept.append(logits) or logits + 1], logit_bias={5: 3.0})
+    sample_rows([make_row(torch.zeros(50), params)])
+    assert kept[0].tolist() == [0.0] * 50
+
+
 def test_raw_logprobs_are_those_before_any_edit(make_row, sample_rows, make_logits):
     logits = make_logits(3, 1, VOCAB)[0]
     best = int(logits.argmin())
