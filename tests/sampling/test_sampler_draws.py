@@ -64,7 +64,7 @@ def holds(token: int, uniform: float, ids: np.ndarray, weights: np.ndarray, by_i
 filters = st.fixed_dictionaries(
     {
         "temperature": st.sampled_from([0.3, 1.0, 1.7, 40.0]),
-        "top_k": st.sampled_from([0, 1, 2, 50, 256, 300, 999, 1000, 5000]),
+        "top_k": st.sampled_from([0, 1, 2, 50, 256, 257, 999, 1000, 5000]),
         "top_p": st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.01]),
         "min_p": st.sampled_from([0.0, 0.02, 0.3, 1.0]),
     }
@@ -153,6 +153,12 @@ def test_a_wide_nucleus_goes_beyond_the_first_candidates(make_row, sample_rows):
     ids = reference_weights(logits, SamplingParams(top_p=0.3, top_k=9000))[0]
     assert middle.logprobs[0].top_ids[: len(ids)] == ids.tolist()
     assert np.isfinite(middle.logprobs[0].top_logprobs).sum() == len(ids)
+
+
+def test_top_p_of_one_keeps_even_tokens_too_unlikely_to_count(make_row, sample_rows):
+    logits = -50.0 * torch.arange(6)
+    found = sample_rows([make_row(logits, SamplingParams(top_k=3, logprobs=-1))], mode="processed_logits")
+    assert found.logprobs[0].top_logprobs == [0.0, -50.0, -100.0] + [-np.inf] * 3
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,9 @@ def test_a_bad_word_is_banned_at_its_last_token(make_row, sample_rows, prompt, o
     assert {token for token, value in enumerate(values) if value == -INF} == banned
 
 
-def test_end_tokens_wait_for_min_tokens(make_row, sample_rows):
-    params = greedy(min_tokens=2, stop_token_ids=[11, 400])
+@pytest.mark.parametrize("given", [{}, {"logit_bias": {3: 1.0}}])
+def test_end_tokens_wait_for_min_tokens(make_row, sample_rows, given):
+    params = greedy(min_tokens=2, stop_token_ids=[11, 400], **given)
     rows = [make_row(torch.zeros(50), params, output=[1] * count, eos=(10, 12)) for count in (0, 1, 2)]
     values = processed(sample_rows, *rows)
     banned = [{token for token, value in enumerate(row) if value == -INF} for row in values]
@@ -125,6 +126,13 @@ def test_logits_processors_run_first_in_order_and_see_the_sequence(make_row, sam
     row = make_row(torch.zeros(50), params, prompt=[1, 2], output=[3])
     assert processed(sample_rows, row)[0] == [4.0 if i == 5 else 3.0 for i in range(50)]
     assert seen == [([1, 2], [3]), [3]]
+
+
+def test_a_logits_processor_may_keep_what_it_was_given(make_row, sample_rows):
+    kept = []
+    params = greedy(logits_processors=[lambda output, logits: kept.append(logits) or logits + 1], logit_bias={5: 3.0})
+    sample_rows([make_row(torch.zeros(50), params)])
+    assert kept[0].tolist() == [0.0] * 50
 
 
 def test_raw_logprobs_are_those_before_any_edit(make_row, sample_rows, make_logits):

@@ -141,6 +141,7 @@ class Sampler:
         in them afterwards is undefined.  A row whose logits hold NaN or +inf, or that has no token left to choose,
         gets an error; the others do not notice.
         """
+        assert logits.shape == (len(slots), self.vocab_size)
         controls = self._controls[slots]
         history = History(tokens, slots, lengths, controls["num_prompt"])
         errors: list[str | None] = [None] * len(slots)
@@ -166,7 +167,8 @@ class Sampler:
         """Return the log-probabilities of prompt tokens.  [n, D], [n] -> [n]
 
         `logits_fn` turns hidden rows [m, D] into logits [m, V]; it is called for few rows at a time, so that never
-        more than 32 × V logits exist.  `num_logprobs` most likely tokens are listed at each position, -1: all.
+        more than 32 × V logits exist.  `num_logprobs` most likely tokens are listed at each position, -1: all.  Where
+        logits hold NaN, so do the log-probabilities; the row itself fails when it is sampled.
         """
         found: list[TokenLogprobs] = []
         wanted = host(targets).astype(np.int64)
