@@ -15,8 +15,10 @@ CONVERSATION = [
     {"role": "assistant", "content": "Hello! How can I help you?"},
     {"role": "user", "content": "What does os.path.join do?"},
 ]
-RENDERED = ("<|system|>You are a helpful assistant.<|end|><|user|>Hello<|end|><|assistant|>Hello! How can I help you?<|end|>"
-            "<|user|>What does os.path.join do?<|end|>")
+RENDERED = (
+    "<|system|>You are a helpful assistant.<|end|><|user|>Hello<|end|><|assistant|>Hello! How can I help you?<|end|>"
+    "<|user|>What does os.path.join do?<|end|>"
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,19 @@ def test_a_special_token_is_one_token(tokenizer, role):
     assert len(tokenizer(f"<|{role}|>").input_ids) == 1
 
 
-@pytest.mark.parametrize("text", ["plain text", " two  spaces\tand\n\nlines \n", "naïve Übergröße", "日本語 한국어 العربية",
-                                  "👩‍🚀🇫🇷", "e\u0301 is not é", "\x00\x7f", "def f(x):\n    return x ** 2  # '.' , n't"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain text",
+        " two  spaces\tand\n\nlines \n",
+        "naïve Übergröße",
+        "日本語 한국어 العربية",
+        "👩‍🚀🇫🇷",
+        "e\u0301 is not é",
+        "\x00\x7f",
+        "def f(x):\n    return x ** 2  # '.' , n't",
+    ],
+)
 def test_text_survives_the_tokenizer_unchanged(tokenizer, text):
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
@@ -113,9 +126,10 @@ def complete(tokenizer, model, prompt: str, **sampling) -> str:
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     options = sampling or {"do_sample": False, "temperature": None, "top_p": None}
     output = model.generate(ids, max_new_tokens=100, **options)
-    return tokenizer.decode(output[0, ids.shape[1]:])
+    return tokenizer.decode(output[0, ids.shape[1] :])
 
 
 def english_words() -> set[str]:
     from pydoc_data.topics import topics
+
     return set(re.findall(r"[a-z]+", " ".join(topics.values()).lower()))

@@ -35,34 +35,55 @@ class EngineArgs:
 
     model: str = option(DEFAULT_MODEL, "Folder or Hub name of the model; none: the tiny model inside the package.")
     tokenizer: str | None = option(None, "Folder or Hub name of the tokenizer; by default the model's.")
-    tokenizer_mode: str = option("auto", "auto: the model's tokenizer.json where there is one; slow: transformers'.", ("auto", "slow"))
+    tokenizer_mode: str = option(
+        "auto", "auto: the model's tokenizer.json where there is one; slow: transformers'.", ("auto", "slow")
+    )
     skip_tokenizer_init: bool = option(False, "Load no tokenizer; prompts are token ids and outputs have no text.")
     trust_remote_code: bool = option(False, "Run Python code that comes with the checkpoint.")
     task: str = option("auto", "What the model is used for.", TASKS)
     runner: str = option("auto", "What the model is used for, in today's word.", TASKS)
-    dtype: str = option("auto", "Type of weights and activations; auto: the checkpoint's, float32 becoming bfloat16 where the device has it.", DTYPES)
+    dtype: str = option(
+        "auto",
+        "Type of weights and activations; auto: the checkpoint's, float32 becoming bfloat16 where the device has it.",
+        DTYPES,
+    )
     revision: str | None = option(None, "Branch, tag or commit of the model on the Hub.")
     tokenizer_revision: str | None = option(None, "Branch, tag or commit of the tokenizer on the Hub.")
     hf_token: str | bool | None = option(None, "Token for the Hub; True: the stored one.")
     hf_overrides: dict[str, Any] = option({}, "Values that replace fields of the model's config.json.")
     download_dir: str | None = option(None, "Where downloads are kept; by default the Hub's own cache.")
-    load_format: str = option("auto", "auto: safetensors, else .bin; dummy: random weights.", ("auto", "safetensors", "pt", "dummy"))
-    generation_config: str = option("auto", "Where default sampling parameters come from: auto (the model), vllm (none), or a folder.")
+    load_format: str = option(
+        "auto", "auto: safetensors, else .bin; dummy: random weights.", ("auto", "safetensors", "pt", "dummy")
+    )
+    generation_config: str = option(
+        "auto", "Where default sampling parameters come from: auto (the model), vllm (none), or a folder."
+    )
     override_generation_config: dict[str, Any] = option({}, "Values that replace fields of the generation config.")
     chat_template: str | None = option(None, "Chat template (text or path) used instead of the model's.")
-    max_model_len: int | None = option(None, "Tokens of prompt and output at most; by default what the model was made for.")
+    max_model_len: int | None = option(
+        None, "Tokens of prompt and output at most; by default what the model was made for."
+    )
     seed: int = option(0, "Seed of requests that have none of their own.")
     device: str = option("auto", "Where to run.", ("auto", "cpu"))
     enforce_eager: bool = option(False, "Never record and replay steps (nothing is recorded on the CPU).")
     block_size: int = option(16, "Tokens per cache block.", (8, 16, 32, 64, 128))
     enable_prefix_caching: bool = option(True, "Reuse cached blocks of equal prompt beginnings.")
-    gpu_memory_utilization: float | None = option(None, "Share of the free memory that weights and cache may take; by default 0.5 on a CPU.")
+    gpu_memory_utilization: float | None = option(
+        None, "Share of the free memory that weights and cache may take; by default 0.5 on a CPU."
+    )
     kv_cache_memory_bytes: int | None = option(None, "Bytes of KV cache, instead of what is computed.")
-    num_gpu_blocks_override: int | None = option(None, "Blocks per cache group, instead of what is computed (for tests).")
+    num_gpu_blocks_override: int | None = option(
+        None, "Blocks per cache group, instead of what is computed (for tests)."
+    )
     max_num_seqs: int = option(256, "Sequences computed in one step at most.")
-    max_num_batched_tokens: int | None = option(None, "Tokens computed in one step at most; by default 512 on a CPU, or max_model_len where prompts may not be split.")
+    max_num_batched_tokens: int | None = option(
+        None,
+        "Tokens computed in one step at most; by default 512 on a CPU, or max_model_len where prompts may not be split.",
+    )
     enable_chunked_prefill: bool = option(True, "Split long prompts over several steps.")
-    scheduling_policy: str = option("fcfs", "fcfs: first come, first served; priority: lower values first.", ("fcfs", "priority"))
+    scheduling_policy: str = option(
+        "fcfs", "fcfs: first come, first served; priority: lower values first.", ("fcfs", "priority")
+    )
     max_logprobs: int = option(20, "Log-probabilities per position that a request may ask for; -1: no limit.")
     logprobs_mode: str = option("raw_logprobs", "Which values logprobs are.", LOGPROBS_MODES)
     served_model_name: str | list[str] | None = option(None, "Name of the model in outputs and metrics.")
@@ -80,15 +101,25 @@ class EngineArgs:
             elif name in _WITHOUT_EFFECT:
                 warn_once(logger, f"{name}={value!r} has no effect here: {_WITHOUT_EFFECT[name]}")
             else:
-                raise TypeError(f"unknown option {name!r}.{did_you_mean(name, [*known, *_UNSUPPORTED, *_WITHOUT_EFFECT])}")
+                raise TypeError(
+                    f"unknown option {name!r}.{did_you_mean(name, [*known, *_UNSUPPORTED, *_WITHOUT_EFFECT])}"
+                )
         return cls(**given)
 
     def __post_init__(self) -> None:
         for f in fields(self):
             choices, value = f.metadata["choices"], getattr(self, f.name)
             if choices is not None and value not in choices:
-                raise ConfigError(f"{f.name}={value!r} is not one of {', '.join(map(repr, choices))}.{did_you_mean(str(value), map(str, choices))}")
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "num_gpu_blocks_override"):
+                raise ConfigError(
+                    f"{f.name}={value!r} is not one of {', '.join(map(repr, choices))}.{did_you_mean(str(value), map(str, choices))}"
+                )
+        for name in (
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "kv_cache_memory_bytes",
+            "num_gpu_blocks_override",
+        ):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name}={value!r} must be an integer of at least 1")

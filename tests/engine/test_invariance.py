@@ -21,21 +21,37 @@ MODELS = ["llama", "gemma2"]
 def params(number: int) -> SamplingParams:
     """Greedy, and drawn with a seed, in turn."""
     drawn: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "seed": 11 + number, "repetition_penalty": 1.1}
-    return SamplingParams(max_tokens=14, logprobs=3, prompt_logprobs=None if number % 2 else 1, ignore_eos=True, **(drawn if number % 2 else {"temperature": 0}))
+    return SamplingParams(
+        max_tokens=14,
+        logprobs=3,
+        prompt_logprobs=None if number % 2 else 1,
+        ignore_eos=True,
+        **(drawn if number % 2 else {"temperature": 0}),
+    )
 
 
 def essence(output: RequestOutput) -> tuple[Any, ...]:
     """All that the model decided, floats as they are."""
     completion = output.outputs[0]
-    logprobs = [[(token, entry.logprob, entry.rank) for token, entry in position.items()] for position in completion.logprobs or ()]
-    prompt = [[(token, entry.logprob) for token, entry in position.items()] for position in output.prompt_logprobs or () if position]
+    logprobs = [
+        [(token, entry.logprob, entry.rank) for token, entry in position.items()]
+        for position in completion.logprobs or ()
+    ]
+    prompt = [
+        [(token, entry.logprob) for token, entry in position.items()]
+        for position in output.prompt_logprobs or ()
+        if position
+    ]
     return completion.token_ids, logprobs, prompt
 
 
 def run(llm: LLM, company: bool = False) -> list[tuple[Any, ...]]:
     """The four requests, one after the other, or together and among 28 others."""
     if not company:
-        return [essence(llm.generate(prompt_token_ids=prompt, sampling_params=params(i), use_tqdm=False)[0]) for i, prompt in enumerate(ASKED)]
+        return [
+            essence(llm.generate(prompt_token_ids=prompt, sampling_params=params(i), use_tqdm=False)[0])
+            for i, prompt in enumerate(ASKED)
+        ]
     crowd = [*OTHERS[:10], ASKED[0], *OTHERS[10:15], ASKED[1], ASKED[2], *OTHERS[15:28], ASKED[3]]
     places = [10, 16, 17, 31]
     each = [SamplingParams(temperature=1.0, seed=i, max_tokens=1 + i, ignore_eos=True) for i in range(32)]
@@ -47,28 +63,40 @@ def run(llm: LLM, company: bool = False) -> list[tuple[Any, ...]]:
 
 @pytest.fixture(scope="module")
 def alone(load: Load) -> dict[tuple[str, str], list[tuple[Any, ...]]]:
-    return {(model, dtype): run(load(model, dtype=dtype, enable_prefix_caching=False, max_num_batched_tokens=4096)) for model in MODELS for dtype in DTYPES}
+    return {
+        (model, dtype): run(load(model, dtype=dtype, enable_prefix_caching=False, max_num_batched_tokens=4096))
+        for model in MODELS
+        for dtype in DTYPES
+    }
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("prefix_caching", [True, False])
-def test_among_others(model: str, dtype: str, prefix_caching: bool, load: Load, alone: dict[tuple[str, str], list[tuple[Any, ...]]]) -> None:
+def test_among_others(
+    model: str, dtype: str, prefix_caching: bool, load: Load, alone: dict[tuple[str, str], list[tuple[Any, ...]]]
+) -> None:
     assert run(load(model, dtype=dtype, enable_prefix_caching=prefix_caching), company=True) == alone[model, dtype]
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8, 13, 16, 31, 64])
-def test_in_chunks(model: str, dtype: str, chunk: int, load: Load, alone: dict[tuple[str, str], list[tuple[Any, ...]]]) -> None:
+def test_in_chunks(
+    model: str, dtype: str, chunk: int, load: Load, alone: dict[tuple[str, str], list[tuple[Any, ...]]]
+) -> None:
     llm = load(model, dtype=dtype, max_num_batched_tokens=chunk, enable_prefix_caching=False)
     assert run(llm) == alone[model, dtype]
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_with_a_cache_so_small_that_requests_are_preempted(model: str, dtype: str, load: Load, alone: dict[tuple[str, str], list[tuple[Any, ...]]]) -> None:
-    llm = load(model, dtype=dtype, max_model_len=96, num_gpu_blocks_override=16, block_size=8, max_num_batched_tokens=24)
+def test_with_a_cache_so_small_that_requests_are_preempted(
+    model: str, dtype: str, load: Load, alone: dict[tuple[str, str], list[tuple[Any, ...]]]
+) -> None:
+    llm = load(
+        model, dtype=dtype, max_model_len=96, num_gpu_blocks_override=16, block_size=8, max_num_batched_tokens=24
+    )
     scheduler = llm.llm_engine.scheduler
     before = scheduler.stats.num_preemptions
     assert run(llm, company=True) == alone[model, dtype]
@@ -77,7 +105,9 @@ def test_with_a_cache_so_small_that_requests_are_preempted(model: str, dtype: st
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_after_a_prefix_hit(model: str, dtype: str, load: Load, alone: dict[tuple[str, str], list[tuple[Any, ...]]]) -> None:
+def test_after_a_prefix_hit(
+    model: str, dtype: str, load: Load, alone: dict[tuple[str, str], list[tuple[Any, ...]]]
+) -> None:
     llm = load(model, dtype=dtype)
     llm.generate(prompt_token_ids=[*SHARED, 1, 2], sampling_params=SamplingParams(max_tokens=2), use_tqdm=False)
     hits = llm.llm_engine.scheduler.stats.prefix_hits
@@ -95,6 +125,8 @@ def test_a_seed_gives_the_same_siblings_whatever_runs_beside_them(load: Load) ->
 
     single = siblings(llm.generate(prompt_token_ids=ASKED[0], sampling_params=asked, use_tqdm=False))
     noise = SamplingParams(temperature=1.0, max_tokens=12)
-    crowd = siblings(llm.generate(prompt_token_ids=[ASKED[0], *OTHERS], sampling_params=[asked, *[noise] * 31], use_tqdm=False))
+    crowd = siblings(
+        llm.generate(prompt_token_ids=[ASKED[0], *OTHERS], sampling_params=[asked, *[noise] * 31], use_tqdm=False)
+    )
     assert single == crowd
     assert len({tuple(tokens) for tokens in single}) == 3

@@ -108,7 +108,6 @@ def test_token_ids_are_checked_against_the_models_vocabulary(byte_level: Tokeniz
     ("params", "words"),
     [
         (SamplingParams(allowed_token_ids=[1, 600]), "allowed_token_ids holds token id 600"),
-        (SamplingParams(stop_token_ids=[601]), "stop_token_ids holds token id 601"),
         (SamplingParams(logit_bias={700: 1.0}), "logit_bias holds token id 700"),
         (SamplingParams(logprobs=21), "logprobs=21 asks for 21 per position, but max_logprobs=20"),
         (SamplingParams(prompt_logprobs=-1), "prompt_logprobs=-1 asks for the whole vocabulary, 600 entries,"),

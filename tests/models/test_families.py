@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.models.conftest import compute, fill, spread
-from vllm.models.registry import ARCHITECTURES, build
+from vllm.models.registry import build
 
 CPU = torch.device("cpu")
 LENGTH = 40
@@ -58,8 +58,15 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "llama, yarn": ("llama", rope("yarn", factor=4.0, original_max_position_embeddings=16)),
     "llama, yarn, all parameters": (
         "llama",
-        rope("yarn", factor=4.0, original_max_position_embeddings=16, attention_factor=1.3, beta_fast=4.0,
-             beta_slow=0.5, truncate=False),
+        rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=16,
+            attention_factor=1.3,
+            beta_fast=4.0,
+            beta_slow=0.5,
+            truncate=False,
+        ),
     ),
     "llama, yarn, mscale": (
         "llama",
@@ -82,8 +89,13 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "qwen2, layer types": (
         "qwen2",
-        {"head_dim": None, "use_sliding_window": True, "sliding_window": 3, "layer_types": TYPES,
-         "num_hidden_layers": 3},
+        {
+            "head_dim": None,
+            "use_sliding_window": True,
+            "sliding_window": 3,
+            "layer_types": TYPES,
+            "num_hidden_layers": 3,
+        },
     ),
     "qwen3": ("qwen3", {}),
     "qwen3, bias, window": (
@@ -138,8 +150,14 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "qwen3_moe": ("qwen3_moe", {**MOE, "decoder_sparse_step": 2}),
     "qwen3_moe, renormalized, dense layers, window": (
         "qwen3_moe",
-        {**MOE, "norm_topk_prob": True, "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 5,
-         "attention_bias": True},
+        {
+            **MOE,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "attention_bias": True,
+        },
     ),
 }
 

@@ -189,11 +189,11 @@ def test_a_failing_row_leaves_the_others_alone(make_row, sample_rows, make_logit
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"allowed_token_ids": [50]}, "allowed_token_ids holds token 50; this model's tokens are 0 to 49"),
-        ({"logit_bias": {99: 1.0}}, "logit_bias holds token 99"),
-        ({"logprobs": 6}, "logprobs=6 asks for more than max_logprobs=5"),
-        ({"logprobs": -1}, "logprobs=-1 asks for more"),
-        ({"prompt_logprobs": 20}, "prompt_logprobs=20 asks for more"),
+        ({"allowed_token_ids": [50]}, "allowed_token_ids holds token id 50, but the model's vocabulary has 50 entries"),
+        ({"logit_bias": {99: 1.0}}, "logit_bias holds token id 99"),
+        ({"logprobs": 6}, "logprobs=6 asks for 6 per position, but max_logprobs=5"),
+        ({"logprobs": -1}, "logprobs=-1 asks for the whole vocabulary"),
+        ({"prompt_logprobs": 20}, "prompt_logprobs=20 asks for 20"),
         ({"logits_processors": [lambda logits: logits]}, "must take"),
         ({"logits_processors": [3]}, "must hold callables"),
     ],

@@ -20,6 +20,7 @@ class Toy:
     def __init__(
         self,
         num_blocks: int | list[int] = 64,
+        *,
         block_size: int = 4,
         specs: tuple[CacheSpec, ...] = (FULL,),
         max_num_seqs: int = 4,
@@ -40,15 +41,30 @@ class Toy:
         self.order: list[str] = []
         self.num_steps = 0
 
-    def add(self, name: str, prompt: list[int], max_tokens: int = 5, *, priority: int = 0, salt: str | None = None, seed: int = 0, end: int | None = None, **params: object) -> None:
+    def add(
+        self,
+        name: str,
+        prompt: list[int],
+        max_tokens: int = 5,
+        *,
+        priority: int = 0,
+        salt: str | None = None,
+        seed: int = 0,
+        end: int | None = None,
+        **params: object,
+    ) -> None:
         sampling = SamplingParams(max_tokens=max_tokens, **params)  # type: ignore[arg-type]
         ends = () if end is None else (end,)
-        self.scheduler.add(EngineRequest(name, prompt, sampling, priority=priority, cache_salt=salt, seed=seed, eos_token_ids=ends))
+        self.scheduler.add(
+            EngineRequest(name, prompt, sampling, priority=priority, cache_salt=salt, seed=seed, eos_token_ids=ends)
+        )
         self.scheduler.check()
 
     def add_beams(self, name: str, prompt: list[int], width: int, max_tokens: int, end: int = 3) -> None:
         beam = BeamSearchParams(beam_width=width, max_tokens=max_tokens)
-        self.scheduler.add(EngineRequest(name, prompt, SamplingParams(max_tokens=max_tokens), beam=beam, eos_token_ids=(end,)))
+        self.scheduler.add(
+            EngineRequest(name, prompt, SamplingParams(max_tokens=max_tokens), beam=beam, eos_token_ids=(end,))
+        )
 
     def step(self) -> list[Event]:
         batch = self.scheduler.schedule()

@@ -84,7 +84,9 @@ class FakeWorker:
             for position in range(first, end):
                 block = slot.tables[group][position // self.block_size]
                 held = self.memory[group][block][position % self.block_size]
-                assert held == slot.tokens[position], f"group {group} position {position}: {held} is not {slot.tokens[position]}"
+                assert held == slot.tokens[position], (
+                    f"group {group} position {position}: {held} is not {slot.tokens[position]}"
+                )
         if not row.wants_token:
             return RowOutput()
         known = slot.tokens[:end]

@@ -46,14 +46,24 @@ class SchedulerMachine(RuleBasedStateMachine):
     def start(self, num_blocks: int, seqs: int, budget: int, windows: bool, caching: bool, policy: str) -> None:
         specs = (FULL, Window(1, 1, 1, size=5)) if windows else (FULL,)
         blocks = [num_blocks, max(8, num_blocks - 2)] if windows else [num_blocks]
-        self.toy = Toy(blocks, 4, specs, seqs, budget, 32, caching, policy=policy)
+        limits = {"max_num_seqs": seqs, "max_num_batched_tokens": budget, "max_model_len": 32}
+        self.toy = Toy(blocks, specs=specs, prefix_caching=caching, policy=policy, **limits)
 
-    @rule(stem=st.sampled_from(STEMS), tail=st.lists(st.integers(0, 10), max_size=4), length=st.integers(1, 8), n=st.integers(1, 3), priority=st.integers(0, 2), salt=st.sampled_from([None, "s"]))
+    @rule(
+        stem=st.sampled_from(STEMS),
+        tail=st.lists(st.integers(0, 10), max_size=4),
+        length=st.integers(1, 8),
+        n=st.integers(1, 3),
+        priority=st.integers(0, 2),
+        salt=st.sampled_from([None, "s"]),
+    )
     def add(self, stem: list[int], tail: list[int], length: int, n: int, priority: int, salt: str | None) -> None:
         name = f"r{self.count}"
         self.count += 1
         self.plain[name] = (stem + tail, length, n)
-        self.toy.add(name, stem + tail, length, n=n, temperature=1.0, priority=priority, salt=salt, seed=self.count, end=3)
+        self.toy.add(
+            name, stem + tail, length, n=n, temperature=1.0, priority=priority, salt=salt, seed=self.count, end=3
+        )
         self.plain[name] = (stem + tail, length, n)
 
     @precondition(lambda self: len(self.beams) < 2)
@@ -99,7 +109,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+TestSchedulerMachine.settings = settings(
+    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 # ── seeded bugs ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -110,7 +122,8 @@ def random_lives(lives: int = 40) -> None:
     for seed in range(lives):
         rng = random.Random(seed)
         specs = (FULL, Window(1, 1, 1, size=5)) if seed % 3 == 2 else (FULL,)
-        toy = Toy(rng.randint(9, 14), 4, specs, rng.randint(1, 5), rng.randint(4, 20), 32)
+        limits = {"max_num_seqs": rng.randint(1, 5), "max_num_batched_tokens": rng.randint(4, 20), "max_model_len": 32}
+        toy = Toy(rng.randint(9, 14), specs=specs, **limits)
         expected: dict[tuple[str, int], list[int]] = {}
         for number in range(8):
             prompt = rng.choice([*STEMS, STEMS[0][:8]]) + [rng.randint(0, 10) for _ in range(rng.randint(0, 2))]
@@ -160,8 +173,7 @@ def shared_block_freed(patch: pytest.MonkeyPatch) -> None:
 
     def bug(self: BlockPool, blocks: list[int]) -> None:
         for block in blocks:
-            if self._refs[block] > 1:
-                self._refs[block] = 1
+            self._refs[block] = min(self._refs[block], 1)
             release(self, [block])
 
     patch.setattr(BlockPool, "release", bug)
@@ -183,13 +195,17 @@ def full_hit_without_the_last_token(patch: pytest.MonkeyPatch) -> None:
 
 def over_budget(patch: pytest.MonkeyPatch) -> None:
     claim = Scheduler._claim
-    patch.setattr(Scheduler, "_claim", lambda self, request, budget, promised: claim(self, request, budget + 1, promised))
+    patch.setattr(
+        Scheduler, "_claim", lambda self, request, budget, promised: claim(self, request, budget + 1, promised)
+    )
 
 
 def fork_without_copy(patch: pytest.MonkeyPatch) -> None:
     fork = KVCache.fork
 
-    def bug(self: KVCache, tables: list[list[int]], num_tokens: int) -> tuple[int, list[list[int]], list[tuple[int, int, int]]]:
+    def bug(
+        self: KVCache, tables: list[list[int]], num_tokens: int
+    ) -> tuple[int, list[list[int]], list[tuple[int, int, int]]]:
         count, forked, _ = fork(self, tables, num_tokens)
         return count, forked, []
 
@@ -197,12 +213,27 @@ def fork_without_copy(patch: pytest.MonkeyPatch) -> None:
 
 
 def window_freed_too_early(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Window, "num_stale", lambda self, num_computed, block_size: -(-max(0, num_computed - self.size + 1) // block_size))
+    patch.setattr(
+        Window,
+        "num_stale",
+        lambda self, num_computed, block_size: -(-max(0, num_computed - self.size + 1) // block_size),
+    )
 
 
 @pytest.mark.parametrize(
     "seed_bug",
-    [leak_on_finish, hash_without_chain, salt_ignored, hit_without_reference, shared_block_freed, stale_hash_after_eviction, full_hit_without_the_last_token, over_budget, fork_without_copy, window_freed_too_early],
+    [
+        leak_on_finish,
+        hash_without_chain,
+        salt_ignored,
+        hit_without_reference,
+        shared_block_freed,
+        stale_hash_after_eviction,
+        full_hit_without_the_last_token,
+        over_budget,
+        fork_without_copy,
+        window_freed_too_early,
+    ],
 )
 def test_the_machine_catches(seed_bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     seed_bug(monkeypatch)

@@ -39,7 +39,9 @@ def test_a_second_equal_prompt_is_taken_from_the_cache_but_for_its_last_token() 
     toy.add("b", PROMPT[:8])
     batch = toy.scheduler.schedule()
     assert batch is not None
-    assert (batch.rows[0].start, batch.rows[0].count) == (4, 4), "the whole prompt is cached; its last block is computed again"
+    assert (batch.rows[0].start, batch.rows[0].count) == (4, 4), (
+        "the whole prompt is cached; its last block is computed again"
+    )
 
 
 def test_a_salt_keeps_requests_apart() -> None:
@@ -187,10 +189,18 @@ def search(prompt: list[int], width: int, max_tokens: int, end: int) -> list[tup
     """Beam search over whole sequences, without requests, slots or blocks."""
     live, finished = [(0.0, list(prompt))], []
     for length in range(1, max_tokens + 1):
-        options = [(total + logprob, [*tokens, token]) for total, tokens in live for token, logprob in candidates(tokens, VOCAB)]
+        options = [
+            (total + logprob, [*tokens, token])
+            for total, tokens in live
+            for token, logprob in candidates(tokens, VOCAB)
+        ]
         options = sorted(options, key=lambda option: -option[0])[: 2 * width]
         ends = [tokens[-1] == end or length == max_tokens for _, tokens in options]
-        finished += [(total / length, tokens) for (total, tokens), is_end in zip(options[:width], ends[:width], strict=True) if is_end]
+        finished += [
+            (total / length, tokens)
+            for (total, tokens), is_end in zip(options[:width], ends[:width], strict=True)
+            if is_end
+        ]
         finished = sorted(finished, key=lambda option: -option[0])[:width]
         live = [option for option, is_end in zip(options, ends, strict=True) if not is_end][:width]
         if not live or (len(finished) == width and live[0][0] / length <= finished[-1][0]):

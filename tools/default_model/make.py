@@ -83,8 +83,12 @@ def train_tokenizer(documents: list[corpus.Document]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END, PAD, *ROLES.values()], show_progress=False,
-                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END, PAD, *ROLES.values()],
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
     spoken = corpus.dialogues(documents, random.Random(0))
     texts = corpus.plain_texts(documents) + [text for turns in spoken for _, text in turns]
     tokenizer.train_from_iterator(texts, trainer)
@@ -93,18 +97,38 @@ def train_tokenizer(documents: list[corpus.Document]) -> Tokenizer:
 
 def new_model() -> transformers.LlamaForCausalLM:
     torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=LONG_ROW, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=END_ID, pad_token_id=PAD_ID))
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=256,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=LONG_ROW,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=END_ID,
+            pad_token_id=PAD_ID,
+        )
+    )
 
 
-def train(model: transformers.LlamaForCausalLM, tokenizer: Tokenizer, documents: list[corpus.Document], steps: int,
-          checkpoint: Path) -> None:
+def train(
+    model: transformers.LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    documents: list[corpus.Document],
+    steps: int,
+    checkpoint: Path,
+) -> None:
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-                                  lr=LEARNING_RATE, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=LEARNING_RATE,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
     first = 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
@@ -124,7 +148,9 @@ def train(model: transformers.LlamaForCausalLM, tokenizer: Tokenizer, documents:
         losses.append(loss.item())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             recent = losses[-SAVE_EVERY:]
-            print(f"step {step + 1}, {time.monotonic() - start:.0f} s, loss {sum(recent) / len(recent):.3f}", flush=True)
+            print(
+                f"step {step + 1}, {time.monotonic() - start:.0f} s, loss {sum(recent) / len(recent):.3f}", flush=True
+            )
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
@@ -145,8 +171,9 @@ def token_loss(model: transformers.LlamaForCausalLM, rows: Tensor, labels: Tenso
     return cross_entropy(logits.float(), labels[learned], reduction=reduction)
 
 
-def batches(tokenizer: Tokenizer, documents: list[corpus.Document], first: int,
-            stop: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+def batches(
+    tokenizer: Tokenizer, documents: list[corpus.Document], first: int, stop: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Short rows, then long rows, from the step `first` on: (step, rows [R, L], labels [R, L])."""
     phases = (SHORT_ROW, 0, SHORT_STEPS), (LONG_ROW, SHORT_STEPS, SHORT_STEPS + LONG_STEPS)
     for length, start, end in phases:
@@ -157,8 +184,9 @@ def batches(tokenizer: Tokenizer, documents: list[corpus.Document], first: int,
             yield step, rows, labels
 
 
-def endless(tokenizer: Tokenizer, documents: list[corpus.Document], length: int,
-            num_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+def endless(
+    tokenizer: Tokenizer, documents: list[corpus.Document], length: int, num_rows: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Epoch after epoch of rows, each with newly worded and newly shuffled dialogues."""
     texts = corpus.plain_texts(documents)
     for epoch in itertools.count():
@@ -169,13 +197,13 @@ def endless(tokenizer: Tokenizer, documents: list[corpus.Document], length: int,
         packed = pack(pieces, length + 1)
         rng.shuffle(packed)
         for position in range(0, len(packed) - num_rows + 1, num_rows):
-            yield to_tensors(packed[position:position + num_rows], length + 1)
+            yield to_tensors(packed[position : position + num_rows], length + 1)
 
 
 def text_pieces(tokenizer: Tokenizer, texts: list[str], length: int) -> list[Piece]:
     """Each text and its end token, cut to what a row can hold."""
     ids = [[*encoding.ids, END_ID] for encoding in tokenizer.encode_batch(texts)]
-    cuts = [tokens[position:position + length] for tokens in ids for position in range(0, len(tokens), length)]
+    cuts = [tokens[position : position + length] for tokens in ids for position in range(0, len(tokens), length)]
     return [(cut, [True] * len(cut)) for cut in cuts]
 
 
@@ -213,16 +241,18 @@ def to_tensors(rows: list[Piece], length: int) -> tuple[Tensor, Tensor]:
     labels = torch.full_like(ids, IGNORED)
     for index, (tokens, learned) in enumerate(rows):
         values = torch.tensor(tokens)
-        ids[index, :len(tokens)] = values
-        labels[index, :len(tokens)] = values.masked_fill(~torch.tensor(learned), IGNORED)
+        ids[index, : len(tokens)] = values
+        labels[index, : len(tokens)] = values.masked_fill(~torch.tensor(learned), IGNORED)
     return ids[:, :-1], labels[:, 1:]
 
 
 def validation_sets(tokenizer: Tokenizer, documents: list[corpus.Document]) -> dict[str, list[Piece]]:
     texts = [document.text() for document in documents]
     spoken = corpus.dialogues(documents, random.Random(0), phrases=False)
-    return {"documents": text_pieces(tokenizer, texts, SHORT_ROW + 1),
-            "answers": [dialogue_piece(tokenizer, turns, SHORT_ROW + 1) for turns in spoken]}
+    return {
+        "documents": text_pieces(tokenizer, texts, SHORT_ROW + 1),
+        "answers": [dialogue_piece(tokenizer, turns, SHORT_ROW + 1) for turns in spoken],
+    }
 
 
 @torch.no_grad()
@@ -239,13 +269,22 @@ def evaluate(model: transformers.LlamaForCausalLM, pieces: list[Piece]) -> float
 def save(model: transformers.LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write an ordinary Hugging Face folder; the tokenizer files are written by hand, so that any version reads them."""
     model.generation_config = transformers.GenerationConfig(
-        do_sample=True, temperature=0.7, top_p=0.9, eos_token_id=END_ID, pad_token_id=PAD_ID)
+        do_sample=True, temperature=0.7, top_p=0.9, eos_token_id=END_ID, pad_token_id=PAD_ID
+    )
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     named = {"eos_token": END, "pad_token": PAD}
-    write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, **named, "model_max_length": LONG_ROW,
-        "clean_up_tokenization_spaces": False, "chat_template": CHAT_TEMPLATE})
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": None,
+            **named,
+            "model_max_length": LONG_ROW,
+            "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
     write_json(folder / "special_tokens_map.json", named)
 
 
@@ -257,7 +296,13 @@ def show_samples(folder: Path) -> None:
     """Print what the finished folder says, read back as a user would."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.LlamaForCausalLM.from_pretrained(folder)
-    questions = ["Hello", "Who are you?", "What does os.path.join do?", "What is a generator?", "Explain textwrap.wrap."]
+    questions = [
+        "Hello",
+        "Who are you?",
+        "What does os.path.join do?",
+        "What is a generator?",
+        "Explain textwrap.wrap.",
+    ]
     prompts = ["Hello, my name is", "The Python interpreter"]
     prompts += [f"<|user|>{question}<|end|><|assistant|>" for question in questions]
     for prompt in prompts:

@@ -32,7 +32,9 @@ class TokenNames:
 
     def candidates(self, token: int, options: list[tuple[int, float]]) -> PositionLogprobs:
         """Return the entry of a beam's token, chosen from `options`, best first."""
-        ranked = {other: Logprob(logprob, rank, self._name(other, True)) for rank, (other, logprob) in enumerate(options, 1)}
+        ranked = {
+            other: Logprob(logprob, rank, self._name(other, True)) for rank, (other, logprob) in enumerate(options, 1)
+        }
         return {token: ranked.pop(token), **ranked}
 
     def _name(self, token: int, named: bool) -> str | None:
@@ -109,7 +111,9 @@ class OutputProcessor:
                 stream.logprobs, stream.cumulative_logprob = [], 0.0
             streams.append(stream)
         prompt_logprobs: list[PositionLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
-        self._states[request.id] = RequestState(request, params, streams, RequestMetrics(request.arrival), prompt_logprobs)
+        self._states[request.id] = RequestState(
+            request, params, streams, RequestMetrics(request.arrival), prompt_logprobs
+        )
 
     def abort(self, request_id: str) -> None:
         self._states.pop(request_id, None)
@@ -148,7 +152,9 @@ class OutputProcessor:
                 if state.params.logprobs is not None:
                     stream.logprobs.append(self.names.logprobs(position, token, state.params.detokenize))
         is_end_token = event.finish_reason == "stop"  # an end token is no part of the text, unless asked for
-        visible = event.token_ids if not is_end_token or state.params.include_stop_str_in_output else event.token_ids[:-1]
+        visible = (
+            event.token_ids if not is_end_token or state.params.include_stop_str_in_output else event.token_ids[:-1]
+        )
         hit = stream.text.push(visible)
         if hit is not None:
             stream.finish_reason, stream.stop_reason = "stop", hit.stop
@@ -202,7 +208,10 @@ class OutputProcessor:
             text=text.text,
             token_ids=beam.token_ids,
             cumulative_logprob=beam.cum_logprob,
-            logprobs=[self.names.candidates(token, options) for token, options in zip(beam.token_ids, beam.logprobs, strict=True)],
+            logprobs=[
+                self.names.candidates(token, options)
+                for token, options in zip(beam.token_ids, beam.logprobs, strict=True)
+            ],
             finish_reason=beam.finish_reason,
             stop_reason=beam.stop_reason,
         )

@@ -106,7 +106,14 @@ def _dtype(wanted: str, text_config: Any, hf_config: Any) -> str:
 
 def _max_model_len(args: EngineArgs, text_config: Any) -> int:
     """Settle the context length: what is asked for, at most what the model was made for."""
-    known = next((getattr(text_config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len") if getattr(text_config, name, None)), None)
+    known = next(
+        (
+            getattr(text_config, name, None)
+            for name in ("max_position_embeddings", "n_positions", "max_seq_len")
+            if getattr(text_config, name, None)
+        ),
+        None,
+    )
     if known is not None:
         known = _scaled(known, getattr(text_config, "rope_parameters", None))
     if args.max_model_len is None:
@@ -141,4 +148,6 @@ def _scheduler(args: EngineArgs, max_model_len: int) -> SchedulerConfig:
             f"max_num_batched_tokens={step_tokens} is less than max_model_len={max_model_len}, and prompts may not be "
             f"split; raise it to {max_model_len}, lower max_model_len, or leave enable_chunked_prefill on"
         )
-    return SchedulerConfig(args.max_num_seqs, step_tokens, max_model_len, args.enable_chunked_prefill, args.scheduling_policy)
+    return SchedulerConfig(
+        args.max_num_seqs, step_tokens, max_model_len, args.enable_chunked_prefill, args.scheduling_policy
+    )

@@ -16,7 +16,6 @@ from vllm.inputs.chat import ChatOptions
 from vllm.inputs.prepare import Params
 from vllm.inputs.prompts import Prompt, PromptType, parse_prompts
 from vllm.inputs.tokenizer import hf_tokenizer
-from vllm.messages import EngineRequest
 from vllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from vllm.errors import RequestError
 from vllm.inputs.prompts import Prompt
 from vllm.inputs.tokenizer import Tokenizer, check_text
 from vllm.messages import EngineRequest
+from vllm.sampling.limits import check_ids, check_request
 from vllm.sampling_params import BeamSearchParams, SamplingParams
 
 Params = SamplingParams | BeamSearchParams
@@ -148,10 +149,7 @@ class Preparer:
             return
         if not isinstance(params, SamplingParams):
             raise TypeError(f"sampling_params must be SamplingParams or BeamSearchParams, got {params!r}")
-        for name in ("allowed_token_ids", "stop_token_ids", "logit_bias"):
-            self._check_ids(name, getattr(params, name) or ())
-        for name in ("logprobs", "prompt_logprobs"):
-            self._check_logprobs(name, getattr(params, name))
+        check_request(params, vocab_size=self.limits.vocab_size, max_logprobs=self.limits.max_logprobs)
         if self.tokenizer is None:
             for name in ("stop", "bad_words"):
                 if getattr(params, name):
@@ -159,35 +157,12 @@ class Preparer:
                         f"{name} needs a tokenizer, and the engine runs without one; use token ids", name
                     )
 
-    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
-        for token in ids:
-            if not 0 <= token < self.limits.vocab_size:
-                raise RequestError(
-                    f"{name} holds token id {token}, but the model's vocabulary has {self.limits.vocab_size:,} entries",
-                    name,
-                )
-
-    def _check_logprobs(self, name: str, wanted: int | None) -> None:
-        limits = self.limits
-        if wanted is None:
-            return
-        if wanted > limits.vocab_size:
-            raise RequestError(f"{name}={wanted} is more than the vocabulary of {limits.vocab_size:,} entries", name)
-        count = limits.vocab_size if wanted == -1 else wanted
-        if limits.max_logprobs != -1 and count > limits.max_logprobs:
-            what = f"the whole vocabulary, {count:,} entries," if wanted == -1 else f"{count:,}"
-            raise RequestError(
-                f"{name}={wanted} asks for {what} per position, but max_logprobs={limits.max_logprobs}; ask for fewer, "
-                "or raise max_logprobs",
-                name,
-            )
-
     def _bad_words(self, params: Params) -> list[list[int]]:
         if isinstance(params, BeamSearchParams) or not params.bad_words or self.tokenizer is None:
             return []
         variants = [ids for word in params.bad_words for ids in spellings(word, self.tokenizer)]
         for ids in variants:
-            self._check_ids("bad_words", ids)
+            check_ids("bad_words", ids, self.limits.vocab_size)
         return variants
 
     def _seed_of(self, params: Params, number: int) -> int:

@@ -1,6 +1,6 @@
 """The cache as the scheduler sees it: one block table per cache group and sequence, over one pool per group.
 
-    tables[g][b] is the block that holds tokens [b * block_size, (b + 1) * block_size) in group g
+tables[g][b] is the block that holds tokens [b * block_size, (b + 1) * block_size) in group g
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class KVCache:
     def lacks(self, tables: Tables, num_tokens: int) -> list[int]:
         """The most blocks, per group, that a sequence with these tables still takes until it has `num_tokens`."""
         total = -(-num_tokens // self.block_size)
-        return [min(need, max(0, total - len(table))) for need, table in zip(self.needs(num_tokens), tables, strict=True)]
+        return [
+            min(need, max(0, total - len(table))) for need, table in zip(self.needs(num_tokens), tables, strict=True)
+        ]
 
     def free(self) -> list[int]:
         return [pool.num_free for pool in self.pools]

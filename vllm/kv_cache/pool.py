@@ -100,7 +100,9 @@ class BlockPool:
             assert len(real) == len(set(real)), f"a block stands twice in one table: {table}"
             held.update(real)
         for block in range(self.num_blocks):
-            assert self._refs[block] == held[block], f"block {block}: {self._refs[block]} references, {held[block]} holders"
+            assert self._refs[block] == held[block], (
+                f"block {block}: {self._refs[block]} references, {held[block]} holders"
+            )
         free, cached = set(self._free), set(self._cached)
         in_use = {block for block in range(1, self.num_blocks) if self._refs[block]}
         assert len(free) == len(self._free), "a block stands twice in the free list"

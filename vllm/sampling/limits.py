@@ -13,9 +13,12 @@ from vllm.sampling_params import LogitsProcessor, SamplingParams
 
 
 def check_request(params: SamplingParams, *, vocab_size: int, max_logprobs: int) -> None:
-    """Raise RequestError if `params` name tokens outside the vocabulary or ask for more than `max_logprobs` (-1: any)."""
-    _check_ids("allowed_token_ids", params.allowed_token_ids or (), vocab_size)
-    _check_ids("logit_bias", params.logit_bias or (), vocab_size)
+    """Raise RequestError if `params` name tokens outside the vocabulary or ask for more than `max_logprobs` (-1: any).
+
+    A stop token outside the vocabulary is allowed: lists of them are made for several models, and it never comes.
+    """
+    for name in ("allowed_token_ids", "logit_bias"):
+        check_ids(name, getattr(params, name) or (), vocab_size)
     for name, count in (("logprobs", params.num_logprobs), ("prompt_logprobs", params.prompt_logprobs)):
         _check_count(name, count, vocab_size, max_logprobs)
     for processor in params.logits_processors or ():
@@ -51,18 +54,27 @@ def processor_name(processor: LogitsProcessor) -> str:
     return getattr(processor, "__qualname__", None) or type(processor).__qualname__
 
 
-def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
-    outside = [token for token in ids if not 0 <= token < vocab_size]
-    if outside:
-        raise RequestError(f"{name} holds token {outside[0]}; this model's tokens are 0 to {vocab_size - 1}", name)
+def check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
+    """Raise RequestError if a token id lies outside the vocabulary."""
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise RequestError(
+                f"{name} holds token id {token}, but the model's vocabulary has {vocab_size:,} entries; "
+                f"give ids from 0 to {vocab_size - 1}",
+                name,
+            )
 
 
-def _check_count(name: str, count: int | None, vocab_size: int, max_logprobs: int) -> None:
-    if count is None or max_logprobs == -1:
+def _check_count(name: str, wanted: int | None, vocab_size: int, max_logprobs: int) -> None:
+    if wanted is None:
         return
-    if (vocab_size if count == -1 else count) > max_logprobs:
+    if wanted > vocab_size:
+        raise RequestError(f"{name}={wanted} is more than the vocabulary of {vocab_size:,} entries", name)
+    count = vocab_size if wanted == -1 else wanted
+    if max_logprobs != -1 and count > max_logprobs:
+        what = f"the whole vocabulary, {count:,} entries," if wanted == -1 else f"{count:,}"
         raise RequestError(
-            f"{name}={count} asks for more than max_logprobs={max_logprobs}; ask for fewer or start the engine "
-            "with a higher max_logprobs",
+            f"{name}={wanted} asks for {what} per position, but max_logprobs={max_logprobs}; ask for fewer, "
+            "or raise max_logprobs",
             name,
         )

@@ -66,7 +66,11 @@ class BeamGroup:
         """Take one step of the search: update `finished`, return the continuations that live on; none: it is over."""
         width, length = self.params.beam_width, self.live[0].request.num_output + 1
         ranked = sorted(
-            (Continuation(beam, token, beam.cum_logprob + logprob) for beam in self.live for token, logprob in beam.candidates or ()),
+            (
+                Continuation(beam, token, beam.cum_logprob + logprob)
+                for beam in self.live
+                for token, logprob in beam.candidates or ()
+            ),
             key=lambda continuation: -continuation.cum_logprob,  # a stable sort: ties go to the earlier beam
         )[: self.num_candidates]
         ends = [continuation.token in self.end_tokens or length >= self.max_output for continuation in ranked]
@@ -76,7 +80,9 @@ class BeamGroup:
         self.finished.sort(key=lambda beam: -beam.score)
         del self.finished[width:]
         alive = [continuation for continuation, is_end in zip(ranked, ends, strict=True) if not is_end][:width]
-        if not alive or (len(self.finished) == width and self._score(alive[0].cum_logprob, length) <= self.finished[-1].score):
+        if not alive or (
+            len(self.finished) == width and self._score(alive[0].cum_logprob, length) <= self.finished[-1].score
+        ):
             return []
         return alive
 
@@ -95,4 +101,4 @@ class BeamGroup:
         )
 
     def _score(self, cum_logprob: float, length: int) -> float:
-        return cum_logprob / length**self.params.length_penalty
+        return cum_logprob / float(length**self.params.length_penalty)

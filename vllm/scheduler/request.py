@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,10 @@ class Request:
     def may_read_prefix_cache(self) -> bool:
         """Prompt log-probabilities need the hidden states of the whole prompt, which no cache holds."""
         return not (self.wants_prompt_logprobs or self.params.skip_reading_prefix_cache)
+
+
+ORDER = operator.attrgetter("order")
+"""The key by which queues of requests are sorted."""
 
 
 def stop_cause(request: Request, token: int, max_model_len: int) -> tuple[str, int | None] | None:

@@ -21,7 +21,8 @@ from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.hashing import chain_root, extend_chain
 from vllm.messages import Batch, BlockCopy, EngineRequest, Event, Row, RowOutput, Sequence, StepOutput
 from vllm.scheduler.beam import BeamGroup, Continuation, LiveBeam
-from vllm.scheduler.request import Request, Status, stop_cause
+from vllm.scheduler.invariants import check_scheduler
+from vllm.scheduler.request import ORDER, Request, Status, stop_cause
 
 
 @dataclass(slots=True)
@@ -68,7 +69,9 @@ class Scheduler:
             raise RequestError(f"request id {source.id!r} is in use", "request_id")
         longest = self._longest(source)
         if not self.cache.fits(longest):
-            raise RequestError(f"request {source.id} may grow to {longest} tokens, more than the KV cache holds; lower max_tokens")
+            raise RequestError(
+                f"request {source.id} may grow to {longest} tokens, more than the KV cache holds; lower max_tokens"
+            )
         leader = self._new_request(source, 0)
         members = [leader]
         for index in range(1, 1 if source.beam else source.params.num_samples):
@@ -82,7 +85,7 @@ class Scheduler:
         self._num_arrived += 1
         self._by_id[source.id] = members
         for member in members:
-            bisect.insort(self.waiting, member, key=_order)
+            bisect.insort(self.waiting, member, key=ORDER)
 
     def abort(self, request_id: str) -> None:
         """Forget a request, wherever it is; an unknown id is none."""
@@ -200,7 +203,7 @@ class Scheduler:
         request.slot = self._free_slots.pop()
         request.num_sent = [0] * len(request.tables)
         request.choice = None  # the worker gets all its tokens now
-        bisect.insort(self.running, request, key=_order)
+        bisect.insort(self.running, request, key=ORDER)
         source = request.source
         self._admitted.append(
             Sequence(
@@ -240,7 +243,7 @@ class Scheduler:
         self.running.remove(request)
         self._free(request)
         request.status = Status.WAITING
-        bisect.insort(self.waiting, request, key=_order)
+        bisect.insort(self.waiting, request, key=ORDER)
 
     def _drop_waiting_forks(self, spared: Request | None = None) -> bool:
         """Take back the blocks that forks hold while they wait; they will compute those tokens again."""
@@ -326,7 +329,8 @@ class Scheduler:
             source = group.live[0].request.source
             self.abort(source.id)
             return [Event(source.id, 0, [], finish_reason=group.finished[0].finish_reason, beams=group.finished)]
-        old, group.live, heirs = group.live, [], []
+        old, group.live = group.live, []
+        heirs: list[Continuation] = []
         for continuation in continuations:
             parent = continuation.parent
             if any(heir.parent is parent for heir in heirs):
@@ -355,7 +359,7 @@ class Scheduler:
         if parent.tables:
             self._fork(parent, child, parent.num_computed)
         self._by_id[parent.id].append(child)
-        bisect.insort(self.waiting, child, key=_order)
+        bisect.insort(self.waiting, child, key=ORDER)
         return child
 
     def _fail(self, request: Request, error: str) -> Event:
@@ -383,7 +387,9 @@ class Scheduler:
             params = params.clone()
             params.prompt_logprobs = None
         priority = source.priority if self.config.policy == "priority" else 0
-        return Request(source, params, index, (priority, self._num_arrived, index), list(source.token_ids), len(source.token_ids))
+        return Request(
+            source, params, index, (priority, self._num_arrived, index), list(source.token_ids), len(source.token_ids)
+        )
 
     def _longest(self, source: EngineRequest) -> int:
         max_tokens = source.beam.max_tokens if source.beam else source.params.max_tokens
@@ -425,33 +431,6 @@ class Scheduler:
             request.tables = []
         request.num_computed = request.num_registered = 0
 
-    # ── belief ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
     def check(self) -> None:
         """Assert every invariant of scheduler and cache, between steps."""
-        requests = [request for members in self._by_id.values() for request in members]
-        assert sorted(map(id, requests)) == sorted(map(id, self.waiting + self.running)), "a request is in two places"
-        for queue, status in ((self.waiting, Status.WAITING), (self.running, Status.RUNNING)):
-            assert all(request.status is status for request in queue)
-            assert queue == sorted(queue, key=_order), f"{status} is out of order"
-        slots = [request.slot for request in self.running]
-        assert sorted(slots + self._free_slots) == list(range(self.config.max_num_seqs)), "a slot is lost or held twice"
-        for request in requests:
-            self._check_request(request)
-        self.cache.check([request.tables for request in requests if request.tables])
-        if not requests:
-            assert self.cache.free() == [pool.num_usable for pool in self.cache.pools], "blocks are held by nobody"
-
-    def _check_request(self, request: Request) -> None:
-        size = self.cache.block_size
-        assert 0 <= request.num_computed <= request.num_tokens <= self.config.max_model_len
-        assert request.num_registered * size <= request.num_computed
-        if request.status is Status.WAITING:
-            assert request.slot == -1 and (request.tables or not request.num_computed)
-        for table in request.tables:
-            assert len(table) >= -(-request.num_computed // size), "computed tokens without a block"
-            assert len(table) <= -(-request.num_tokens // size), "blocks without tokens"
-
-
-def _order(request: Request) -> tuple[int, int, int]:
-    return request.order
+        check_scheduler(self, [request for members in self._by_id.values() for request in members], self._free_slots)

@@ -37,13 +37,30 @@ def load(config: EngineConfig, progress: bool) -> tuple[ModelRunner, MemoryPlan]
     for group in groups:
         if reason := backend.refuses(group.spec, dtype):
             raise ConfigError(f"{config.model.model}: {reason}")
-    files = [] if config.model.load_format == "dummy" else weight_files(Path(config.model.path), config.model.load_format)
+    files = (
+        [] if config.model.load_format == "dummy" else weight_files(Path(config.model.path), config.model.load_format)
+    )
     check_files(files)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    plan = plan_memory(groups, config.cache, config.scheduler, dtype.itemsize, weights, _activations(config, model), free_memory())
-    logger.info("%s: %s, %s, %d threads; %s", config.model.model or "default model", config.model.architecture, config.model.dtype, config.cores, plan)
+    plan = plan_memory(
+        groups, config.cache, config.scheduler, dtype.itemsize, weights, _activations(config, model), free_memory()
+    )
+    logger.info(
+        "%s: %s, %s, %d threads; %s",
+        config.model.model or "default model",
+        config.model.architecture,
+        config.model.dtype,
+        config.cores,
+        plan,
+    )
     if files:
-        fill(model.windows(), tensors(files, progress=progress), model.ignored_names, where=config.model.path, prefixes=(model.base_prefix,))
+        fill(
+            model.windows(),
+            tensors(files, progress=progress),
+            model.ignored_names,
+            where=config.model.path,
+            prefixes=(model.base_prefix,),
+        )
     else:
         fill_dummy(model.windows(), seed=config.model.seed)
     scheduler = config.scheduler
@@ -55,13 +72,22 @@ def load(config: EngineConfig, progress: bool) -> tuple[ModelRunner, MemoryPlan]
         max_logprobs=config.model.max_logprobs,
         logprobs_mode=config.model.logprobs_mode,
     )
-    runner = ModelRunner(model, groups, plan.num_blocks, config.cache.block_size, dtype, device, tables, sampler)
+    caches = {
+        layer: backend.allocate(group.spec, count, config.cache.block_size, dtype)
+        for group, count in zip(groups, plan.num_blocks, strict=True)
+        for layer in group.layers
+    }
+    runner = ModelRunner(model, groups, tuple(caches[i] for i in range(len(caches))), backend, tables, sampler)
     logger.info("ready after %.2f s", time.monotonic() - began)
     return runner, plan
 
 
 def _activations(config: EngineConfig, model: Decoder) -> int:
     """Bytes of the largest step: a few float32 copies of its widest layer, and of its logits."""
-    widest = max(parameter.shape[-2] if parameter.ndim > 1 else len(parameter) for name, parameter in model.named_parameters() if "blocks" in name)
+    widest = max(
+        parameter.shape[-2] if parameter.ndim > 1 else len(parameter)
+        for name, parameter in model.named_parameters()
+        if "blocks" in name
+    )
     rows = min(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens)
     return 4 * (6 * widest * config.scheduler.max_num_batched_tokens + 2 * config.model.vocab_size * rows)

@@ -43,25 +43,33 @@ def plan_memory(
     fits.
     """
     size = cache.block_size
-    needs = [group.spec.blocks_at_most(scheduler.max_model_len, scheduler.max_num_batched_tokens, size) for group in groups]
+    needs = [
+        group.spec.blocks_at_most(scheduler.max_model_len, scheduler.max_num_batched_tokens, size) for group in groups
+    ]
     block_bytes = [group.block_bytes(size, element_bytes) for group in groups]
     per_sequence = sum(need * each for need, each in zip(needs, block_bytes, strict=True))
     if cache.num_blocks is not None:
         num_blocks = [cache.num_blocks] * len(groups)
     else:
-        budget = int(free * cache.memory_share) - weights - activations if cache.memory_bytes is None else cache.memory_bytes
+        budget = (
+            int(free * cache.memory_share) - weights - activations if cache.memory_bytes is None else cache.memory_bytes
+        )
         share = min(scheduler.max_num_seqs, max(0, budget) / per_sequence)
         if share < 1.0:
             raise ConfigError(_too_little(cache, scheduler, weights, activations, free, budget, per_sequence))
         num_blocks = [int(need * share) + 1 for need in needs]
     if short := [need + 1 for need, count in zip(needs, num_blocks, strict=True) if need >= count]:
-        raise ConfigError(f"num_gpu_blocks_override={cache.num_blocks} is too few for one sequence of max_model_len={scheduler.max_model_len}: it needs {max(short)} blocks; raise it or lower max_model_len")
+        raise ConfigError(
+            f"num_gpu_blocks_override={cache.num_blocks} is too few for one sequence of max_model_len={scheduler.max_model_len}: it needs {max(short)} blocks; raise it or lower max_model_len"
+        )
     total = sum(count * each for count, each in zip(num_blocks, block_bytes, strict=True))
     held = min((count - 1) / need for count, need in zip(num_blocks, needs, strict=True))
     return MemoryPlan(weights, activations, total, tuple(num_blocks), int(held * scheduler.max_model_len))
 
 
-def _too_little(cache: CacheConfig, scheduler: SchedulerConfig, weights: int, activations: int, free: int, budget: int, needed: int) -> str:
+def _too_little(
+    cache: CacheConfig, scheduler: SchedulerConfig, weights: int, activations: int, free: int, budget: int, needed: int
+) -> str:
     wanted = f"one sequence of max_model_len={scheduler.max_model_len} needs {_size(needed)} of KV cache"
     fitting = int(max(0, budget) / needed * scheduler.max_model_len) // cache.block_size * cache.block_size
     shorter = f"lower max_model_len to {fitting} or less" if fitting else "use a smaller model or dtype"

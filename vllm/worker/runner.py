@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from vllm import ops
 from vllm.kv_cache.spec import CacheGroup
 from vllm.layers.decoder import Decoder
 from vllm.messages import Batch, RowOutput, StepOutput
+from vllm.ops.attention import AttentionBackend
 from vllm.sampling.sampler import Sampler
 from vllm.worker.tables import Packed, SlotTables
 
@@ -21,24 +23,20 @@ class ModelRunner:
         self,
         model: Decoder,
         groups: tuple[CacheGroup, ...],
-        num_blocks: tuple[int, ...],
-        block_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        caches: tuple[Any, ...],
+        backend: AttentionBackend,
         tables: SlotTables,
         sampler: Sampler,
     ) -> None:
+        """`caches` holds one cache per attention layer, made by `backend`."""
         self.model = model
         self.groups = groups
+        self.caches = caches
+        self.backend = backend
         self.tables = tables
         self.sampler = sampler
-        self.backend = ops.attention_backend(device)
-        specs = model.cache_specs
-        self.group_of = tuple(next(g for g, group in enumerate(groups) if i in group.layers) for i in range(len(specs)))
-        self.caches = tuple(
-            self.backend.allocate(spec, num_blocks[group], block_size, dtype)
-            for spec, group in zip(specs, self.group_of, strict=True)
-        )
+        num_layers = sum(len(group.layers) for group in groups)
+        self.group_of = tuple(next(g for g, group in enumerate(groups) if i in group.layers) for i in range(num_layers))
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> StepOutput:

@@ -60,7 +60,9 @@ class SlotTables:
         """Write a chosen token."""
         self.tokens[slot, position] = token
 
-    def pack(self, batch: Batch, backend: AttentionBackend, caches: tuple[Any, ...], group_of: tuple[int, ...]) -> Packed:
+    def pack(
+        self, batch: Batch, backend: AttentionBackend, caches: tuple[Any, ...], group_of: tuple[int, ...]
+    ) -> Packed:
         """Lay the rows' tokens one after another."""
         slots = np.array([row.slot for row in batch.rows])
         start = np.array([row.start for row in batch.rows])
