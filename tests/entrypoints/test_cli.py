@@ -1,0 +1,81 @@
+"""The `vllm` command: quick where it can be, one line where the user is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import vllm
+from vllm.config import EngineArgs
+from vllm.entrypoints.cli import main
+
+
+def test_the_version_needs_no_torch() -> None:
+    code = "import sys\nfrom vllm.entrypoints.cli import main\ntry: main(['--version'])\nfinally: print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [vllm.__version__, "False", "False"]
+
+
+def test_run_continues_a_prompt_of_the_model_inside(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "Hello, my name is", "--max-tokens", "8", "--temperature", "0"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("Hello, my name is ")
+    assert "Processed prompts: 100%" in captured.err and "toks/s" in captured.err
+
+
+def test_run_takes_a_model_and_options(checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(checkpoint("llama"))
+    options = [
+        "--max-model-len=64",
+        "--dtype",
+        "float32",
+        "--no-enable-prefix-caching",
+        "--hf-overrides",
+        "{}",
+        "-n",
+        "2",
+    ]
+    assert main(["run", model, "The tide", "--max-tokens", "3", *options]) == 0
+    assert capsys.readouterr().out.count("The tide") == 2
+    assert main(["run", model, "Hi", "--chat", "--max-tokens", "3", "--temperature", "0"]) == 0
+    assert "<|im_start|>" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["run", "x", "--max-modle-len", "4"], 2, "unknown option --max-modle-len. Did you mean --max-model-len?"),
+        (["run", "x", "--dtype", "fp17"], 2, "invalid choice: 'fp17'"),
+        (["run", "x", "--hf-overrides", "{"], 2, "is not JSON"),
+        (["run", "x", "--hf-overrides", "3"], 2, "is not a JSON object"),
+        (["run"], 2, "required: prompt"),
+        ([], 2, "required: COMMAND"),
+        (["run", "no/such/folder/anywhere", "x"], 1, "vllm: no such directory: no/such/folder/anywhere"),
+        (["run", "x", "--max-model-len", "4000000"], 1, "vllm: max_model_len=4000000 is more than"),
+        (["run", "x", "--max-tokens", "0"], 1, "vllm: max_tokens must be at least 1, got 0"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert main(arguments) == status
+    except SystemExit as stop:
+        assert stop.code == status
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_every_option_of_the_engine_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    help_text = capsys.readouterr().out
+    for option in dataclasses.fields(EngineArgs):
+        assert option.metadata["doc"].endswith(".")
+        assert option.name == "model" or f"--{option.name.replace('_', '-')}" in help_text
