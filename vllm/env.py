@@ -7,6 +7,7 @@
 | VLLM_MODEL_REDIRECT_PATH | a file of `name path` lines: the model called `name` is read from `path` |
 | VLLM_ALLOW_LONG_MAX_MODEL_LEN | 1: allow a max_model_len beyond what the checkpoint was made for |
 | VLLM_CPU_KVCACHE_SPACE | GiB of KV cache on the CPU, as kv_cache_memory_bytes |
+| OMP_NUM_THREADS | threads that compute; by default one per usable core |
 | VLLM_USE_MODELSCOPE | 1 or true: model names are looked up on ModelScope |
 """
 
@@ -43,6 +44,12 @@ def cpu_kvcache_bytes() -> int | None:
     """Return VLLM_CPU_KVCACHE_SPACE in bytes, or None when it is unset."""
     value = os.environ.get("VLLM_CPU_KVCACHE_SPACE")
     return int(float(value) * 2**30) if value else None
+
+
+def num_threads() -> int | None:
+    """Return OMP_NUM_THREADS, or None when it is unset or no number."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdigit() and int(value) > 0 else None
 
 
 def model_redirects() -> dict[str, str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from vllm.errors import did_you_mean
+from vllm.errors import RequestError, did_you_mean
 
 MAX_N = 128
 MAX_STOP_STRINGS = 64
@@ -52,7 +52,7 @@ def suggest_names(cls: type[_T]) -> type[_T]:
 class SamplingParams:
     """Sampling parameters of one request.  Probabilities and penalties follow the OpenAI API where it has them.
 
-    Raises ValueError (a value out of range) or TypeError (a wrong type or name) on construction.
+    Raises RequestError, a ValueError, for a value out of range, and TypeError (a wrong type or name) on construction.
     """
 
     n: int = 1
@@ -208,8 +208,10 @@ class SamplingParams:
         if self.seed == -1:  # the era's way to say "no seed"
             self.seed = None
         if self.greedy and self.num_samples > 1:
-            raise ValueError(
-                f"n={self.n}, best_of={self.best_of} with temperature={self.temperature}: greedy sampling gives the same output {self.num_samples} times; use n=1 or a temperature above 0"
+            raise RequestError(
+                f"n={self.n}, best_of={self.best_of} with temperature={self.temperature}: greedy sampling gives the "
+                f"same output {self.num_samples} times; use n=1 or a temperature above 0",
+                "n",
             )
 
     def _check_numbers(self) -> None:
@@ -235,11 +237,11 @@ class SamplingParams:
         )
         for name in ("stop", "bad_words"):
             if "" in (getattr(self, name) or ()):
-                raise ValueError(f"{name} must not hold an empty string")
+                raise RequestError(f"{name} must not hold an empty string", name)
         if self.stop_strings and not self.detokenize:
-            raise ValueError("stop strings need detokenize=True; use stop_token_ids instead")
+            raise RequestError("stop strings need detokenize=True; use stop_token_ids instead", "stop")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise ValueError("allowed_token_ids must not be empty: no token could be produced")
+            raise RequestError("allowed_token_ids must not be empty: no token could be produced", "allowed_token_ids")
         for name in ("stop_token_ids", "allowed_token_ids"):
             for token in getattr(self, name) or ():
                 _token_id(name, token)
@@ -281,7 +283,7 @@ class BeamSearchParams:
 
 def _require(ok: bool, name: str, value: object, wanted: str) -> None:
     if not ok:
-        raise ValueError(f"{name} must be {wanted}, got {value}")
+        raise RequestError(f"{name} must be {wanted}, got {value}", name)
 
 
 def _check_list(name: str, value: Any, kind: type) -> None:
@@ -302,5 +304,5 @@ def _token_id(name: str, value: Any) -> int:
 
 def _bias(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"logit_bias must hold finite numbers, got {value!r}")
+        raise RequestError(f"logit_bias must hold finite numbers, got {value!r}", "logit_bias")
     return max(-100.0, min(100.0, float(value)))

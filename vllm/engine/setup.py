@@ -68,7 +68,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         memory_bytes=args.kv_cache_memory_bytes or env.cpu_kvcache_bytes(),
         num_blocks=args.num_gpu_blocks_override,
     )
-    return EngineConfig(model, scheduler, cache, device="cpu", cores=usable_cores()), tokenizer
+    return EngineConfig(model, scheduler, cache, device="cpu", cores=env.num_threads() or usable_cores()), tokenizer
 
 
 def _find(args: EngineArgs, name: str, revision: str | None) -> Path:

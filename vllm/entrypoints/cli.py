@@ -115,13 +115,17 @@ def _metavar(option: dataclasses.Field[Any]) -> str | None:
 
 def _run(options: argparse.Namespace) -> None:
     from vllm.entrypoints.llm import LLM
+    from vllm.sampling_params import SamplingParams
 
+    temperature = 1.0 if options.temperature is None else options.temperature
+    SamplingParams(
+        n=options.n, max_tokens=options.max_tokens, temperature=temperature
+    )  # a mistake shows before loading
     with LLM(**engine_options(options)) as llm:
         params = llm.get_default_sampling_params()
         params.max_tokens, params.n = options.max_tokens, options.n
         if options.temperature is not None:
             params.temperature = options.temperature
-        params = params.clone()  # checks what was set
         if options.chat:
             (output,) = llm.chat([{"role": "user", "content": options.prompt}], params)
         else:
