@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -59,7 +58,7 @@ class _Builder:
         tokens = Embedding(spec.vocab_size, spec.embed_width or spec.width, spec.names["embed"], self.placement)
         ignored = spec.ignored_names
         if spec.tied:  # some checkpoints store the table a second time
-            ignored += (f"^{re.escape(spec.names['head'])}\\.weight$",)
+            ignored += (f"{spec.names['head']}.weight",)
         return Decoder(
             self.entry(tokens),
             [self.block(index, layer) for index, layer in enumerate(spec.layers)],
