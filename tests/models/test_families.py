@@ -184,25 +184,31 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     return ((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()).item()
 
 
-@pytest.fixture
-def checkpoint(spread: Callable[..., Any], tmp_path: Path) -> Callable[[str], PreTrainedModel]:
-    """Make the tiny model of a case, saved in tmp_path."""
+Pair = tuple[PreTrainedModel, Decoder]
+Compute = Callable[..., list[Tensor]]
 
-    def checkpoint(name: str) -> PreTrainedModel:
+
+@pytest.fixture
+def pair(spread: Callable[..., Any], fill: Callable[..., None], tmp_path: Path) -> Callable[..., Pair]:
+    """Make the tiny transformers model of a case, save it, and load it into a decoder of ours."""
+
+    def pair(
+        name: str, dtype: torch.dtype = torch.float32, change: Callable[[DecoderSpec], DecoderSpec] = lambda spec: spec
+    ) -> Pair:
         model = spread(AutoModelForCausalLM.from_config(tiny_config(name), attn_implementation="eager"))
         model.save_pretrained(tmp_path)
-        return model
+        decoder = build_decoder(change(spec_of(model.config)), dtype, CPU, max_model_len=LENGTH)
+        fill(decoder, tmp_path)
+        return model, decoder
 
-    return checkpoint
+    return pair
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_checkpoint_gives_the_logits_of_transformers_in_any_steps(
-    name: str, checkpoint: Callable[..., Any], fill: Callable[..., None], compute: Callable[..., Any], tmp_path: Path
+    name: str, pair: Callable[..., Pair], compute: Compute
 ) -> None:
-    model = checkpoint(name)
-    decoder = build(model.config, torch.float32, CPU, max_model_len=LENGTH)
-    fill(decoder, tmp_path)
+    model, decoder = pair(name)
     prompt, other = torch.randint(3, 96, (LENGTH,)), torch.randint(3, 96, (23,))
     alone = compute(decoder, [prompt])[0]
     assert difference(alone, model(prompt[None], use_cache=False).logits[0]) < 1e-4
@@ -276,16 +282,9 @@ MUTATIONS: dict[str, Callable[[DecoderSpec], DecoderSpec]] = {
     ],
 )
 def test_a_changed_spec_breaks_the_equality(
-    name: str,
-    mutation: str,
-    checkpoint: Callable[..., Any],
-    fill: Callable[..., None],
-    compute: Callable[..., Any],
-    tmp_path: Path,
+    name: str, mutation: str, pair: Callable[..., Pair], compute: Compute
 ) -> None:
-    model = checkpoint(name)
-    decoder = build_decoder(MUTATIONS[mutation](spec_of(model.config)), torch.float32, CPU, LENGTH)
-    fill(decoder, tmp_path)
+    model, decoder = pair(name, change=MUTATIONS[mutation])
     prompt = torch.randint(3, 96, (LENGTH,))
     assert difference(compute(decoder, [prompt])[0], model(prompt[None], use_cache=False).logits[0]) > 5e-4
 
@@ -295,16 +294,9 @@ def test_a_changed_spec_breaks_the_equality(
     "name", ["llama, biases", "phi3, long rope", "gemma2", "gemma3", "gpt2", "opt, 350m", "gpt_neox", "qwen3_moe"]
 )
 def test_half_precision_gives_the_same_bits_in_any_steps(
-    name: str,
-    dtype: torch.dtype,
-    checkpoint: Callable[..., Any],
-    fill: Callable[..., None],
-    compute: Callable[..., Any],
-    tmp_path: Path,
+    name: str, dtype: torch.dtype, pair: Callable[..., Pair], compute: Compute
 ) -> None:
-    model = checkpoint(name)
-    decoder = build(model.config, dtype, CPU, max_model_len=LENGTH)
-    fill(decoder, tmp_path)
+    model, decoder = pair(name, dtype)
     prompt, other = torch.randint(3, 96, (LENGTH,)), torch.randint(3, 96, (23,))
     alone = compute(decoder, [prompt])[0]
     assert alone.dtype == torch.float32
@@ -315,7 +307,7 @@ def test_half_precision_gives_the_same_bits_in_any_steps(
 
 
 def test_a_multimodal_gemma3_answers_text(
-    spread: Callable[..., Any], fill: Callable[..., None], compute: Callable[..., Any], tmp_path: Path
+    spread: Callable[..., Any], fill: Callable[..., None], compute: Compute, tmp_path: Path
 ) -> None:
     vision = transformers.SiglipVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
@@ -333,11 +325,13 @@ def test_a_multimodal_gemma3_answers_text(
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "llama, tied"])
 def test_a_checkpoint_of_the_bare_model_lacks_only_the_base_prefix(
-    name: str, checkpoint: Callable[..., Any], fill: Callable[..., None], compute: Callable[..., Any], tmp_path: Path
+    name: str, pair: Callable[..., Pair], fill: Callable[..., None], compute: Compute, tmp_path: Path
 ) -> None:
-    model = checkpoint(name)
-    decoder: Decoder = build(model.config, torch.float32, CPU, max_model_len=LENGTH)
-    model.base_model.save_pretrained(tmp_path)
-    fill(decoder, tmp_path)
+    model, decoder = pair(name)
     prompt = torch.randint(3, 96, (LENGTH,))
-    assert difference(compute(decoder, [prompt])[0], model(prompt[None]).logits[0]) < 1e-4
+    expected = compute(decoder, [prompt])[0]
+    model.base_model.save_pretrained(tmp_path)
+    for parameter in decoder.parameters():
+        parameter.zero_()
+    fill(decoder, tmp_path)
+    assert torch.equal(compute(decoder, [prompt])[0], expected)

@@ -94,6 +94,6 @@ def test_experts(renormalize: bool, dtype: torch.dtype) -> None:
 
     def mixture(x: Tensor) -> Tensor:
         weights, ids = ops.route(ops.linear(x, router), 2, renormalize)
-        return ops.moe(x, weights, ids, gate_up, down, "silu")
+        return ops.moe(x, weights, ids, gate_up, down, activation="silu")
 
     check(mixture, torch.randn(ROWS, 24).to(dtype))

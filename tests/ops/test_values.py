@@ -72,7 +72,7 @@ def test_experts_are_weighted_by_their_probabilities() -> None:
     gate_up, down = torch.randn(4, 10, 8), torch.randn(4, 8, 5)
     for renormalize in (False, True):
         weights, ids = ops.route(logits, 2, renormalize)
-        got = ops.moe(x, weights, ids, gate_up, down, "relu")
+        got = ops.moe(x, weights, ids, gate_up, down, activation="relu")
         for token in range(6):
             best = sorted(range(4), key=lambda expert: -logits[token, expert].item())[:2]
             odds = [math.exp(logits[token, expert]) for expert in best]

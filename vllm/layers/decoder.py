@@ -31,6 +31,7 @@ class Decoder(nn.Module):
         blocks: Sequence[nn.Module],
         norm: nn.Module,
         head: Head,
+        *,
         ignored_names: tuple[str, ...],
         base_prefix: str,
     ) -> None:

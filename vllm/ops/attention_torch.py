@@ -133,7 +133,7 @@ def _attend(q: Tensor, cache: PagedCache, tiles: Tiles, options: AttentionOption
     total = torch.zeros_like(highest)
     output = queries.new_zeros((*queries.shape[:3], cache.values.shape[3]))
     for chunk, alive in enumerate(tiles.alive):
-        keys, values, visible = _chunk(cache, tiles, chunk, alive, positions, options.window)
+        keys, values, visible = _chunk(cache, tiles, chunk, alive, positions, window=options.window)
         scores = _products(queries[:alive], keys.transpose(-1, -2))  # [n, G, M, C]
         if options.softcap:
             scores = options.softcap * torch.tanh(scores / options.softcap)
@@ -160,7 +160,7 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _chunk(
-    cache: PagedCache, tiles: Tiles, chunk: int, alive: int, positions: Tensor, window: int | None
+    cache: PagedCache, tiles: Tiles, chunk: int, alive: int, positions: Tensor, *, window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gather one chunk of each alive tile.  Return keys [n, G, C, E], values [n, G, C, Ev] and visible [n, 1, M, C]."""
     table = tiles.tables[:alive, chunk]  # [n, blocks per chunk]
