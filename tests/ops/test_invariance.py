@@ -41,7 +41,8 @@ def cancelling(rows: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "width, height", [(16, 16), (18, 7), (33, 3), (32, 1), (32, 96), (32, 128), (64, 64), (72, 151), (128, 32)]
+    "width, height",
+    [(16, 16), (18, 7), (33, 3), (32, 1), (32, 96), (32, 128), (64, 64), (72, 151), (128, 32), (1536, 64)],
 )
 def test_linear(width: int, height: int, dtype: torch.dtype) -> None:
     half = torch.randn(height, width // 2)
