@@ -6,14 +6,16 @@ One field of EngineArgs is one keyword of `LLM(...)`, one flag of the command li
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm.errors import ConfigError, did_you_mean
 from vllm.logging import get_logger, warn_once
 
 logger = get_logger(__name__)
 
+_T = TypeVar("_T")
 DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
 TASKS = ("auto", "generate")
@@ -29,15 +31,43 @@ def option(default: Any, doc: str, choices: tuple[Any, ...] | None = None) -> An
     return field(default=default, metadata=metadata)
 
 
+def _take_every_name(cls: type[_T]) -> type[_T]:
+    """Let a dataclass of options take all names of the interface, in either of its eras.
+
+    A name whose feature is missing is refused unless its value means "not used"; one that cannot matter here warns
+    once; an unknown one is a TypeError that offers the nearest.
+    """
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def checked(self: _T, *args: Any, **given: Any) -> None:
+        for name in [name for name in given if name not in known]:
+            value = given.pop(name)
+            if name in UNSUPPORTED:
+                if value not in UNSUPPORTED[name]:
+                    raise ConfigError(f"{name}={value!r} is not supported by this version; leave it out")
+            elif name in WITHOUT_EFFECT:
+                warn_once(logger, f"{name}={value!r} has no effect here: {WITHOUT_EFFECT[name]}")
+            else:
+                hint = did_you_mean(name, [*known, *UNSUPPORTED, *WITHOUT_EFFECT])
+                raise TypeError(f"unknown option {name!r}.{hint}")
+        init(self, *args, **given)
+
+    cls.__init__ = checked  # type: ignore[method-assign, assignment]
+    return cls
+
+
+@_take_every_name
 @dataclass
 class EngineArgs:
-    """The options of an engine, unchecked."""
+    """The options of an engine.  Beside its fields it takes every name that the interface knows.
+
+    Raises ConfigError for a value that cannot work, TypeError for an unknown name.
+    """
 
     model: str = option(DEFAULT_MODEL, "Folder or Hub name of the model; none: the tiny model inside the package.")
     tokenizer: str | None = option(None, "Folder or Hub name of the tokenizer; by default the model's.")
-    tokenizer_mode: str = option(
-        "auto", "auto: the model's tokenizer.json where there is one; slow: transformers'.", ("auto", "slow")
-    )
     skip_tokenizer_init: bool = option(False, "Load no tokenizer; prompts are token ids and outputs have no text.")
     trust_remote_code: bool = option(False, "Run Python code that comes with the checkpoint.")
     task: str = option("auto", "What the model is used for.", TASKS)
@@ -65,7 +95,6 @@ class EngineArgs:
     )
     seed: int = option(0, "Seed of requests that have none of their own.")
     device: str = option("auto", "Where to run.", ("auto", "cpu"))
-    enforce_eager: bool = option(False, "Never record and replay steps (nothing is recorded on the CPU).")
     block_size: int = option(16, "Tokens per cache block.", (8, 16, 32, 64, 128))
     enable_prefix_caching: bool = option(True, "Reuse cached blocks of equal prompt beginnings.")
     gpu_memory_utilization: float | None = option(
@@ -86,25 +115,6 @@ class EngineArgs:
     )
     max_logprobs: int = option(20, "Log-probabilities per position that a request may ask for; -1: no limit.")
     logprobs_mode: str = option("raw_logprobs", "Which values logprobs are.", LOGPROBS_MODES)
-    served_model_name: str | list[str] | None = option(None, "Name of the model in outputs and metrics.")
-    disable_log_stats: bool = option(True, "Do not log statistics periodically.")
-
-    @classmethod
-    def from_kwargs(cls, **given: Any) -> EngineArgs:
-        """Build from keywords of either era.  Names that cannot matter here warn once; unknown ones are a TypeError."""
-        known = {f.name for f in fields(cls)}
-        for name in [name for name in given if name not in known]:
-            value = given.pop(name)
-            if name in _UNSUPPORTED:
-                if value not in _UNSUPPORTED[name]:
-                    raise ConfigError(f"{name}={value!r} is not supported by this version; leave it out")
-            elif name in _WITHOUT_EFFECT:
-                warn_once(logger, f"{name}={value!r} has no effect here: {_WITHOUT_EFFECT[name]}")
-            else:
-                raise TypeError(
-                    f"unknown option {name!r}.{did_you_mean(name, [*known, *_UNSUPPORTED, *_WITHOUT_EFFECT])}"
-                )
-        return cls(**given)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -128,7 +138,8 @@ class EngineArgs:
 
 
 # Names of the interface whose feature is not built yet, with the values that mean "not used".
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "tokenizer_mode": ("auto", "hf", "slow", None),  # there is one implementation
     "tensor_parallel_size": (1, None),
     "pipeline_parallel_size": (1, None),
     "data_parallel_size": (1, None),
@@ -161,7 +172,10 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 _GPU_ONLY = "it tunes a GPU"
 _PROCESSES = "one process runs the model"
-_WITHOUT_EFFECT: dict[str, str] = {
+WITHOUT_EFFECT: dict[str, str] = {
+    "enforce_eager": "no steps are recorded",
+    "served_model_name": "there is no server",
+    "disable_log_stats": "statistics are not logged",
     "swap_space": "a preempted request is computed again, not swapped",
     "max_seq_len_to_capture": _GPU_ONLY,
     "disable_custom_all_reduce": _GPU_ONLY,
@@ -214,7 +228,6 @@ class ModelConfig:
     default_sampling: dict[str, Any]
     """Sampling defaults of the generation config."""
     trust_remote_code: bool
-    tokenizer_mode: str
     load_format: str
     chat_template: str | None
     max_logprobs: int

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -20,58 +21,72 @@ BLOCK_SIZE = 8
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_a_seed():
+def _one_thread_and_a_seed() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with torch.inference_mode():
         yield
 
 
-def spread(model: torch.nn.Module) -> torch.nn.Module:
+@pytest.fixture
+def spread() -> Callable[[torch.nn.Module], torch.nn.Module]:
     """Give a transformers model weights under which every one of its parts matters."""
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(std=max(0.3, 1.6 / parameter.shape[-1] ** 0.5))
-        else:
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model.float().eval()
+
+    def spread(model: torch.nn.Module) -> torch.nn.Module:
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=max(0.3, 1.6 / parameter.shape[-1] ** 0.5))
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        return model.float().eval()
+
+    return spread
 
 
-def fill(decoder: Decoder, folder: Path) -> None:
+@pytest.fixture
+def fill() -> Callable[[Decoder, Path], None]:
     """Load model.safetensors; every window must be filled, every name explained."""
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-    windows = list(decoder.windows())
-    missing = {window.name for window in windows} - set(tensors)
-    if missing and not any(name.startswith(decoder.base_prefix) for name in tensors):
-        tensors = {decoder.base_prefix + name: tensor for name, tensor in tensors.items()}
-    for window in windows:
-        tensor = tensors[window.name]
-        tensor = window.cut(tensor) if window.cut else tensor
-        assert tensor.shape == window.target.shape, window.name
-        window.target.copy_(tensor)
-    unexplained = set(tensors) - {window.name for window in windows}
-    assert not {name for name in unexplained if not any(re.search(p, name) for p in decoder.ignored_names)}
+
+    def fill(decoder: Decoder, folder: Path) -> None:
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+        windows = list(decoder.windows())
+        if not {window.name for window in windows} & set(tensors):
+            tensors = {decoder.base_prefix + name: tensor for name, tensor in tensors.items()}
+        for window in windows:
+            tensor = tensors[window.name]
+            tensor = window.cut(tensor) if window.cut else tensor
+            assert tensor.shape == window.target.shape, window.name
+            window.target.copy_(tensor)
+        unknown = set(tensors) - {window.name for window in windows}
+        assert not {name for name in unknown if not any(fnmatchcase(name, p) for p in decoder.ignored_names)}
+
+    return fill
 
 
-def compute(decoder: Decoder, sequences: list[Tensor], chunk: int | None = None) -> list[Tensor]:
+@pytest.fixture
+def compute() -> Callable[..., list[Tensor]]:
     """Run sequences together, `chunk` tokens of each per step, over shuffled blocks.  Return their logits [T, V]."""
-    device = torch.device("cpu")
-    backend, specs = attention_backend(device), decoder.cache_specs
+    return _compute
+
+
+def _compute(decoder: Decoder, sequences: list[Tensor], chunk: int | None = None) -> list[Tensor]:
+    backend, specs = attention_backend(torch.device("cpu")), decoder.cache_specs
     groups = group_layers(specs)
     group_of = tuple(next(g for g, group in enumerate(groups) if i in group.layers) for i in range(len(specs)))
-    per_row = -(-max(map(len, sequences)) // BLOCK_SIZE)
+    longest = max(map(len, sequences))
+    per_row = -(-longest // BLOCK_SIZE)
     num_blocks = 1 + per_row * len(sequences)
-    caches = tuple(backend.allocate(spec, num_blocks, BLOCK_SIZE, torch.float32) for spec in specs)
+    dtype = next(decoder.parameters()).dtype
+    caches = tuple(backend.allocate(spec, num_blocks, BLOCK_SIZE, dtype) for spec in specs)
     for cache in caches:  # no result may depend on what was in a block before
         cache.keys.fill_(torch.nan)
         cache.values.fill_(torch.nan)
     tables = [(torch.randperm(num_blocks - 1) + 1).view(len(sequences), per_row).int() for _ in groups]
     logits: list[list[Tensor]] = [[] for _ in sequences]
-    size = chunk or max(map(len, sequences))
-    for start in range(0, max(map(len, sequences)), size):
+    for start in range(0, longest, chunk or longest):
         rows = [r for r, sequence in enumerate(sequences) if start < len(sequence)]
-        parts = [sequences[r][start : start + size] for r in rows]
+        parts = [sequences[r][start : start + (chunk or longest)] for r in rows]
         count = torch.tensor([len(part) for part in parts])
         layout = (count.cumsum(0) - count, torch.full_like(count, start), count)
         plans = tuple(backend.plan(Layout(*layout, table[rows], BLOCK_SIZE)) for table in tables)

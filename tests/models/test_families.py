@@ -3,14 +3,22 @@ very same bits however the prompt is cut into steps and whatever runs beside it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tests.models.conftest import compute, fill, spread
-from vllm.models.registry import build
+from vllm.layers.decoder import Decoder
+from vllm.layers.rotary import Unstretched
+from vllm.models.build import build_decoder
+from vllm.models.registry import ARCHITECTURES, build, spec_of
+from vllm.models.spec import AttentionSpec, DecoderSpec
 
 CPU = torch.device("cpu")
 LENGTH = 40
@@ -31,7 +39,6 @@ OWN_HEADS = {"num_key_value_heads": None, "head_dim": None}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 96}
 OPT = {**OWN_HEADS, "intermediate_size": None, "ffn_dim": 48}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "num_hidden_layers": 3}
-PAIRS = 4  # of a head of SMALL
 
 
 def rope(kind: str, **fields: object) -> dict[str, object]:
@@ -162,28 +169,169 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def reference(model_type: str, fields: dict[str, object]) -> PreTrainedModel:
-    """A tiny transformers model with weights under which every part matters."""
+def tiny_config(name: str) -> PreTrainedConfig:
+    model_type, fields = CASES[name]
     base = GPT2 if model_type == "gpt2" else SMALL
-    config = AutoConfig.for_model(model_type, **{k: v for k, v in {**base, **fields}.items() if v is not None})
-    for name, value in fields.items():  # what is None on purpose
-        if value is None and hasattr(config, name):
-            setattr(config, name, getattr(config, name) if name in OWN_HEADS else None)
-    return spread(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
+    given = {field: value for field, value in {**base, **fields}.items() if value is not None}
+    config = AutoConfig.for_model(model_type, **given)
+    for field in fields:  # None on purpose; a class's default may be something else
+        if fields[field] is None and field not in base:
+            setattr(config, field, None)
+    return config
 
 
-def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()).item()
+
+
+Pair = tuple[PreTrainedModel, Decoder]
+Compute = Callable[..., list[Tensor]]
+
+
+@pytest.fixture
+def pair(spread: Callable[..., Any], fill: Callable[..., None], tmp_path: Path) -> Callable[..., Pair]:
+    """Make the tiny transformers model of a case, save it, and load it into a decoder of ours."""
+
+    def pair(
+        name: str, dtype: torch.dtype = torch.float32, change: Callable[[DecoderSpec], DecoderSpec] = lambda spec: spec
+    ) -> Pair:
+        model = spread(AutoModelForCausalLM.from_config(tiny_config(name), attn_implementation="eager"))
+        model.save_pretrained(tmp_path)
+        decoder = build_decoder(change(spec_of(model.config)), dtype, CPU, max_model_len=LENGTH)
+        fill(decoder, tmp_path)
+        return model, decoder
+
+    return pair
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_checkpoint_gives_the_logits_of_transformers_in_any_steps(name: str, tmp_path: Path) -> None:
-    model = reference(*CASES[name])
-    model.save_pretrained(tmp_path)
-    decoder = build(model.config, torch.float32, CPU, max_model_len=LENGTH)
-    fill(decoder, tmp_path)
+def test_a_checkpoint_gives_the_logits_of_transformers_in_any_steps(
+    name: str, pair: Callable[..., Pair], compute: Compute
+) -> None:
+    model, decoder = pair(name)
     prompt, other = torch.randint(3, 96, (LENGTH,)), torch.randint(3, 96, (23,))
     alone = compute(decoder, [prompt])[0]
     assert difference(alone, model(prompt[None], use_cache=False).logits[0]) < 1e-4
     for chunk in (1, 7, 16):
         assert torch.equal(compute(decoder, [other, prompt], chunk)[1], alone), f"chunks of {chunk}"
+
+
+def test_every_architecture_has_a_case() -> None:
+    covered = {type(AutoModelForCausalLM.from_config(tiny_config(name))).__name__ for name in CASES}
+    assert set(ARCHITECTURES) - covered == {"Gemma3ForConditionalGeneration"}  # has a test of its own
+
+
+def every_attention(spec: DecoderSpec, change: Callable[[AttentionSpec], dict[str, Any]]) -> DecoderSpec:
+    layers = (replace(layer, attention=replace(layer.attention, **change(layer.attention))) for layer in spec.layers)
+    return replace(spec, layers=tuple(layers))
+
+
+def plain_rope(attention: AttentionSpec) -> dict[str, Any]:
+    assert attention.rope
+    return {"rope": replace(attention.rope, stretch=Unstretched())}
+
+
+def one_rope(spec: DecoderSpec) -> DecoderSpec:
+    return every_attention(spec, lambda attention: {"rope": spec.layers[-1].attention.rope})
+
+
+MUTATIONS: dict[str, Callable[[DecoderSpec], DecoderSpec]] = {
+    "scale": lambda spec: every_attention(spec, lambda attention: {"scale": attention.scale * 1.01}),
+    "window": lambda spec: every_attention(spec, lambda attention: {"window": None}),
+    "wider window": lambda spec: every_attention(
+        spec, lambda attention: {"window": attention.window and attention.window + 1}
+    ),
+    "softcap": lambda spec: every_attention(spec, lambda attention: {"softcap": 0.0}),
+    "rope": lambda spec: every_attention(spec, plain_rope),
+    "one rope": one_rope,
+    "norm offset": lambda spec: replace(spec, norm=replace(spec.norm, offset=0.0)),
+    "eps": lambda spec: replace(spec, norm=replace(spec.norm, eps=1e-2)),
+    "embed scale": lambda spec: replace(spec, embed_scale=1.0),
+    "logit softcap": lambda spec: replace(spec, logit_softcap=0.0),
+    "positions": lambda spec: replace(spec, positions=spec.positions and replace(spec.positions, offset=0, count=66)),
+    "block": lambda spec: replace(spec, layers=tuple(replace(layer, block="pre") for layer in spec.layers)),
+}
+
+
+@pytest.mark.parametrize(
+    "name, mutation",
+    [
+        ("llama", "scale"),
+        ("llama", "eps"),
+        ("mistral, window", "window"),
+        ("mistral, window", "wider window"),
+        ("phi3, window", "window"),
+        ("qwen2, window on the last layers", "window"),
+        ("gemma2", "window"),
+        ("gemma2", "softcap"),
+        ("gemma2", "logit softcap"),
+        ("gemma", "norm offset"),
+        ("gemma", "embed scale"),
+        ("gemma3", "one rope"),
+        ("gemma3, layer types, scaled rope", "rope"),
+        ("mixtral, window", "window"),
+        ("opt", "positions"),
+        ("opt, 350m", "block"),
+        ("gpt_neox", "block"),
+        *(
+            (name, "rope")
+            for name, (_, fields) in CASES.items()
+            if name.endswith("rope") and "rope_parameters" in fields
+        ),
+        *((name, "rope") for name in CASES if "yarn" in name or "long rope" in name),
+    ],
+)
+def test_a_changed_spec_breaks_the_equality(
+    name: str, mutation: str, pair: Callable[..., Pair], compute: Compute
+) -> None:
+    model, decoder = pair(name, change=MUTATIONS[mutation])
+    prompt = torch.randint(3, 96, (LENGTH,))
+    assert difference(compute(decoder, [prompt])[0], model(prompt[None], use_cache=False).logits[0]) > 5e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "name", ["llama, biases", "phi3, long rope", "gemma2", "gemma3", "gpt2", "opt, 350m", "gpt_neox", "qwen3_moe"]
+)
+def test_half_precision_gives_the_same_bits_in_any_steps(
+    name: str, dtype: torch.dtype, pair: Callable[..., Pair], compute: Compute
+) -> None:
+    model, decoder = pair(name, dtype)
+    prompt, other = torch.randint(3, 96, (LENGTH,)), torch.randint(3, 96, (23,))
+    alone = compute(decoder, [prompt])[0]
+    assert alone.dtype == torch.float32
+    theirs = model.to(dtype)(prompt[None], use_cache=False).logits[0]
+    assert difference(alone, theirs) < (0.3 if dtype == torch.bfloat16 else 0.05)
+    for chunk in (1, 7, 16):
+        assert torch.equal(compute(decoder, [other, prompt], chunk)[1], alone), f"chunks of {chunk}"
+
+
+def test_a_multimodal_gemma3_answers_text(
+    spread: Callable[..., Any], fill: Callable[..., None], compute: Compute, tmp_path: Path
+) -> None:
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    text = transformers.Gemma3TextConfig(**{**SMALL, "sliding_window": 5})
+    ids = {"image_token_index": 90, "boi_token_index": 91, "eoi_token_index": 92}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1, **ids)
+    model = spread(transformers.Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager"))
+    model.save_pretrained(tmp_path)
+    decoder = build(model.config, torch.float32, CPU, max_model_len=LENGTH)
+    fill(decoder, tmp_path)
+    prompt = torch.randint(3, 80, (LENGTH,))
+    assert difference(compute(decoder, [prompt])[0], model(input_ids=prompt[None]).logits[0]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "llama, tied"])
+def test_a_checkpoint_of_the_bare_model_lacks_only_the_base_prefix(
+    name: str, pair: Callable[..., Pair], fill: Callable[..., None], compute: Compute, tmp_path: Path
+) -> None:
+    model, decoder = pair(name)
+    prompt = torch.randint(3, 96, (LENGTH,))
+    expected = compute(decoder, [prompt])[0]
+    model.base_model.save_pretrained(tmp_path)
+    for parameter in decoder.parameters():
+        parameter.zero_()
+    fill(decoder, tmp_path)
+    assert torch.equal(compute(decoder, [prompt])[0], expected)

@@ -53,7 +53,6 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         eos_token_ids=find_eos_token_ids(generation, text_config.to_dict(), tokenizer),
         default_sampling=_default_sampling(generation) if args.generation_config != "vllm" else {},
         trust_remote_code=args.trust_remote_code,
-        tokenizer_mode=args.tokenizer_mode,
         load_format=args.load_format,
         chat_template=args.chat_template,
         max_logprobs=args.max_logprobs,

@@ -17,9 +17,12 @@ import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from vllm.config import EngineArgs
+from vllm.config import UNSUPPORTED, WITHOUT_EFFECT, EngineArgs
 from vllm.errors import VllmError, did_you_mean
 from vllm.version import __version__
+
+_SWITCHES = ("enable_", "disable_", "enforce_", "use_", "worker_use_")
+"""How the names of options begin that take no value."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,10 +87,17 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         else:
             group.add_argument(flag, type=kind, choices=option.metadata["choices"], metavar=_metavar(option), **common)
 
+    for name in (*UNSUPPORTED, *WITHOUT_EFFECT):  # of the interface; the engine says what it does with them
+        flag, common = f"--{name.replace('_', '-')}", {"dest": name, "default": argparse.SUPPRESS}
+        if name.startswith(_SWITCHES):
+            group.add_argument(flag, action="store_true", help=argparse.SUPPRESS, **common)
+        else:
+            group.add_argument(flag, type=_value, help=argparse.SUPPRESS, **common)
+
 
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the engine's options that were given."""
-    names = {option.name for option in dataclasses.fields(EngineArgs)}
+    names = {option.name for option in dataclasses.fields(EngineArgs)} | {*UNSUPPORTED, *WITHOUT_EFFECT}
     return {name: value for name, value in vars(options).items() if name in names}
 
 
@@ -107,6 +117,14 @@ def _json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return value
+
+
+def _value(text: str) -> Any:
+    """A number or an object where the text is one, else the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _metavar(option: dataclasses.Field[Any]) -> str | None:

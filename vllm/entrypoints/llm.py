@@ -40,9 +40,8 @@ class LLM:
         missing, damaged or not supported.
         """
         tokenizer = None if tokenizer is None else str(tokenizer)
-        self.llm_engine = LLMEngine.from_engine_args(
-            EngineArgs.from_kwargs(model=str(model), tokenizer=tokenizer, **options), progress=True
-        )
+        args = EngineArgs(model=str(model), tokenizer=tokenizer, **options)
+        self.llm_engine = LLMEngine.from_engine_args(args, progress=True)
         self._ids = itertools.count()
         self._renderer = self.llm_engine.chat_renderer()
 

@@ -18,6 +18,7 @@ class Attention(nn.Module):
         index: int,
         heads: tuple[int, int, int],
         projections: tuple[Linear, Linear],
+        *,
         normalize: tuple[nn.Module, nn.Module],
         rotary: nn.Module,
         options: AttentionOptions,

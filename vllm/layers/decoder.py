@@ -31,10 +31,11 @@ class Decoder(nn.Module):
         blocks: Sequence[nn.Module],
         norm: nn.Module,
         head: Head,
+        *,
         ignored_names: tuple[str, ...],
         base_prefix: str,
     ) -> None:
-        """`ignored_names`: patterns (re.search) of checkpoint names that need no place here.  `base_prefix`: how the
+        """`ignored_names`: shell-style patterns of checkpoint names that need no place here.  `base_prefix`: how the
         names begin in a checkpoint of the whole model and not in one of the bare model, without its head."""
         super().__init__()
         self.entry = entry

@@ -57,6 +57,7 @@ class MoE(nn.Module):
         experts: Sequence[ExpertNames],
         shape: tuple[int, int],
         placement: Placement,
+        *,
         top_k: int,
         renormalize: bool,
         activation: str,
@@ -74,7 +75,7 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weights, ids = ops.route(self.router(x), self.top_k, self.renormalize)
-        return ops.moe(x, weights, ids, self.gate_up, self.down, self.activation)
+        return ops.moe(x, weights, ids, self.gate_up, self.down, activation=self.activation)
 
     def windows(self) -> Iterator[Window]:
         for names, gate_up, down in zip(self.experts, self.gate_up, self.down, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -59,14 +58,14 @@ class _Builder:
         tokens = Embedding(spec.vocab_size, spec.embed_width or spec.width, spec.names["embed"], self.placement)
         ignored = spec.ignored_names
         if spec.tied:  # some checkpoints store the table a second time
-            ignored += (f"^{re.escape(spec.names['head'])}\\.weight$",)
+            ignored += (f"{spec.names['head']}.weight",)
         return Decoder(
             self.entry(tokens),
             [self.block(index, layer) for index, layer in enumerate(spec.layers)],
             self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity(),
             self.head(tokens),
-            ignored,
-            spec.base_prefix,
+            ignored_names=ignored,
+            base_prefix=spec.base_prefix,
         )
 
     def entry(self, tokens: Embedding) -> TokenInput | PositionedInput:
@@ -111,10 +110,10 @@ class _Builder:
             index,
             heads,
             (qkv, self.linear(attention.heads * attention.head_dim, out, attention.out_bias)),
-            (self.head_norm("q_norm", index, attention), self.head_norm("k_norm", index, attention)),
-            self.rotary(attention.rope),
-            AttentionOptions(attention.scale, attention.window, attention.softcap),
-            ops.attention_backend(self.placement.device),
+            normalize=(self.head_norm("q_norm", index, attention), self.head_norm("k_norm", index, attention)),
+            rotary=self.rotary(attention.rope),
+            options=AttentionOptions(attention.scale, attention.window, attention.softcap),
+            backend=ops.attention_backend(self.placement.device),
         )
 
     def qkv_parts(self, index: int, attention: AttentionSpec) -> list[Part]:
@@ -146,9 +145,9 @@ class _Builder:
             [ExpertNames(*(self.name(role, index, expert) for role in roles)) for expert in range(moe.num_experts)],
             (self.spec.width, moe.width),
             self.placement,
-            moe.top_k,
-            moe.renormalize,
-            moe.activation,
+            top_k=moe.top_k,
+            renormalize=moe.renormalize,
+            activation=moe.activation,
         )
 
     def linear(self, width: int, parts: list[Part], bias: bool) -> Linear:

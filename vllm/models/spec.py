@@ -111,5 +111,5 @@ class DecoderSpec:
     """The checkpoint stores the layers' matrices as [in, out]."""
     base_prefix: str = "model."
     """What names lack in a checkpoint of the bare model, without its head."""
-    ignored_names: tuple[str, ...] = (r"rotary_emb\.inv_freq$",)
-    """Patterns of checkpoint names that hold no weights of ours."""
+    ignored_names: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
+    """Shell-style patterns of checkpoint names that hold no weights of ours."""

@@ -20,7 +20,7 @@ def route(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor
     return weights, ids
 
 
-def moe(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor, activation: str) -> Tensor:
+def moe(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor, *, activation: str) -> Tensor:
     """Add up what each token's experts make of it.  [T, D], [T, K], [T, K], [X, 2 I, D], [X, D, I] -> [T, D]
 
     A token's experts are added in the order of their ids, in float32, so that its sum doesn't depend on its neighbours.

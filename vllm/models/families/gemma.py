@@ -43,7 +43,7 @@ def gemma3_multimodal(config: Any) -> DecoderSpec:
         spec,
         names={role: f"language_model.{name}" for role, name in spec.names.items()},
         base_prefix="language_model.",
-        ignored_names=(*spec.ignored_names, r"^vision_tower\.", r"^multi_modal_projector\."),
+        ignored_names=(*spec.ignored_names, "vision_tower.*", "multi_modal_projector.*"),
     )
 
 

@@ -51,7 +51,7 @@ GPT_NEOX_NAMES: Mapping[str, str] = {
     "down": "gpt_neox.layers.{i}.mlp.dense_4h_to_h",
 }
 
-_CAUSAL_MASKS = r"\.(attn|attention)\.(bias|masked_bias)$"
+_CAUSAL_MASKS = ("*.attn.bias", "*.attn.masked_bias", "*.attention.bias", "*.attention.masked_bias")
 """Old checkpoints store the causal mask of each layer."""
 
 
@@ -78,7 +78,7 @@ def gpt2(config: Any) -> DecoderSpec:
         positions=PositionsSpec(config.n_positions),
         transposed=True,
         base_prefix="transformer.",
-        ignored_names=(_CAUSAL_MASKS,),
+        ignored_names=_CAUSAL_MASKS,
     )
 
 
@@ -122,5 +122,5 @@ def gpt_neox(config: Any) -> DecoderSpec:
         GPT_NEOX_NAMES,
         config.tie_word_embeddings,
         base_prefix="gpt_neox.",
-        ignored_names=(_CAUSAL_MASKS, r"rotary_emb\.inv_freq$"),
+        ignored_names=(*_CAUSAL_MASKS, "*.rotary_emb.inv_freq"),
     )
