@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from tests.models.conftest import spread
-
 SIZES: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 48,
@@ -31,6 +29,16 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def spread(model: torch.nn.Module) -> torch.nn.Module:
+    """Give a transformers model weights under which every one of its parts matters."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=max(0.3, 1.6 / parameter.shape[-1] ** 0.5))
+        else:
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.float().eval()
 
 
 def save_checkpoint(folder: Path, tokenizer_folder: Path, model_type: str, **changes: Any) -> Path:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from tests.checkpoints import generate, reference
+from tests.checkpoints import generate, reference, spread
 from tests.engine.conftest import Load
 from tests.models import test_families as families
 from vllm import LLM, BeamSearchParams, SamplingParams
@@ -41,7 +42,8 @@ ONE_EACH = {model_type: name for name, (model_type, _) in reversed(families.CASE
 def test_every_family_generates_what_transformers_generates(name: str, tmp_path: Path) -> None:
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(0)
-        model = families.reference(*families.CASES[name])
+        config = families.tiny_config(name)
+        model = spread(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
         model.save_pretrained(tmp_path)
     asked = prompts(4, 20, 96)
     options = {

@@ -1,19 +1,20 @@
-"""Tiny checkpoints with spread-out random weights, and the few lines of a loader and a worker that tests need."""
+"""Tiny checkpoints with spread-out random weights, and the few lines of a worker that tests need."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from tests import checkpoints
 from vllm.kv_cache.spec import group_layers
 from vllm.layers.decoder import Decoder
 from vllm.layers.step import Step
+from vllm.loader.fill import fill as loader_fill
+from vllm.loader.read import tensors, weight_files
 from vllm.ops import attention_backend
 from vllm.ops.attention import Layout
 
@@ -30,36 +31,17 @@ def _one_thread_and_a_seed() -> Iterator[None]:
 
 @pytest.fixture
 def spread() -> Callable[[torch.nn.Module], torch.nn.Module]:
-    """Give a transformers model weights under which every one of its parts matters."""
-
-    def spread(model: torch.nn.Module) -> torch.nn.Module:
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=max(0.3, 1.6 / parameter.shape[-1] ** 0.5))
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-        return model.float().eval()
-
-    return spread
+    return checkpoints.spread
 
 
 @pytest.fixture
 def fill() -> Callable[[Decoder, Path], None]:
-    """Load model.safetensors; every window must be filled, every name explained."""
+    """Load a folder's weights; every window must be filled, every name explained."""
 
     def fill(decoder: Decoder, folder: Path) -> None:
-        with safe_open(folder / "model.safetensors", "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-        windows = list(decoder.windows())
-        if not {window.name for window in windows} & set(tensors):
-            tensors = {decoder.base_prefix + name: tensor for name, tensor in tensors.items()}
-        for window in windows:
-            tensor = tensors[window.name]
-            tensor = window.cut(tensor) if window.cut else tensor
-            assert tensor.shape == window.target.shape, window.name
-            window.target.copy_(tensor)
-        unknown = set(tensors) - {window.name for window in windows}
-        assert not {name for name in unknown if not any(fnmatchcase(name, p) for p in decoder.ignored_names)}
+        found = tensors(weight_files(folder))
+        prefixes = (decoder.base_prefix,)
+        loader_fill(decoder.windows(), found, decoder.ignored_names, where=str(folder), prefixes=prefixes)
 
     return fill
 
