@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# Two threads on tiny tensors wait for each other more than they compute; tests that mean two set them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# In CI the same examples run every time: a rare find belongs into a bug report, not into somebody else's change.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("here", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 CORPUS = """
 The tide came in twice a day and nobody in the village thought about it. Fishermen's boats rose and fell with it, the

@@ -96,7 +96,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
     spaces_between_special_tokens: bool = True
-    """Put spaces between special tokens in the text (slow tokenizers only)."""
+    """Taken because clients give it; tokenizers of today write special tokens in one way only."""
     include_stop_str_in_output: bool = False
     """Keep the stop string at the end of the text."""
     logit_bias: dict[int, float] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -59,6 +60,13 @@ def run(llm: LLM, company: bool = False) -> list[tuple[Any, ...]]:
         each[place] = params(number)
     outputs = llm.generate(prompt_token_ids=crowd, sampling_params=each, use_tqdm=False)
     return [essence(outputs[place]) for place in places]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _two_threads() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "2")
+        yield
 
 
 @pytest.fixture(scope="module")

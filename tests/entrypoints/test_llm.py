@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import threading
 import weakref
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from tqdm import tqdm
 
 import vllm
 from vllm import LLM, BeamSearchParams, EngineArgs, LLMEngine, RequestOutput, SamplingParams, TextPrompt, TokensPrompt
@@ -50,6 +52,17 @@ def test_a_prompt_may_be_a_text_a_list_of_ids_or_a_dict_one_or_many(llm: LLM) ->
             assert found[0].outputs[0].token_ids == expected.outputs[0].token_ids
             assert len(found) == (2 if form == [prompt, "and"] else 1)
     assert llm.generate(prompt_token_ids=[ids, ids], sampling_params=GREEDY, use_tqdm=False)[1].prompt_token_ids == ids
+
+
+def test_the_bar_may_be_anything_like_tqdm(llm: LLM) -> None:
+    bars = []
+
+    def make(**options: Any) -> Any:
+        bars.append(tqdm(**options, file=io.StringIO()))
+        return bars[-1]
+
+    llm.generate(["a", "b"], GREEDY, use_tqdm=make)
+    assert (bars[0].n, bars[0].total, bars[0].desc) == (2, 2, "Processed prompts")
 
 
 def test_each_prompt_may_have_its_own_parameters(llm: LLM) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from vllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 Priorities = int | list[int] | None
+Bar = bool | Callable[..., Any]
+"""Whether to show progress; a callable makes the bar, as tqdm does."""
 
 
 class LLM:
@@ -54,7 +56,7 @@ class LLM:
         prompts: PromptType | Sequence[PromptType] | None = None,
         sampling_params: Params | Sequence[Params] | None = None,
         prompt_token_ids: list[int] | list[list[int]] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: Bar = True,
         lora_request: None = None,
         *,
         priority: Priorities = None,
@@ -73,7 +75,7 @@ class LLM:
         self,
         messages: list[Any],
         sampling_params: Params | Sequence[Params] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: Bar = True,
         lora_request: None = None,
         chat_template: str | None = None,
         chat_template_content_format: str = "auto",
@@ -104,7 +106,7 @@ class LLM:
         prompts: PromptType | Sequence[PromptType],
         params: BeamSearchParams,
         lora_request: None = None,
-        use_tqdm: bool = False,
+        use_tqdm: Bar = False,
         concurrency_limit: int | None = None,
     ) -> list[BeamSearchOutput]:
         """Search for the most likely continuations; return `beam_width` sequences per prompt, prompt included.
@@ -148,7 +150,7 @@ class LLM:
         prompts: Sequence[Prompt],
         params: Params | Sequence[Params] | None,
         priority: Priorities,
-        use_tqdm: bool,
+        use_tqdm: Bar,
     ) -> list[RequestOutput]:
         """Prepare all, queue all, step until all are finished.  Whatever interrupts it leaves nothing behind."""
         params = self.get_default_sampling_params() if params is None else params
@@ -194,8 +196,9 @@ class LLM:
 class _Progress:
     """The bar that people know, with tokens per second."""
 
-    def __init__(self, total: int, show: bool) -> None:
-        self.bar = tqdm(
+    def __init__(self, total: int, show: Bar) -> None:
+        make = show if callable(show) else tqdm
+        self.bar = make(
             total=total,
             desc="Processed prompts",
             disable=not show,
