@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from tests.engine.conftest import Load
 from vllm import LLM, RequestOutput, SamplingParams
@@ -62,13 +62,6 @@ def run(llm: LLM, company: bool = False) -> list[tuple[Any, ...]]:
     return [essence(outputs[place]) for place in places]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _two_threads() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "2")
-        yield
-
-
 @pytest.fixture(scope="module")
 def alone(load: Load) -> dict[tuple[str, str], list[tuple[Any, ...]]]:
     return {
@@ -122,6 +115,17 @@ def test_after_a_prefix_hit(
     for _ in range(2):
         assert run(llm) == alone[model, dtype]
     assert llm.llm_engine.scheduler.stats.prefix_hits > hits
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_among_others_on_two_threads(dtype: str, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    llm = load("llama", dtype=dtype, seed=2)  # an engine of its own, so that it is loaded here
+    torch.set_num_threads(2)
+    try:
+        assert run(llm, company=True) == run(llm)
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_seed_gives_the_same_siblings_whatever_runs_beside_them(load: Load) -> None:
