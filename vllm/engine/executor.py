@@ -36,7 +36,7 @@ class InProcessExecutor:
         future: Future[StepOutput] = Future()
         try:
             future.set_result(self.runner.execute(batch))
-        except Exception as error:
+        except BaseException as error:  # an interrupt too: the step did not happen
             future.set_exception(error)
         return future
 

@@ -306,7 +306,7 @@ class Scheduler:
 
     def _release_followers(self, leader: Request, row: Row) -> None:
         """Once a prompt is computed, its siblings fork: they share it, but for the last token, whose logits they want."""
-        if row.start + row.count < leader.num_prompt:
+        if not row.start < leader.num_prompt <= row.start + row.count:
             return
         for follower in self._by_id[leader.id]:
             if follower.leader is leader:
