@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vllm.engine.detokenize import Detokenizer, StopHit
@@ -148,6 +148,7 @@ def test_no_half_character_is_ever_shown(kind: str, loaded: dict[str, Tokenizer]
 
 @pytest.mark.parametrize("kind", KINDS)
 @hypothesis_settings
+@example(prompt_text=" ", text="0")
 @given(
     prompt_text=st.text(st.characters(codec="utf-8", exclude_characters="\ufffd"), max_size=10),
     text=st.text(max_size=30),

@@ -124,7 +124,8 @@ class WindowStream:
                 text = self._decode(tail[start:end])
                 if text and REPLACEMENT not in text:
                     return tail[start:end]
-        return []
+        # a prompt of spaces may give no text, and yet it is what a first space is stripped from
+        return [] if REPLACEMENT in self._decode(tail) else tail
 
     def _release(self, text: str) -> str:
         new = text[len(self._base) :]
