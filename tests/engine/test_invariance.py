@@ -90,6 +90,17 @@ def test_in_chunks(
     assert run(llm) == alone[model, dtype]
 
 
+def test_in_chunks_of_every_size(load: Load) -> None:
+    asked = [*SHARED, 7, 8, 9, *OTHERS[1][:21]]
+    found = []
+    for chunk in range(1, 65):
+        with LLM(
+            load("llama").llm_engine.model_config.path, dtype="bfloat16", max_num_batched_tokens=chunk, max_num_seqs=1
+        ) as llm:
+            found.append(essence(llm.generate(prompt_token_ids=asked, sampling_params=params(1), use_tqdm=False)[0]))
+    assert all(other == found[0] for other in found)
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_with_a_cache_so_small_that_requests_are_preempted(

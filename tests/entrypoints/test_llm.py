@@ -65,6 +65,15 @@ def test_the_bar_may_be_anything_like_tqdm(llm: LLM) -> None:
     assert (bars[0].n, bars[0].total, bars[0].desc) == (2, 2, "Processed prompts")
 
 
+@pytest.mark.parametrize(
+    "name", ["lora_request", "prompt_adapter_request", "tokenization_kwargs", "mm_processor_kwargs"]
+)
+def test_arguments_of_missing_features_are_refused_by_name(llm: LLM, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is not supported"):
+        llm.generate("a", GREEDY, use_tqdm=False, **{name: {"a": 1}})
+    assert llm.generate("a", GREEDY, use_tqdm=False, **{name: None})
+
+
 def test_each_prompt_may_have_its_own_parameters(llm: LLM) -> None:
     each = [SamplingParams(temperature=0, max_tokens=count, ignore_eos=True) for count in (1, 5, 3)]
     outputs = llm.generate(["a", "b", "c"], each, use_tqdm=False)

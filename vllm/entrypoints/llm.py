@@ -58,8 +58,12 @@ class LLM:
         prompt_token_ids: list[int] | list[list[int]] | None = None,
         use_tqdm: Bar = True,
         lora_request: None = None,
-        *,
+        prompt_adapter_request: None = None,
+        guided_options_request: None = None,
         priority: Priorities = None,
+        *,
+        tokenization_kwargs: None = None,
+        mm_processor_kwargs: None = None,
     ) -> list[RequestOutput]:
         """Continue prompts; return one output per prompt, in their order.
 
@@ -67,7 +71,13 @@ class LLM:
         BeamSearchParams the outputs of a prompt are its beams, best first.  Raises RequestError or TypeError, before
         anything runs, for a prompt or parameter that cannot work.
         """
-        _refuse_lora(lora_request)
+        _refuse(
+            lora_request=lora_request,
+            prompt_adapter_request=prompt_adapter_request,
+            guided_options_request=guided_options_request,
+            tokenization_kwargs=tokenization_kwargs,
+            mm_processor_kwargs=mm_processor_kwargs,
+        )
         parsed = parse_prompts(prompts, prompt_token_ids)
         return self._run(parsed, sampling_params, priority, use_tqdm)
 
@@ -85,12 +95,16 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
         *,
         priority: Priorities = None,
+        tokenization_kwargs: None = None,
+        mm_processor_kwargs: None = None,
     ) -> list[RequestOutput]:
         """Answer a conversation, or a list of them, rendered by the model's chat template or the given one.
 
         Raises ModelError if there is no template, RequestError for messages that cannot be rendered.
         """
-        _refuse_lora(lora_request)
+        _refuse(
+            lora_request=lora_request, tokenization_kwargs=tokenization_kwargs, mm_processor_kwargs=mm_processor_kwargs
+        )
         options = ChatOptions(
             chat_template=chat_template,
             chat_template_content_format=chat_template_content_format,
@@ -113,7 +127,7 @@ class LLM:
 
         `concurrency_limit` is the number of prompts searched at a time; by default as many as fit.
         """
-        _refuse_lora(lora_request)
+        _refuse(lora_request=lora_request)
         parsed = parse_prompts(prompts)
         size = concurrency_limit or len(parsed)
         chunks = (parsed[first : first + size] for first in range(0, len(parsed), size))
@@ -229,6 +243,8 @@ def _final_only(params: SamplingParams) -> SamplingParams:
     return params
 
 
-def _refuse_lora(lora_request: object) -> None:
-    if lora_request is not None:
-        raise ConfigError("lora_request is not supported by this version; leave it out")
+def _refuse(**given: object) -> None:
+    """Refuse arguments of the interface whose feature is not there."""
+    for name, value in given.items():
+        if value:
+            raise ConfigError(f"{name} is not supported by this version; leave it out")
