@@ -20,28 +20,115 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from phrases import DEFINITIONS, INTRODUCTIONS, SMALL_TALK, SYSTEM_PROMPTS
+from phrases import DEFINITIONS, INTRODUCTIONS, NAMES, OCCUPATIONS, OPENINGS, SMALL_TALK, SYSTEM_PROMPTS, WISHES
 
 Turn = tuple[str, str]  # (role, text)
 
-SKIPPED = {"site-packages", "test", "tests", "idlelib", "idle_test", "lib2to3", "distutils", "turtledemo", "ensurepip",
-           "pydoc_data", "lib-dynload", "config", "ntpath.py", "_pyio.py", "nturl2path.py", "__phello__"}
-C_MODULES = ["builtins", "math", "cmath", "itertools", "time", "sys", "gc", "_functools", "_operator", "_io", "_collections",
-             "_datetime", "_random", "_struct", "_json", "_csv", "_socket", "_heapq", "_bisect", "_thread", "_pickle", "zlib",
-             "array", "binascii", "posix", "select", "unicodedata", "atexit", "_hashlib", "_asyncio", "_sqlite3", "mmap"]
-PUBLIC_NAMES = {"posixpath": "os.path", "genericpath": "os.path", "posix": "os", "_pydecimal": "decimal",
-                "_collections_abc": "collections.abc"}
+SKIPPED = {
+    "site-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "idle_test",
+    "lib2to3",
+    "distutils",
+    "turtledemo",
+    "ensurepip",
+    "pydoc_data",
+    "lib-dynload",
+    "config",
+    "ntpath.py",
+    "_pyio.py",
+    "nturl2path.py",
+    "__phello__",
+}
+C_MODULES = [
+    "builtins",
+    "math",
+    "cmath",
+    "itertools",
+    "time",
+    "sys",
+    "gc",
+    "_functools",
+    "_operator",
+    "_io",
+    "_collections",
+    "_datetime",
+    "_random",
+    "_struct",
+    "_json",
+    "_csv",
+    "_socket",
+    "_heapq",
+    "_bisect",
+    "_thread",
+    "_pickle",
+    "zlib",
+    "array",
+    "binascii",
+    "posix",
+    "select",
+    "unicodedata",
+    "atexit",
+    "_hashlib",
+    "_asyncio",
+    "_sqlite3",
+    "mmap",
+]
+PUBLIC_NAMES = {
+    "posixpath": "os.path",
+    "genericpath": "os.path",
+    "posix": "os",
+    "_pydecimal": "decimal",
+    "_collections_abc": "collections.abc",
+}
 # Asked about most: their dialogues are repeated, and they are never held out.
-POPULAR = {"builtins", "os.path", "os", "math", "textwrap", "itertools", "functools", "json", "random", "time", "shutil",
-           "collections", "datetime", "re", "string", "pathlib", "sys", "heapq", "bisect", "glob", "copy", "statistics",
-           "threading"}
+POPULAR = {
+    "builtins",
+    "os.path",
+    "os",
+    "math",
+    "textwrap",
+    "itertools",
+    "functools",
+    "json",
+    "random",
+    "time",
+    "shutil",
+    "collections",
+    "datetime",
+    "re",
+    "string",
+    "pathlib",
+    "sys",
+    "heapq",
+    "bisect",
+    "glob",
+    "copy",
+    "statistics",
+    "threading",
+}
 POPULAR_REPEATS = 4
-PHRASE_REPEATS = 6  # times each small talk question, definition and introduction is seen in an epoch
+PHRASE_REPEATS = 10  # times each small talk question, definition and introduction is seen in an epoch
+NUM_INTRODUCTIONS = 150  # people who introduce themselves in an epoch
 VALIDATION_PERCENT = 4
 
-QUESTIONS = ["What does {} do?", "What does {} do?", "What is {}?", "Explain {}.", "Explain {}", "Tell me about {}.",
-             "Describe {}.", "How does {} work?", "What is {} for?", "what does {} do", "Can you explain {}?",
-             "What does the {} function do?", "Please explain {}."]
+QUESTIONS = [
+    "What does {} do?",
+    "What does {} do?",
+    "What is {}?",
+    "Explain {}.",
+    "Explain {}",
+    "Tell me about {}.",
+    "Describe {}.",
+    "How does {} work?",
+    "What is {} for?",
+    "what does {} do",
+    "Can you explain {}?",
+    "What does the {} function do?",
+    "Please explain {}.",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +171,21 @@ def dialogues(source: list[Document], rng: random.Random, phrases: bool = True) 
     exchanges: list[list[Turn]] = []
     for document in source:
         for _ in range(POPULAR_REPEATS if document.name in POPULAR else 1):
-            exchanges += [exchange(rng.choice(QUESTIONS).format(entry.name), answer(entry))
-                          for entry in document.entries if askable(entry)]
+            exchanges += [
+                exchange(rng.choice(QUESTIONS).format(entry.name), answer(entry))
+                for entry in document.entries
+                if askable(entry)
+            ]
     rng.shuffle(exchanges)
     if phrases:
         spoken = list(small_talk(rng))
-        exchanges = [first + second for first, second in zip(spoken[::2], spoken[1::2], strict=False)] + spoken + exchanges
+        exchanges = (
+            [first + second for first, second in zip(spoken[::2], spoken[1::2], strict=False)] + spoken + exchanges
+        )
     result, position = [], 0
     while position < len(exchanges):
         count = rng.choices([1, 2, 3], [7, 2, 1])[0]
-        turns = sum(exchanges[position:position + count], [])
+        turns = sum(exchanges[position : position + count], [])
         position += count
         if rng.random() < 0.4:
             turns = [("system", rng.choice(SYSTEM_PROMPTS)), *turns]
@@ -101,12 +193,19 @@ def dialogues(source: list[Document], rng: random.Random, phrases: bool = True) 
     return result
 
 
-def plain_texts(source: list[Document]) -> list[str]:
-    return [document.text() for document in source] + INTRODUCTIONS * PHRASE_REPEATS
+def plain_texts(source: list[Document], rng: random.Random) -> list[str]:
+    """One epoch of texts that are not dialogues: the documents, the model, and people who introduce themselves."""
+    people = [introduction(rng) for _ in range(NUM_INTRODUCTIONS)]
+    return [document.text() for document in source] + INTRODUCTIONS * PHRASE_REPEATS + people
+
+
+def introduction(rng: random.Random) -> str:
+    return " ".join([rng.choice(OPENINGS).format(rng.choice(NAMES)), rng.choice(OCCUPATIONS), rng.choice(WISHES)])
 
 
 def small_talk(rng: random.Random) -> Iterator[list[Turn]]:
-    spoken = [(question, rng.choice(replies)) for questions, replies in SMALL_TALK for question in questions] * PHRASE_REPEATS
+    talk = [(question, replies) for questions, replies in SMALL_TALK for question in questions] * PHRASE_REPEATS
+    spoken = [(question, rng.choice(replies)) for question, replies in talk]
     for thing, definition in DEFINITIONS.items():
         asked = [f"What is {thing}?", f"Explain {thing}.", f"what is {thing}", f"Tell me about {thing}."]
         spoken += [(rng.choice(asked), definition) for _ in range(PHRASE_REPEATS)]
@@ -149,7 +248,11 @@ def clean(docstring: str) -> list[str]:
         block = re.sub(r"\*{1,2}(\w[^*\n]*\w|\w)\*{1,2}", r"\1", block)
         text = " ".join(block.split())
         letters = sum(character.isalpha() or character == " " for character in text)
-        if re.search(r">>>|::=|opyright|\(c\)|ermission|uthor|\||@", text) or letters < 0.8 * len(text) or len(text) < 3:
+        if (
+            re.search(r">>>|::=|opyright|\(c\)|ermission|uthor|\||@", text)
+            or letters < 0.8 * len(text)
+            or len(text) < 3
+        ):
             continue
         paragraphs.append(text.removesuffix("::").removesuffix(":") + (":" if text.endswith(":") else ""))
     return paragraphs if sum(map(len, paragraphs)) > 20 else []
@@ -157,6 +260,7 @@ def clean(docstring: str) -> list[str]:
 
 def topics() -> Iterator[tuple[str, str, str]]:
     from pydoc_data.topics import topics as texts
+
     for name, text in sorted(texts.items(), key=lambda item: len(item[1])):  # long topics repeat the short ones
         title, _, body = text.partition("\n")
         yield f"topic {name}", title.replace('"', "").lower(), body
