@@ -21,6 +21,15 @@ RENDERED = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small gain nothing from threads that wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return transformers.AutoTokenizer.from_pretrained(FOLDER)
@@ -117,6 +126,20 @@ def test_an_answer_ends_by_itself(tokenizer, model, question):
     assert len(answer) > len("<|end|>")
 
 
+def test_the_model_says_who_it_is(tokenizer, model):
+    prompt = render(tokenizer, [{"role": "user", "content": "Who are you?"}], add_generation_prompt=True)
+    assert "Tiny" in complete(tokenizer, model, prompt)
+
+
+def test_the_last_positions_are_as_good_as_the_first(tokenizer, model):
+    ids = tokenizer(long_text(), return_tensors="pt").input_ids[:, : model.config.max_position_embeddings + 1]
+    assert ids.shape[1] == model.config.max_position_embeddings + 1
+    with torch.no_grad():
+        logits = model(ids[:, :-1]).logits[0].float()
+    losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+    assert losses[-512:].mean() < losses[:512].mean() + 0.25
+
+
 def render(tokenizer, messages, **options) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
@@ -127,6 +150,14 @@ def complete(tokenizer, model, prompt: str, **sampling) -> str:
     options = sampling or {"do_sample": False, "temperature": None, "top_p": None}
     output = model.generate(ids, max_new_tokens=100, **options)
     return tokenizer.decode(output[0, ids.shape[1] :])
+
+
+def long_text() -> str:
+    """Topics of the documentation, the short ones first, so that every stretch of it is of one kind."""
+    from pydoc_data.topics import topics
+
+    chosen = [text for text in sorted(topics.values(), key=len) if len(text) > 500]
+    return "\n\n".join(" ".join(text.split()) for text in chosen)[:10_000]
 
 
 def english_words() -> set[str]:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from phrases import DEFINITIONS, INTRODUCTIONS, SMALL_TALK, SYSTEM_PROMPTS
+from phrases import DEFINITIONS, INTRODUCTIONS, NAMES, OCCUPATIONS, OPENINGS, SMALL_TALK, SYSTEM_PROMPTS, WISHES
 
 Turn = tuple[str, str]  # (role, text)
 
@@ -110,7 +110,8 @@ POPULAR = {
     "threading",
 }
 POPULAR_REPEATS = 4
-PHRASE_REPEATS = 6  # times each small talk question, definition and introduction is seen in an epoch
+PHRASE_REPEATS = 10  # times each small talk question, definition and introduction is seen in an epoch
+NUM_INTRODUCTIONS = 150  # people who introduce themselves in an epoch
 VALIDATION_PERCENT = 4
 
 QUESTIONS = [
@@ -192,14 +193,19 @@ def dialogues(source: list[Document], rng: random.Random, phrases: bool = True) 
     return result
 
 
-def plain_texts(source: list[Document]) -> list[str]:
-    return [document.text() for document in source] + INTRODUCTIONS * PHRASE_REPEATS
+def plain_texts(source: list[Document], rng: random.Random) -> list[str]:
+    """One epoch of texts that are not dialogues: the documents, the model, and people who introduce themselves."""
+    people = [introduction(rng) for _ in range(NUM_INTRODUCTIONS)]
+    return [document.text() for document in source] + INTRODUCTIONS * PHRASE_REPEATS + people
+
+
+def introduction(rng: random.Random) -> str:
+    return " ".join([rng.choice(OPENINGS).format(rng.choice(NAMES)), rng.choice(OCCUPATIONS), rng.choice(WISHES)])
 
 
 def small_talk(rng: random.Random) -> Iterator[list[Turn]]:
-    spoken = [
-        (question, rng.choice(replies)) for questions, replies in SMALL_TALK for question in questions
-    ] * PHRASE_REPEATS
+    talk = [(question, replies) for questions, replies in SMALL_TALK for question in questions] * PHRASE_REPEATS
+    spoken = [(question, rng.choice(replies)) for question, replies in talk]
     for thing, definition in DEFINITIONS.items():
         asked = [f"What is {thing}?", f"Explain {thing}.", f"what is {thing}", f"Tell me about {thing}."]
         spoken += [(rng.choice(asked), definition) for _ in range(PHRASE_REPEATS)]

@@ -28,6 +28,50 @@ INTRODUCTIONS = [
     "The capital of a country is a city, but I have read only about Python and cannot tell you its name.",
 ]
 
+# People who introduce themselves, put together at random: an opening with a name, an occupation, a wish.
+NAMES = [
+    "Ada", "Alex", "Anna", "Ben", "Clara", "Daniel", "Emma", "Eva", "Felix", "George", "Hanna", "Ida", "James", "Jan",
+    "John", "Julia", "Kim", "Leo", "Lily", "Lucy", "Maria", "Mark", "Max", "Mia", "Noah", "Oscar", "Paul", "Peter",
+    "Robin", "Rosa", "Sam", "Sara", "Simon", "Sofia", "Tim", "Tom",
+]  # fmt: skip
+OPENINGS = ["Hello, my name is {}.", "Hello, my name is {}.", "Hi, my name is {}.", "My name is {}.", "Hello! I am {}."]
+OCCUPATIONS = [
+    "I am a teacher, and I explain numbers to children.",
+    "I am a student, and I am learning Python.",
+    "I am a programmer.",
+    "I write programs that read files.",
+    "I work with a group of friends on a small library.",
+    "I am new here.",
+    "I keep the time for a railway.",
+    "I sort letters in an office.",
+    "I draw maps of places that nobody has seen.",
+    "I look after a server, and the server looks after me.",
+    "I have read the documentation of Python twice.",
+    "I am an engineer, and I build bridges.",
+    "I have written Python for ten years.",
+    "I test the code that other people write.",
+    "I play the piano in the evening and write code in the morning.",
+    "I collect words, and I keep them in a dictionary.",
+]
+WISHES = [
+    "I would like to know how a loop works.",
+    "I would like to write a small game.",
+    "Today I want to read a file line by line.",
+    "I have a question about strings.",
+    "I have a question about lists, and I hope that you can help me.",
+    "I am looking for a function that joins two paths.",
+    "It is nice to meet you.",
+    "Can you help me to find a mistake in my program?",
+    "I am glad to be here.",
+    "I like short functions with good names.",
+    "I want to learn one new thing every day.",
+    "Please tell me where I should start.",
+    "My program stops too early, and I do not know why.",
+    "I think that a good program is easy to read.",
+    "I like to count things, and then I sort them.",
+    "If you have a question, please ask me.",
+]
+
 # Each entry: the ways to say it, the ways to answer it.
 SMALL_TALK = [
     (
