@@ -39,13 +39,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_blocks=st.integers(9, 24),
         seqs=st.integers(1, 5),
         budget=st.integers(1, 20),
-        windows=st.booleans(),
+        window=st.none() | st.integers(2, 9),
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
     )
-    def start(self, num_blocks: int, seqs: int, budget: int, windows: bool, caching: bool, policy: str) -> None:
-        specs = (FULL, Window(1, 1, 1, size=5)) if windows else (FULL,)
-        blocks = [num_blocks, max(8, num_blocks - 2)] if windows else [num_blocks]
+    def start(self, num_blocks: int, seqs: int, budget: int, window: int | None, caching: bool, policy: str) -> None:
+        specs = (FULL, Window(1, 1, 1, size=window)) if window else (FULL,)
+        blocks = [num_blocks, max(8, num_blocks - 2)] if window else [num_blocks]
         limits = {"max_num_seqs": seqs, "max_num_batched_tokens": budget, "max_model_len": 32}
         self.toy = Toy(blocks, specs=specs, prefix_caching=caching, policy=policy, **limits)
 

@@ -316,7 +316,8 @@ class Scheduler:
 
     def _fork(self, parent: Request, child: Request, num_tokens: int) -> None:
         """Let a waiting request start with the first `num_tokens` of another's cache."""
-        num_tokens, child.tables, copies = self.cache.fork(parent.tables, num_tokens)
+        num_tokens, tables, copies = self.cache.fork(parent.tables, num_tokens)
+        child.tables = tables if num_tokens else []
         self._copies += [BlockCopy(group, source, target) for group, source, target in copies]
         child.num_computed = num_tokens
         child.num_registered = min(parent.num_registered, num_tokens // self.cache.block_size)
