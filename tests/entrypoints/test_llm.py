@@ -209,6 +209,8 @@ def test_default_parameters_come_from_the_generation_config(checkpoint: Callable
         params = llm.get_default_sampling_params()
         assert (params.temperature, params.top_p, params.max_tokens) == (0.25, 0.5, 7)
     with LLM(checkpoint("llama"), generation_config="vllm", override_generation_config=overrides) as llm:
+        assert llm.get_default_sampling_params() == SamplingParams(temperature=0.25, top_p=0.5, max_tokens=7)
+    with LLM(checkpoint("llama"), generation_config="vllm") as llm:
         assert llm.get_default_sampling_params() == SamplingParams()
 
 
@@ -281,6 +283,11 @@ def test_an_engine_streams_deltas_that_add_up(checkpoint: Callable[..., Path]) -
         ({"num_gpu_blocks_override": 5}, ConfigError, "needs 33 blocks"),
         ({"enable_chunked_prefill": False, "max_num_batched_tokens": 100}, ConfigError, "raise it to 512"),
         ({"max_num_seqs": 0}, ConfigError, "max_num_seqs=0"),
+        ({"max_logprobs": -2}, ConfigError, "max_logprobs=-2"),
+        ({"task": "embed"}, ConfigError, "task='embed' is not supported"),
+        ({"runner": "pooling"}, ConfigError, "runner='pooling' is not supported"),
+        ({"device": "cuda"}, ConfigError, "device='cuda' is not supported"),
+        ({"generation_config": "no/such/folder"}, ConfigError, "generation_config='no/such/folder' is no folder"),
         ({"tokenizer": "no/such/folder/anywhere"}, ModelError, "no such directory"),
     ],
 )
