@@ -33,11 +33,6 @@ class KVCache:
     def new_tables(self) -> Tables:
         return [[] for _ in self.pools]
 
-    def usage(self) -> float:
-        """The share of blocks in use, 0 to 1."""
-        usable = sum(pool.num_usable for pool in self.pools)
-        return 1.0 - sum(pool.num_free for pool in self.pools) / usable if usable else 0.0
-
     def fits(self, num_tokens: int) -> bool:
         """Whether one sequence of this length could be computed if it had the cache for itself."""
         return all(need <= pool.num_usable for need, pool in zip(self.needs(num_tokens), self.pools, strict=True))
@@ -57,20 +52,18 @@ class KVCache:
     def free(self) -> list[int]:
         return [pool.num_free for pool in self.pools]
 
-    def extend(self, tables: Tables, num_tokens: int) -> Tables | None:
-        """Take the blocks that `tables` lack for `num_tokens`; return them per group, or None when a pool has too few."""
+    def extend(self, tables: Tables, num_tokens: int) -> bool:
+        """Take the blocks that `tables` lack for `num_tokens`.  False, and nothing is taken: a pool has too few."""
         total = -(-num_tokens // self.block_size)
         missing = [max(0, total - len(table)) for table in tables]
         if any(count > pool.num_free for count, pool in zip(missing, self.pools, strict=True)):
-            return None
-        taken = [pool.take(count) for count, pool in zip(missing, self.pools, strict=True)]
-        for table, blocks in zip(tables, taken, strict=True):
-            table.extend(blocks)
-        return taken
+            return False
+        for table, count, pool in zip(tables, missing, self.pools, strict=True):
+            table.extend(pool.take(count))
+        return True
 
-    def trim(self, tables: Tables, num_computed: int) -> list[int]:
-        """Release the blocks that no later token reads; return per group how many leading entries are null now."""
-        stale = []
+    def trim(self, tables: Tables, num_computed: int) -> None:
+        """Release the blocks that no token from position `num_computed` on will read."""
         for spec, pool, table in zip(self.specs, self.pools, tables, strict=True):
             count = min(spec.num_stale(num_computed, self.block_size), len(table))
             first = count
@@ -78,8 +71,6 @@ class KVCache:
                 first -= 1
             pool.release(table[first:count])
             table[first:count] = [NULL_BLOCK] * (count - first)
-            stale.append(count)
-        return stale
 
     def release(self, tables: Tables) -> None:
         """Give everything back; a sequence's last blocks are the first to be evicted."""
