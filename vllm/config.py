@@ -31,7 +31,7 @@ def option(default: Any, doc: str, choices: tuple[Any, ...] | None = None) -> An
 
 
 def _take_every_name(cls: type[_T]) -> type[_T]:
-    """Let a dataclass of options take all names of the interface, in either of its eras.
+    """Let a dataclass of options take the names of the interface that are listed below, from either of its eras.
 
     A name whose feature is missing is refused unless its value means "not used"; one that cannot matter here warns
     once; an unknown one is a TypeError that offers the nearest.
@@ -60,9 +60,10 @@ def _take_every_name(cls: type[_T]) -> type[_T]:
 @_take_every_name
 @dataclass
 class EngineArgs:
-    """The options of an engine.  Beside its fields it takes the names below that the interface knows.
+    """The options of an engine; None stands for an option's default.
 
-    None stands for an option's default.  Raises ConfigError for a value that cannot work, TypeError for an unknown name.
+    Beside the fields it takes the names of the interface in UNSUPPORTED and WITHOUT_EFFECT.  Raises ConfigError for a
+    value that cannot work, TypeError for an unknown name.
     """
 
     model: str = option(DEFAULT_MODEL, "Folder or Hub name of the model; none: the tiny model inside the package.")
