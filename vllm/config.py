@@ -7,7 +7,7 @@ One field of EngineArgs is one keyword of `LLM(...)`, one flag of the command li
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 from vllm.errors import ConfigError, did_you_mean
@@ -18,7 +18,6 @@ logger = get_logger(__name__)
 _T = TypeVar("_T")
 DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
-TASKS = ("auto", "generate")
 DEFAULT_MODEL = ""
 """No model named: the tiny model that is part of the package."""
 
@@ -32,7 +31,7 @@ def option(default: Any, doc: str, choices: tuple[Any, ...] | None = None) -> An
 
 
 def _take_every_name(cls: type[_T]) -> type[_T]:
-    """Let a dataclass of options take all names of the interface, in either of its eras.
+    """Let a dataclass of options take the names of the interface that are listed below, from either of its eras.
 
     A name whose feature is missing is refused unless its value means "not used"; one that cannot matter here warns
     once; an unknown one is a TypeError that offers the nearest.
@@ -61,17 +60,16 @@ def _take_every_name(cls: type[_T]) -> type[_T]:
 @_take_every_name
 @dataclass
 class EngineArgs:
-    """The options of an engine.  Beside its fields it takes every name that the interface knows.
+    """The options of an engine; None stands for an option's default.
 
-    Raises ConfigError for a value that cannot work, TypeError for an unknown name.
+    Beside the fields it takes the names of the interface in UNSUPPORTED and WITHOUT_EFFECT.  Raises ConfigError for a
+    value that cannot work, TypeError for an unknown name.
     """
 
     model: str = option(DEFAULT_MODEL, "Folder or Hub name of the model; none: the tiny model inside the package.")
     tokenizer: str | None = option(None, "Folder or Hub name of the tokenizer; by default the model's.")
     skip_tokenizer_init: bool = option(False, "Load no tokenizer; prompts are token ids and outputs have no text.")
     trust_remote_code: bool = option(False, "Run Python code that comes with the checkpoint.")
-    task: str = option("auto", "What the model is used for.", TASKS)
-    runner: str = option("auto", "What the model is used for, in today's word.", TASKS)
     dtype: str = option(
         "auto",
         "Type of weights and activations; auto: the checkpoint's, float32 becoming bfloat16 where the device has it.",
@@ -94,7 +92,6 @@ class EngineArgs:
         None, "Tokens of prompt and output at most; by default what the model was made for."
     )
     seed: int = option(0, "Seed of requests that have none of their own.")
-    device: str = option("auto", "Where to run.", ("auto", "cpu"))
     block_size: int = option(16, "Tokens per cache block.", (8, 16, 32, 64, 128))
     enable_prefix_caching: bool = option(True, "Reuse cached blocks of equal prompt beginnings.")
     gpu_memory_utilization: float | None = option(
@@ -118,6 +115,8 @@ class EngineArgs:
 
     def __post_init__(self) -> None:
         for f in fields(self):
+            if getattr(self, f.name) is None:
+                setattr(self, f.name, f.default if f.default_factory is MISSING else f.default_factory())
             choices, value = f.metadata["choices"], getattr(self, f.name)
             if choices is not None and value not in choices:
                 raise ConfigError(
@@ -133,12 +132,19 @@ class EngineArgs:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name}={value!r} must be an integer of at least 1")
+        if isinstance(self.max_logprobs, bool) or not isinstance(self.max_logprobs, int) or self.max_logprobs < -1:
+            raise ConfigError(
+                f"max_logprobs={self.max_logprobs!r} must be an integer of at least 0, or -1 for no limit"
+            )
         if self.gpu_memory_utilization is not None and not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization} must be in (0, 1]")
 
 
 # Names of the interface whose feature is not built yet, with the values that mean "not used".
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "task": ("auto", "generate", None),
+    "runner": ("auto", "generate", None),
+    "device": ("auto", "cpu", None),
     "tokenizer_mode": ("auto", "hf", "slow", None),  # there is one implementation
     "tensor_parallel_size": (1, None),
     "pipeline_parallel_size": (1, None),

@@ -6,7 +6,7 @@
 | VLLM_CONFIGURE_LOGGING | 0: leave the logging set-up to the application |
 | VLLM_MODEL_REDIRECT_PATH | a file of `name path` lines: the model called `name` is read from `path` |
 | VLLM_ALLOW_LONG_MAX_MODEL_LEN | 1: allow a max_model_len beyond what the checkpoint was made for |
-| VLLM_CPU_KVCACHE_SPACE | GiB of KV cache on the CPU, as kv_cache_memory_bytes |
+| VLLM_CPU_KVCACHE_SPACE | GiB of KV cache on the CPU, where kv_cache_memory_bytes is not given; 0: what is computed |
 | OMP_NUM_THREADS | threads that compute; by default one per usable core |
 | VLLM_USE_MODELSCOPE | 1 or true: model names are looked up on ModelScope |
 """
@@ -14,8 +14,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
+
+from vllm.errors import ConfigError
 
 
 def _flag(name: str, default: bool) -> bool:
@@ -41,9 +44,15 @@ def use_modelscope() -> bool:
 
 
 def cpu_kvcache_bytes() -> int | None:
-    """Return VLLM_CPU_KVCACHE_SPACE in bytes, or None when it is unset."""
+    """Return VLLM_CPU_KVCACHE_SPACE in bytes, or None when it is unset or 0."""
     value = os.environ.get("VLLM_CPU_KVCACHE_SPACE")
-    return int(float(value) * 2**30) if value else None
+    try:
+        size = float(value) if value else 0.0
+    except ValueError:
+        size = -1.0
+    if not 0 <= size < math.inf:
+        raise ConfigError(f"VLLM_CPU_KVCACHE_SPACE={value!r} is not a number of GiB; set one, as 4, or unset it")
+    return int(size * 2**30) or None
 
 
 def num_threads() -> int | None:

@@ -158,6 +158,8 @@ class SamplingParams:
                 _check_list(name, value, str if name in ("stop", "bad_words") else int)
                 setattr(self, name, list(value))
         if self.logit_bias is not None:
+            if not isinstance(self.logit_bias, dict):
+                raise TypeError(f"logit_bias must be a dict from token ids to numbers, got {self.logit_bias!r}")
             self.logit_bias = {_token_id("logit_bias", k): _bias(v) for k, v in self.logit_bias.items()}
         if self.logprobs is True:
             self.logprobs = 1
@@ -207,12 +209,6 @@ class SamplingParams:
             _require(-(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit integer")
         if self.seed == -1:  # the era's way to say "no seed"
             self.seed = None
-        if self.greedy and self.num_samples > 1:
-            raise RequestError(
-                f"n={self.n}, best_of={self.best_of} with temperature={self.temperature}: greedy sampling gives the "
-                f"same output {self.num_samples} times; use n=1 or a temperature above 0",
-                "n",
-            )
 
     def _check_numbers(self) -> None:
         for name in ("presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "min_p"):
@@ -227,6 +223,12 @@ class SamplingParams:
         _require(self.temperature >= 0.0, "temperature", self.temperature, "at least 0")
         _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "in (0, 1]")
         _require(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "in [0, 1]")
+        if self.greedy and self.num_samples > 1:
+            raise RequestError(
+                f"n={self.n}, best_of={self.best_of} with temperature={self.temperature}: greedy sampling gives the "
+                f"same output {self.num_samples} times; use n=1 or a temperature above 0",
+                "n",
+            )
 
     def _check_tokens(self) -> None:
         _require(

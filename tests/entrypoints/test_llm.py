@@ -209,6 +209,8 @@ def test_default_parameters_come_from_the_generation_config(checkpoint: Callable
         params = llm.get_default_sampling_params()
         assert (params.temperature, params.top_p, params.max_tokens) == (0.25, 0.5, 7)
     with LLM(checkpoint("llama"), generation_config="vllm", override_generation_config=overrides) as llm:
+        assert llm.get_default_sampling_params() == SamplingParams(temperature=0.25, top_p=0.5, max_tokens=7)
+    with LLM(checkpoint("llama"), generation_config="vllm") as llm:
         assert llm.get_default_sampling_params() == SamplingParams()
 
 
@@ -236,6 +238,39 @@ def test_beam_search_returns_the_prompt_with_each_beam(llm: LLM) -> None:
     )
     beams = llm.generate("The tide", params, use_tqdm=False)[0].outputs
     assert [s.tokens[-5:] for s in found[0].sequences] == [beam.token_ids for beam in beams]
+
+
+def test_the_text_of_a_beam_shows_what_is_asked_for(checkpoint: Callable[..., Path]) -> None:
+    ends = list(range(3, 512, 7))
+    overrides = {"override_generation_config": {"eos_token_id": ends}}
+    with LLM(checkpoint("llama"), dtype="float32", **overrides) as llm:  # type: ignore[arg-type]
+        decode = llm.llm_engine.tokenizer.decode  # type: ignore[union-attr]
+        for keep in (True, False):
+            for skip in (True, False):
+                params = BeamSearchParams(
+                    beam_width=4, max_tokens=9, include_stop_str_in_output=keep, skip_special_tokens=skip
+                )
+                (output,) = llm.beam_search([{"prompt_token_ids": [0, 5, 6]}], params)
+                assert any(beam.finish_reason == "stop" for beam in output.sequences)
+                for beam in output.sequences:
+                    cut = beam.finish_reason == "stop" and not keep
+                    assert beam.text == decode(beam.tokens[:-1] if cut else beam.tokens, skip)
+                    assert (beam.text or "").startswith("<|end|>") is not skip
+
+
+def test_a_beam_search_without_sense_is_refused(llm: LLM) -> None:
+    params = BeamSearchParams(beam_width=2, max_tokens=2)
+    with pytest.raises(RequestError, match="concurrency_limit must be at least 1, or None for no limit, got -1"):
+        llm.beam_search(["a"], params, concurrency_limit=-1)
+    with pytest.raises(TypeError, match="must be BeamSearchParams, got SamplingParams"):
+        llm.beam_search(["a"], GREEDY)  # type: ignore[arg-type]
+
+
+def test_only_a_prefix_hit_counts_as_cached(checkpoint: Callable[..., Path]) -> None:
+    with LLM(checkpoint("llama"), dtype="float32", block_size=8) as llm:
+        params = SamplingParams(n=3, max_tokens=3, temperature=1.0, seed=1)
+        found = [llm.generate([list(range(3, 22))], params, use_tqdm=False)[0] for _ in range(2)]
+    assert [output.num_cached_tokens for output in found] == [0, 16]
 
 
 def test_an_engine_streams_deltas_that_add_up(checkpoint: Callable[..., Path]) -> None:
@@ -281,6 +316,11 @@ def test_an_engine_streams_deltas_that_add_up(checkpoint: Callable[..., Path]) -
         ({"num_gpu_blocks_override": 5}, ConfigError, "needs 33 blocks"),
         ({"enable_chunked_prefill": False, "max_num_batched_tokens": 100}, ConfigError, "raise it to 512"),
         ({"max_num_seqs": 0}, ConfigError, "max_num_seqs=0"),
+        ({"max_logprobs": -2}, ConfigError, "max_logprobs=-2"),
+        ({"task": "embed"}, ConfigError, "task='embed' is not supported"),
+        ({"runner": "pooling"}, ConfigError, "runner='pooling' is not supported"),
+        ({"device": "cuda"}, ConfigError, "device='cuda' is not supported"),
+        ({"generation_config": "no/such/folder"}, ConfigError, "generation_config='no/such/folder' is no folder"),
         ({"tokenizer": "no/such/folder/anywhere"}, ModelError, "no such directory"),
     ],
 )

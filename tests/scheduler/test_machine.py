@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from vllm.kv_cache import cache as cache_module
 from vllm.kv_cache import hashing
 from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.pool import BlockPool
@@ -39,13 +38,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_blocks=st.integers(9, 24),
         seqs=st.integers(1, 5),
         budget=st.integers(1, 20),
-        windows=st.booleans(),
+        window=st.none() | st.integers(2, 9),
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
     )
-    def start(self, num_blocks: int, seqs: int, budget: int, windows: bool, caching: bool, policy: str) -> None:
-        specs = (FULL, Window(1, 1, 1, size=5)) if windows else (FULL,)
-        blocks = [num_blocks, max(8, num_blocks - 2)] if windows else [num_blocks]
+    def start(self, num_blocks: int, seqs: int, budget: int, window: int | None, caching: bool, policy: str) -> None:
+        specs = (FULL, Window(1, 1, 1, size=window)) if window else (FULL,)
+        blocks = [num_blocks, max(8, num_blocks - 2)] if window else [num_blocks]
         limits = {"max_num_seqs": seqs, "max_num_batched_tokens": budget, "max_model_len": 32}
         self.toy = Toy(blocks, specs=specs, prefix_caching=caching, policy=policy, **limits)
 
@@ -125,23 +124,28 @@ def random_lives(lives: int = 40) -> None:
         limits = {"max_num_seqs": rng.randint(1, 5), "max_num_batched_tokens": rng.randint(4, 20), "max_model_len": 32}
         toy = Toy(rng.randint(9, 14), specs=specs, **limits)
         expected: dict[tuple[str, int], list[int]] = {}
+        roots: list[tuple[str | None, list[int]]] = []
         for number in range(8):
             prompt = rng.choice([*STEMS, STEMS[0][:8]]) + [rng.randint(0, 10) for _ in range(rng.randint(0, 2))]
             if rng.random() < 0.2:
                 prompt = [rng.randint(0, 10), *prompt[1:]]  # the same later blocks after another first one
             n, salt, length = rng.randint(1, 3), rng.choice([None, "s"]), rng.randint(1, 8)
             toy.add(f"r{number}", prompt, length, n=n, temperature=1.0, salt=salt, seed=number)
-            check_salt(toy, f"r{number}", salt)
+            roots.append((salt, prompt[:4]))
             expected |= {(f"r{number}", i): generate(prompt, length, number + i) for i in range(n)}
             for _ in range(rng.randint(0, 3)):
                 toy.step()
         toy.run()
         assert toy.tokens == expected
+        check_hits(toy, roots)
 
 
-def check_salt(toy: Toy, name: str, salt: str | None) -> None:
-    root = cache_module.__dict__.get("chain_root", scheduler_module.chain_root)
-    assert root("s") != root(None), "the salt is ignored"
+def check_hits(toy: Toy, roots: list[tuple[str | None, list[int]]]) -> None:
+    """A prefix hit needs an earlier request with the same salt and first block."""
+    if toy.scheduler.stats.num_preemptions:  # then a request may have found its own blocks
+        return
+    for number, root in enumerate(roots):
+        assert not toy.finished[f"r{number}", 0].num_cached or root in roots[:number], "a hit across salts"
 
 
 def test_random_lives_without_a_bug_pass() -> None:

@@ -146,6 +146,16 @@ def test_a_window_group_hits_the_prefix_when_its_last_blocks_are_there() -> None
     assert toy.tokens["b", 0] == generate(PROMPT * 2 + [3, 4], 2)
 
 
+def test_a_cache_for_one_sequence_admits_it_on_top_of_its_cached_prefix() -> None:
+    toy = Toy(specs=(FULL, Window(1, 1, 1, size=6)), num_blocks=[17, 5], max_num_batched_tokens=4)
+    toy.add("a", PROMPT * 2, 2)
+    toy.run()
+    toy.add("b", PROMPT * 5, 2)
+    toy.run()
+    assert toy.finished["b", 0].num_cached == 20
+    assert toy.tokens["b", 0] == generate(PROMPT * 5, 2)
+
+
 def test_without_chunks_a_prompt_waits_for_a_step_that_holds_it() -> None:
     toy = Toy(chunked_prefill=False, max_num_batched_tokens=64)
     for name in "abc":
@@ -240,3 +250,18 @@ def test_aborting_a_beam_search_frees_all_beams() -> None:
     toy.scheduler.abort("a")
     toy.scheduler.check()
     assert not toy.scheduler.has_work
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 6, 7, 8, 9])
+@pytest.mark.parametrize("num_blocks", [[9, 9], [16, 7], [16, 9]])
+def test_beams_fork_under_windows_of_every_size_when_blocks_are_short(size: int, num_blocks: list[int]) -> None:
+    toy = Toy(
+        num_blocks, specs=(FULL, Window(1, 1, 1, size=size)), max_num_seqs=8, max_model_len=32, max_num_batched_tokens=8
+    )
+    toy.add_beams("a", PROMPT, 4, 12)
+    toy.add("b", PROMPT[:3], 12, n=3, temperature=1.0)
+    toy.run()
+    beams = [(beam.token_ids, pytest.approx(beam.score)) for beam in toy.finished["a", 0].beams]
+    assert beams == search(PROMPT, 4, 12, end=3)
+    for index in range(3):
+        assert toy.tokens["b", index] == generate(PROMPT[:3], 12, seed=index)

@@ -143,7 +143,8 @@ class OutputProcessor:
     def _take(self, state: RequestState, event: Event) -> bool:
         """Book an event; return whether the text met a stop string that the scheduler must hear of."""
         stream = state.streams[event.index]
-        state.num_cached = max(state.num_cached, event.num_cached)
+        if event.index == 0:  # its siblings share its prompt by forking, which is no hit
+            state.num_cached = event.num_cached
         self._take_prompt_logprobs(state, event)
         stream.token_ids += event.token_ids
         if stream.logprobs is not None and event.logprobs:

@@ -51,7 +51,9 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         max_model_len=max_model_len,
         vocab_size=text_config.vocab_size,
         eos_token_ids=find_eos_token_ids(generation, text_config.to_dict(), tokenizer),
-        default_sampling=_default_sampling(generation) if args.generation_config != "vllm" else {},
+        default_sampling=_default_sampling(
+            args.override_generation_config if args.generation_config == "vllm" else generation
+        ),
         trust_remote_code=args.trust_remote_code,
         load_format=args.load_format,
         chat_template=args.chat_template,
@@ -78,11 +80,16 @@ def _find(args: EngineArgs, name: str, revision: str | None) -> Path:
 
 def _generation_config(args: EngineArgs, path: Path) -> dict[str, Any]:
     source = path if args.generation_config in ("auto", "vllm") else Path(args.generation_config)
+    if source is not path and not (source / "generation_config.json").is_file():
+        raise ConfigError(
+            f"generation_config={args.generation_config!r} is no folder with a generation_config.json; give one, "
+            "'auto' for the model's, or 'vllm' for none"
+        )
     return read_generation_config(source) | args.override_generation_config
 
 
 def _default_sampling(generation: dict[str, Any]) -> dict[str, Any]:
-    """The sampling parameters that a generation config sets; greedy where it says so."""
+    """The sampling parameters that a generation config sets."""
     found = {name: generation[name] for name in _SAMPLING_FIELDS if generation.get(name) is not None}
     if "max_new_tokens" in found:
         found["max_tokens"] = found.pop("max_new_tokens")
@@ -128,11 +135,14 @@ def _max_model_len(args: EngineArgs, text_config: Any) -> int:
 
 
 def _scaled(length: int, rope: dict[str, Any] | None) -> int:
-    """Rope scaling extends the length that a config names as the original one; some configs name the extended one."""
+    """Rope scaling extends the length that a config names as the original one; some configs name the extended one.
+
+    Where each kind of layer has its own rope (gemma3), all of them must be extended.
+    """
     kinds = [kind for kind in (rope or {}).values() if isinstance(kind, dict)] or [rope or {}]
     factors = [kind.get("factor") or 1.0 for kind in kinds if kind.get("rope_type") in ("linear", "dynamic", "yarn")]
     originals = [kind.get("original_max_position_embeddings") for kind in kinds]
-    if not factors or any(original and original < length for original in originals):
+    if len(factors) < len(kinds) or any(original and original < length for original in originals):
         return length
     return int(length * min(factors))
 

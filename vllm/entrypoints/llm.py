@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from vllm.config import EngineArgs
 from vllm.engine.core import LLMEngine
-from vllm.errors import ConfigError
+from vllm.errors import ConfigError, RequestError
 from vllm.inputs.chat import ChatOptions
 from vllm.inputs.prepare import Params
 from vllm.inputs.prompts import Prompt, PromptType, parse_prompts
 from vllm.inputs.tokenizer import hf_tokenizer
-from vllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
+from vllm.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, RequestOutput
 from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 Priorities = int | list[int] | None
@@ -128,11 +128,18 @@ class LLM:
         `concurrency_limit` is the number of prompts searched at a time; by default as many as fit.
         """
         _refuse(lora_request=lora_request)
+        if not isinstance(params, BeamSearchParams):
+            raise TypeError(f"params must be BeamSearchParams, got {params!r}")
+        if concurrency_limit is not None and concurrency_limit < 1:
+            raise RequestError(
+                f"concurrency_limit must be at least 1, or None for no limit, got {concurrency_limit}",
+                "concurrency_limit",
+            )
         parsed = parse_prompts(prompts)
         size = concurrency_limit or len(parsed)
         chunks = (parsed[first : first + size] for first in range(0, len(parsed), size))
         outputs = [output for chunk in chunks for output in self._run(chunk, params, None, use_tqdm)]
-        return [self._with_prompt(output) for output in outputs]
+        return [self._with_prompt(output, params) for output in outputs]
 
     def get_tokenizer(self) -> Any:
         """Return the model's tokenizer as transformers loads it."""
@@ -189,16 +196,21 @@ class LLM:
         while self.llm_engine.has_work:
             yield from self.llm_engine.step()
 
-    def _with_prompt(self, output: RequestOutput) -> BeamSearchOutput:
-        prompt = output.prompt_token_ids or []
-        decode = self.llm_engine.tokenizer.decode if self.llm_engine.tokenizer is not None else None
+    def _with_prompt(self, output: RequestOutput, params: BeamSearchParams) -> BeamSearchOutput:
+        prompt, tokenizer = output.prompt_token_ids or [], self.llm_engine.tokenizer
+
+        def text(beam: CompletionOutput) -> str | None:
+            is_end_token = beam.finish_reason == "stop" and not params.include_stop_str_in_output
+            shown = [*prompt, *(beam.token_ids[:-1] if is_end_token else beam.token_ids)]
+            return None if tokenizer is None else tokenizer.decode(shown, params.skip_special_tokens)
+
         return BeamSearchOutput(
             [
                 BeamSearchSequence(
                     tokens=[*prompt, *beam.token_ids],
                     logprobs=beam.logprobs or [],
                     cum_logprob=beam.cumulative_logprob or 0.0,
-                    text=decode([*prompt, *beam.token_ids]) if decode else None,
+                    text=text(beam),
                     finish_reason=beam.finish_reason,
                     stop_reason=beam.stop_reason,
                 )

@@ -65,20 +65,16 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> To
     return SlowTokenizer(hf, special_tokens)
 
 
-def hf_tokenizer(
-    name: str | Path, *, trust_remote_code: bool = False, revision: str | None = None, **kwargs: Any
-) -> Any:
-    """Return the transformers tokenizer of a folder or Hub name: for users, and for what only transformers can read."""
+def hf_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Return the transformers tokenizer of a folder: for users, and for what only transformers can read."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            str(name), trust_remote_code=trust_remote_code, revision=revision, **kwargs
-        )
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{name}: no tokenizer could be loaded ({reason}); put tokenizer.json and tokenizer_config.json beside "
+            f"{folder}: no tokenizer could be loaded ({reason}); put tokenizer.json and tokenizer_config.json beside "
             "the weights, or give tokenizer= another folder"
         ) from error
 

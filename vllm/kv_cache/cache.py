@@ -33,11 +33,6 @@ class KVCache:
     def new_tables(self) -> Tables:
         return [[] for _ in self.pools]
 
-    def usage(self) -> float:
-        """The share of blocks in use, 0 to 1."""
-        usable = sum(pool.num_usable for pool in self.pools)
-        return 1.0 - sum(pool.num_free for pool in self.pools) / usable if usable else 0.0
-
     def fits(self, num_tokens: int) -> bool:
         """Whether one sequence of this length could be computed if it had the cache for itself."""
         return all(need <= pool.num_usable for need, pool in zip(self.needs(num_tokens), self.pools, strict=True))
@@ -50,26 +45,25 @@ class KVCache:
         """The most blocks, per group, that a sequence with these tables still takes until it has `num_tokens`."""
         total = -(-num_tokens // self.block_size)
         return [
-            min(need, max(0, total - len(table))) for need, table in zip(self.needs(num_tokens), tables, strict=True)
+            self._lack(group, table, need, total)
+            for group, (table, need) in enumerate(zip(tables, self.needs(num_tokens), strict=True))
         ]
 
     def free(self) -> list[int]:
         return [pool.num_free for pool in self.pools]
 
-    def extend(self, tables: Tables, num_tokens: int) -> Tables | None:
-        """Take the blocks that `tables` lack for `num_tokens`; return them per group, or None when a pool has too few."""
+    def extend(self, tables: Tables, num_tokens: int) -> bool:
+        """Take the blocks that `tables` lack for `num_tokens`.  False, and nothing is taken: a pool has too few."""
         total = -(-num_tokens // self.block_size)
         missing = [max(0, total - len(table)) for table in tables]
         if any(count > pool.num_free for count, pool in zip(missing, self.pools, strict=True)):
-            return None
-        taken = [pool.take(count) for count, pool in zip(missing, self.pools, strict=True)]
-        for table, blocks in zip(tables, taken, strict=True):
-            table.extend(blocks)
-        return taken
+            return False
+        for table, count, pool in zip(tables, missing, self.pools, strict=True):
+            table.extend(pool.take(count))
+        return True
 
-    def trim(self, tables: Tables, num_computed: int) -> list[int]:
-        """Release the blocks that no later token reads; return per group how many leading entries are null now."""
-        stale = []
+    def trim(self, tables: Tables, num_computed: int) -> None:
+        """Release the blocks that no token from position `num_computed` on will read."""
         for spec, pool, table in zip(self.specs, self.pools, tables, strict=True):
             count = min(spec.num_stale(num_computed, self.block_size), len(table))
             first = count
@@ -77,8 +71,6 @@ class KVCache:
                 first -= 1
             pool.release(table[first:count])
             table[first:count] = [NULL_BLOCK] * (count - first)
-            stale.append(count)
-        return stale
 
     def release(self, tables: Tables) -> None:
         """Give everything back; a sequence's last blocks are the first to be evicted."""
@@ -113,11 +105,14 @@ class KVCache:
 
         Whole blocks are shared; a partial one is copied.  Returns how many tokens the fork has, its tables, and the
         copies (group, source, target) that must be made before either writes.  When a pool has no block for the copy,
-        the fork starts at the end of the whole blocks and has the rest computed again.
+        the fork starts at the end of the whole blocks and has the rest computed again; if a window has moved on from
+        what those tokens see, it starts with nothing.
         """
         whole, partial = divmod(num_tokens, self.block_size)
         if partial and not all(pool.num_free for pool in self.pools):
             num_tokens, partial = whole * self.block_size, 0
+            if not self._can_resume(tables, whole):
+                return 0, self.new_tables(), []
         copies, forked = [], []
         for group, (pool, table) in enumerate(zip(self.pools, tables, strict=True)):
             shared = table[:whole]
@@ -139,6 +134,21 @@ class KVCache:
         """Forget all cached prefixes."""
         for pool in self.pools:
             pool.forget()
+
+    def _lack(self, group: int, table: list[int], need: int, total: int) -> int:
+        """The same for one group, where a sequence holds `need` blocks at most and its table grows to `total`."""
+        missing = max(0, total - len(table))
+        if total <= need:
+            return missing
+        # blocks of its own will be given back as the window moves on; shared ones stay where they are
+        pool = self.pools[group]
+        own = sum(block != NULL_BLOCK and not pool.is_shared(block) for block in table)
+        return min(missing, need - own)
+
+    def _can_resume(self, tables: Tables, num_blocks: int) -> bool:
+        """Whether tables still hold what the tokens from the end of their first `num_blocks` blocks on will read."""
+        first = [spec.num_stale(num_blocks * self.block_size, self.block_size) for spec in self.specs]
+        return all(NULL_BLOCK not in table[stale:num_blocks] for stale, table in zip(first, tables, strict=True))
 
     def _longest(self, hashes: Sequence[bytes]) -> int:
         """The number of leading blocks that every full-attention group has."""

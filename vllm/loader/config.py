@@ -24,19 +24,18 @@ _LEGACY_NAMES = ("rope_theta", "rope_scaling", "torch_dtype")
 
 
 def read_config(
-    path: Path, *, trust_remote_code: bool = False, hf_overrides: Overrides | None = None, revision: str | None = None
+    path: Path, *, trust_remote_code: bool = False, hf_overrides: Overrides | None = None
 ) -> PretrainedConfig:
     """Return the configuration of the model in the folder `path`.
 
     `hf_overrides` is a mapping that is merged into config.json, or a function from the configuration to a changed
-    one.  With `trust_remote_code` a configuration class that comes with the model is used where transformers has
-    none; `revision` is the revision of that code when it lives in another repository.
+    one.  With `trust_remote_code` a configuration class that comes with the model is used where transformers has none.
     Raises ModelError if the file is missing, damaged or not understood, ConfigError for an override without effect.
     """
     raw = _read_model_json(path)
     overrides = dict(hf_overrides) if isinstance(hf_overrides, Mapping) else {}
     model_type = overrides.get("model_type", raw.get("model_type"))
-    config_class = _config_class(path, raw, model_type, trust_remote_code, revision)
+    config_class = _config_class(path, raw, model_type, trust_remote_code)
     config = _build(path, config_class, _merged(raw, overrides, config_class, "hf_overrides"))
     if callable(hf_overrides):
         config = hf_overrides(config)
@@ -79,9 +78,7 @@ def _read_object(file: Path) -> dict[str, Any]:
     return content
 
 
-def _config_class(
-    path: Path, raw: dict[str, Any], model_type: Any, trust_remote_code: bool, revision: str | None
-) -> type[PretrainedConfig]:
+def _config_class(path: Path, raw: dict[str, Any], model_type: Any, trust_remote_code: bool) -> type[PretrainedConfig]:
     import transformers
 
     known = transformers.CONFIG_MAPPING
@@ -90,7 +87,7 @@ def _config_class(
     auto_map = raw.get("auto_map")
     reference = auto_map.get("AutoConfig") if isinstance(auto_map, dict) else None
     if reference is not None and trust_remote_code:
-        return _remote_class(path, reference, revision)
+        return _remote_class(path, reference)
     if reference is not None:
         raise ModelError(
             f"{path}: the model type {model_type!r} is defined by code that comes with the model ({reference}); "
@@ -104,11 +101,11 @@ def _config_class(
     )
 
 
-def _remote_class(path: Path, reference: str, revision: str | None) -> type[PretrainedConfig]:
+def _remote_class(path: Path, reference: str) -> type[PretrainedConfig]:
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     try:
-        return get_class_from_dynamic_module(reference, str(path), code_revision=revision)
+        return get_class_from_dynamic_module(reference, str(path))
     except Exception as error:  # the model's own code may raise anything
         raise ModelError(f"{path}: the model's own code {reference} cannot be loaded: {_last_line(error)}") from error
 

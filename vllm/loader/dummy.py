@@ -9,13 +9,14 @@ import torch
 
 from vllm.weights import Window
 
+_STD = 0.02  # so small that activations stay finite in half precision however deep the model is
+
 
 @torch.no_grad()
-def fill_dummy(windows: Iterable[Window], *, seed: int = 0, std: float = 0.02) -> None:
-    """Fill every window with normal values of standard deviation `std`; integers become 0.
+def fill_dummy(windows: Iterable[Window], *, seed: int = 0) -> None:
+    """Fill every window with small normal values; integers become 0.
 
-    A window's values depend on its name and the seed alone, not on the order of the windows.  `std` is small, so that
-    activations stay finite in half precision however deep the model is.
+    A window's values depend on its name and the seed alone, not on the order of the windows.
     """
     for window in windows:
         target = window.target
@@ -24,4 +25,4 @@ def fill_dummy(windows: Iterable[Window], *, seed: int = 0, std: float = 0.02) -
             continue
         generator = torch.Generator(device=target.device)
         generator.manual_seed(zlib.crc32(f"{seed} {window.name}".encode()))
-        target.normal_(0.0, std, generator=generator)
+        target.normal_(0.0, _STD, generator=generator)

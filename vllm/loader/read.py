@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,25 +25,29 @@ from vllm.errors import ModelError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
-}
+_DTYPES = frozenset(
+    [
+        "F64",
+        "F32",
+        "F16",
+        "BF16",
+        "F8_E4M3",
+        "F8_E5M2",
+        "F8_E8M0",
+        "I64",
+        "I32",
+        "I16",
+        "I8",
+        "U64",
+        "U32",
+        "U16",
+        "U8",
+        "BOOL",
+        "C64",
+    ]
+)
+"""The storage types of the safetensors format that torch has too."""
+
 _LAYOUTS = {  # load_format: the name of an unsplit file, the pattern of all files
     "safetensors": ("model.safetensors", "*.safetensors"),
     "pt": ("pytorch_model.bin", "pytorch_model*.bin"),
@@ -97,15 +100,6 @@ def tensors(paths: Sequence[Path], *, progress: bool = False) -> Iterator[tuple[
         yield from _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
 
 
-def weights_bytes(paths: Iterable[Path]) -> dict[torch.dtype, int]:
-    """Return the bytes of the weights by dtype, from headers alone; divided by the dtype's itemsize: parameters."""
-    totals: Counter[torch.dtype] = Counter()
-    for path in paths:
-        for dtype, num_elements in _inventory(path):
-            totals[dtype] += num_elements * dtype.itemsize
-    return dict(totals)
-
-
 def _indexed(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
@@ -129,10 +123,14 @@ def abbreviate(names: Sequence[str], most: int = 5) -> str:
 
 def _check_safetensors(path: Path) -> None:
     header, start = _read_header(path)
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     try:
-        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+        foreign = {name: entry["dtype"] for name, entry in entries.items() if entry["dtype"] not in _DTYPES}
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: the header is damaged; delete the file and fetch it again") from error
+    for name, dtype in foreign.items():
+        raise ModelError(f"{path}: {name} is stored as {dtype}, which is not read; convert the model")
     promised, size = start + max(ends, default=0), path.stat().st_size
     if size < promised:
         raise ModelError(
@@ -196,16 +194,16 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
-    content = _load_pickle(path, device="cpu")
+    content = _load_pickle(path)
     while content:
         name = next(iter(content))
         yield name, content.pop(name)
 
 
-def _load_pickle(path: Path, device: str) -> dict[str, Tensor]:
+def _load_pickle(path: Path) -> dict[str, Tensor]:
     """Load a pickled state dict.  Only tensors and plain containers are unpickled: the file can run no code."""
     try:
-        content = torch.load(path, map_location=device, weights_only=True, mmap=not _is_old_pickle(path))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=not _is_old_pickle(path))
     except Exception as error:  # torch and pickle raise RuntimeError, UnpicklingError, EOFError, ...
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -217,19 +215,3 @@ def _load_pickle(path: Path, device: str) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise ModelError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor; save the state dict alone")
     return dict(content)
-
-
-def _inventory(path: Path) -> Iterator[tuple[torch.dtype, int]]:
-    """Yield dtype and number of elements of every tensor of a file."""
-    if path.suffix != ".safetensors":
-        yield from ((tensor.dtype, tensor.numel()) for tensor in _load_pickle(path, device="meta").values())
-        return
-    header, _ = _read_header(path)
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        dtype = _DTYPES.get(entry["dtype"])
-        if dtype is None:
-            raise ModelError(f"{path}: {name} is stored as {entry['dtype']}, which is not read; convert the model")
-        start, end = entry["data_offsets"]
-        yield dtype, (end - start) // dtype.itemsize

@@ -1,4 +1,4 @@
-"""The seam between layers and attention kernels: three verbs."""
+"""The seam between layers and attention kernels: what a kernel plans, runs and refuses, in a cache of its own layout."""
 
 from __future__ import annotations
 

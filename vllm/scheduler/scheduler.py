@@ -57,10 +57,6 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    @property
-    def num_requests(self) -> int:
-        return len(self._by_id)
-
     # ── requests come and go ────────────────────────────────────────────────────────────────────────────────────────
 
     def add(self, source: EngineRequest) -> None:
@@ -126,7 +122,7 @@ class Scheduler:
     def _make_room(self, request: Request, count: int) -> bool:
         """Take the blocks for `count` more tokens; if need be from those that come last.  False: it came last itself."""
         self.cache.trim(request.tables, request.num_computed)
-        while self.cache.extend(request.tables, request.num_computed + count) is None:
+        while not self.cache.extend(request.tables, request.num_computed + count):
             if self._drop_waiting_forks():
                 continue
             victim = self.running[-1]
@@ -177,7 +173,7 @@ class Scheduler:
         has_blocks = all(a + b <= c for a, b, c in zip(lacks, promised, self.cache.free(), strict=True))
         has_budget = remaining <= budget or self.config.chunked_prefill
         count = min(remaining, budget)
-        if has_blocks and has_budget and self.cache.extend(request.tables, request.num_computed + count) is not None:
+        if has_blocks and has_budget and self.cache.extend(request.tables, request.num_computed + count):
             return count
         if is_new:
             self._release(request)
@@ -316,7 +312,8 @@ class Scheduler:
 
     def _fork(self, parent: Request, child: Request, num_tokens: int) -> None:
         """Let a waiting request start with the first `num_tokens` of another's cache."""
-        num_tokens, child.tables, copies = self.cache.fork(parent.tables, num_tokens)
+        num_tokens, tables, copies = self.cache.fork(parent.tables, num_tokens)
+        child.tables = tables if num_tokens else []
         self._copies += [BlockCopy(group, source, target) for group, source, target in copies]
         child.num_computed = num_tokens
         child.num_registered = min(parent.num_registered, num_tokens // self.cache.block_size)

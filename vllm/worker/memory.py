@@ -40,7 +40,7 @@ def plan_memory(
     """Give the cache what `max_num_seqs` sequences of `max_model_len` need, if the memory that is free has it.
 
     `weights`, `activations` and `free` are bytes.  Raises ConfigError, with the arithmetic, when not even one sequence
-    fits.
+    fits, or when a cache of a given size is more than is free.
     """
     size = cache.block_size
     needs = [
@@ -63,8 +63,20 @@ def plan_memory(
             f"num_gpu_blocks_override={cache.num_blocks} is too few for one sequence of max_model_len={scheduler.max_model_len}: it needs {max(short)} blocks; raise it or lower max_model_len"
         )
     total = sum(count * each for count, each in zip(num_blocks, block_bytes, strict=True))
+    if cache.num_blocks is not None or cache.memory_bytes is not None:
+        _check_given(cache, weights, total, activations, free)
     held = min((count - 1) / need for count, need in zip(num_blocks, needs, strict=True))
     return MemoryPlan(weights, activations, total, tuple(num_blocks), int(held * scheduler.max_model_len))
+
+
+def _check_given(cache: CacheConfig, weights: int, total: int, activations: int, free: int) -> None:
+    """Refuse a cache whose size was given and that is more than is free."""
+    if weights + total + activations > free:
+        given = "kv_cache_memory_bytes" if cache.num_blocks is None else "num_gpu_blocks_override"
+        raise ConfigError(
+            f"not enough memory: {_size(weights)} weights + {_size(total)} KV cache + {_size(activations)} activations "
+            f"are more than the {_size(free)} that are free; lower {given}, or use a smaller model"
+        )
 
 
 def _too_little(
