@@ -6,16 +6,12 @@ One field of EngineArgs is one keyword of `LLM(...)`, one flag of the command li
 
 from __future__ import annotations
 
-import functools
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any
 
 from vllm.errors import ConfigError, did_you_mean
-from vllm.logging import get_logger, warn_once
+from vllm.names import take_names
 
-logger = get_logger(__name__)
-
-_T = TypeVar("_T")
 DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
 DEFAULT_MODEL = ""
@@ -30,34 +26,127 @@ def option(default: Any, doc: str, choices: tuple[Any, ...] | None = None) -> An
     return field(default=default, metadata=metadata)
 
 
-def _take_every_name(cls: type[_T]) -> type[_T]:
-    """Let a dataclass of options take the names of the interface that are listed below, from either of its eras.
+# Names of the interface whose feature is not built yet, with the values that mean "not used".
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "task": ("auto", "generate", None),
+    "runner": ("auto", "generate", None),
+    "device": ("auto", "cpu", None),
+    "tokenizer_mode": ("auto", "hf", "slow", None),  # there is one implementation
+    "tensor_parallel_size": (1, None),
+    "pipeline_parallel_size": (1, None),
+    "data_parallel_size": (1, None),
+    "quantization": (None,),
+    "quantization_config": (None,),
+    "kv_cache_dtype": ("auto", None),
+    "enable_lora": (False, None),
+    "convert": ("auto", "none", None),
+    "speculative_config": (None,),
+    "spec_method": (None,),
+    "spec_model": (None,),
+    "spec_tokens": (None,),
+    "speculative_model": (None,),
+    "num_speculative_tokens": (None,),
+    "structured_outputs_config": (None, {}),
+    "pooler_config": (None,),
+    "override_pooler_config": (None,),
+    "mm_processor_kwargs": (None, {}),
+    "limit_mm_per_prompt": (None, {}),
+    "kv_transfer_config": (None,),
+    "cpu_offload_gb": (0, None),
+    "enable_sleep_mode": (False, None),
+    "enable_prompt_embeds": (False, None),
+    "logits_processors": (None, []),
+    "model_impl": ("auto", "vllm", None),
+    "code_revision": (None,),
+    "config_format": ("auto", "hf", None),
+    "enable_expert_parallel": (False, None),
+    "rope_scaling": (None, {}),
+    "rope_theta": (None,),
+    "hf_config_path": (None,),
+    "model_loader_extra_config": (None, {}),
+    "worker_cls": ("auto", None),
+    "worker_extension_cls": ("", None),
+    "scheduler_cls": (None,),
+    "calculate_kv_scales": (False, None),
+    "additional_config": (None, {}),
+    "enable_prompt_adapter": (False, None),
+    "enable_lora_bias": (False, None),
+    "qlora_adapter_name_or_path": (None,),
+    "kv_offloading_size": (None,),
+    "async_scheduling": (False, None),
+    "guided_decoding": (None,),
+    "reasoning_parser": ("", None),
+    "kv_sharing_fast_prefill": (False, None),
+}
 
-    A name whose feature is missing is refused unless its value means "not used"; one that cannot matter here warns
-    once; an unknown one is a TypeError that offers the nearest.
-    """
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    init = cls.__init__
+_GPU_ONLY = "it tunes a GPU"
+_PROCESSES = "one process runs the model"
+WITHOUT_EFFECT: dict[str, str] = {
+    "enforce_eager": "no steps are recorded",
+    "served_model_name": "there is no server",
+    "disable_log_stats": "statistics are not logged",
+    "swap_space": "a preempted request is computed again, not swapped",
+    "max_seq_len_to_capture": _GPU_ONLY,
+    "disable_custom_all_reduce": _GPU_ONLY,
+    "compilation_config": "nothing is compiled",
+    "attention_config": "there is one attention kernel",
+    "attention_backend": "there is one attention kernel",
+    "profiler_config": "there is no profiler",
+    "distributed_executor_backend": _PROCESSES,
+    "worker_use_ray": _PROCESSES,
+    "disable_async_output_proc": _PROCESSES,
+    "use_v2_block_manager": "there is one block manager",
+    "allowed_local_media_path": "the model reads text",
+    "allowed_media_domains": "the model reads text",
+    "max_lora_rank": "LoRA is off",
+    "max_loras": "LoRA is off",
+    "lora_modules": "LoRA is off",
+    "guided_decoding_backend": "no structured output is asked for",
+    "disable_sliding_window": "a window frees memory and costs nothing",
+    "num_scheduler_steps": "every step is scheduled",
+    "multi_step_stream_outputs": "every step is scheduled",
+    "max_num_partial_prefills": "prompts share a step's token budget in order of arrival",
+    "max_long_partial_prefills": "prompts share a step's token budget in order of arrival",
+    "long_prefill_token_threshold": "prompts share a step's token budget in order of arrival",
+    "disable_log_requests": "requests are not logged",
+    "enable_return_routed_experts": "routing is not recorded",
+    "return_sampling_mask": "the mask is not recorded",
+    "preemption_mode": "a preempted request is computed again",
+    "num_lookahead_slots": "there is no speculation",
+    "quantization_param_path": "the cache is not quantized",
+    "collect_detailed_traces": "there is no tracing",
+    "otlp_traces_endpoint": "there is no tracing",
+    "max_prompt_adapters": "prompt adapters are off",
+    "max_prompt_adapter_token": "prompt adapters are off",
+    "fully_sharded_loras": "LoRA is off",
+    "lora_dtype": "LoRA is off",
+    "lora_extra_vocab_size": "LoRA is off",
+    "long_lora_scaling_factors": "LoRA is off",
+    "max_cpu_loras": "LoRA is off",
+    "default_mm_loras": "LoRA is off",
+    "scheduler_delay_factor": "a prompt starts as soon as there is room",
+    "max_parallel_loading_workers": "one process loads the model",
+    "tokenizer_pool_size": "prompts are tokenized in one batch",
+    "tokenizer_pool_type": "prompts are tokenized in one batch",
+    "tokenizer_pool_extra_config": "prompts are tokenized in one batch",
+    "ray_workers_use_nsight": _PROCESSES,
+    "data_parallel_backend": _PROCESSES,
+    "override_neuron_config": "it is for another device",
+    "disable_mm_preprocessor_cache": "the model reads text",
+    "mm_processor_cache_gb": "the model reads text",
+    "mm_encoder_tp_mode": "the model reads text",
+    "skip_mm_profiling": "the model reads text",
+    "logits_processor_pattern": "no server takes processors by name",
+    "use_tqdm_on_load": "the bar shows how loading goes",
+    "disable_cascade_attn": "there is one attention kernel",
+    "enable_log_requests": "requests are not logged",
+    "show_hidden_metrics_for_version": "there are no metrics",
+    "disable_hybrid_kv_cache_manager": "layers that need different memory always have it",
+    "ignore_patterns": "only the files that are needed are downloaded",
+}
 
-    @functools.wraps(init)
-    def checked(self: _T, *args: Any, **given: Any) -> None:
-        for name in [name for name in given if name not in known]:
-            value = given.pop(name)
-            if name in UNSUPPORTED:
-                if value not in UNSUPPORTED[name]:
-                    raise ConfigError(f"{name}={value!r} is not supported by this version; leave it out")
-            elif name in WITHOUT_EFFECT:
-                warn_once(logger, f"{name}={value!r} has no effect here: {WITHOUT_EFFECT[name]}")
-            else:
-                hint = did_you_mean(name, [*known, *UNSUPPORTED, *WITHOUT_EFFECT])
-                raise TypeError(f"unknown option {name!r}.{hint}")
-        init(self, *args, **given)
 
-    cls.__init__ = checked  # type: ignore[method-assign, assignment]
-    return cls
-
-
-@_take_every_name
+@take_names(UNSUPPORTED, WITHOUT_EFFECT)
 @dataclass
 class EngineArgs:
     """The options of an engine; None stands for an option's default.
@@ -140,83 +229,6 @@ class EngineArgs:
             raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization} must be in (0, 1]")
 
 
-# Names of the interface whose feature is not built yet, with the values that mean "not used".
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "task": ("auto", "generate", None),
-    "runner": ("auto", "generate", None),
-    "device": ("auto", "cpu", None),
-    "tokenizer_mode": ("auto", "hf", "slow", None),  # there is one implementation
-    "tensor_parallel_size": (1, None),
-    "pipeline_parallel_size": (1, None),
-    "data_parallel_size": (1, None),
-    "quantization": (None,),
-    "quantization_config": (None,),
-    "kv_cache_dtype": ("auto", None),
-    "enable_lora": (False, None),
-    "convert": ("auto", "none", None),
-    "speculative_config": (None,),
-    "spec_method": (None,),
-    "spec_model": (None,),
-    "spec_tokens": (None,),
-    "speculative_model": (None,),
-    "num_speculative_tokens": (None,),
-    "structured_outputs_config": (None, {}),
-    "pooler_config": (None,),
-    "override_pooler_config": (None,),
-    "mm_processor_kwargs": (None, {}),
-    "limit_mm_per_prompt": (None, {}),
-    "kv_transfer_config": (None,),
-    "cpu_offload_gb": (0, None),
-    "enable_sleep_mode": (False, None),
-    "enable_prompt_embeds": (False, None),
-    "logits_processors": (None, []),
-    "model_impl": ("auto", "vllm", None),
-    "code_revision": (None,),
-    "config_format": ("auto", "hf", None),
-    "enable_expert_parallel": (False, None),
-}
-
-_GPU_ONLY = "it tunes a GPU"
-_PROCESSES = "one process runs the model"
-WITHOUT_EFFECT: dict[str, str] = {
-    "enforce_eager": "no steps are recorded",
-    "served_model_name": "there is no server",
-    "disable_log_stats": "statistics are not logged",
-    "swap_space": "a preempted request is computed again, not swapped",
-    "max_seq_len_to_capture": _GPU_ONLY,
-    "disable_custom_all_reduce": _GPU_ONLY,
-    "compilation_config": "nothing is compiled",
-    "attention_config": "there is one attention kernel",
-    "attention_backend": "there is one attention kernel",
-    "profiler_config": "there is no profiler",
-    "distributed_executor_backend": _PROCESSES,
-    "worker_use_ray": _PROCESSES,
-    "disable_async_output_proc": _PROCESSES,
-    "use_v2_block_manager": "there is one block manager",
-    "allowed_local_media_path": "the model reads text",
-    "allowed_media_domains": "the model reads text",
-    "max_lora_rank": "LoRA is off",
-    "max_loras": "LoRA is off",
-    "lora_modules": "LoRA is off",
-    "guided_decoding_backend": "no structured output is asked for",
-    "disable_sliding_window": "a window frees memory and costs nothing",
-    "num_scheduler_steps": "every step is scheduled",
-    "multi_step_stream_outputs": "every step is scheduled",
-    "max_num_partial_prefills": "prompts share a step's token budget in order of arrival",
-    "max_long_partial_prefills": "prompts share a step's token budget in order of arrival",
-    "long_prefill_token_threshold": "prompts share a step's token budget in order of arrival",
-    "disable_log_requests": "requests are not logged",
-    "enable_return_routed_experts": "routing is not recorded",
-    "return_sampling_mask": "the mask is not recorded",
-    "preemption_mode": "a preempted request is computed again",
-    "num_lookahead_slots": "there is no speculation",
-    "quantization_param_path": "the cache is not quantized",
-    "collect_detailed_traces": "there is no tracing",
-    "otlp_traces_endpoint": "there is no tracing",
-    "ignore_patterns": "only the files that are needed are downloaded",
-}
-
-
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The model that runs."""
@@ -241,15 +253,8 @@ class ModelConfig:
     seed: int
 
     @property
-    def is_encoder_decoder(self) -> bool:
-        return False
-
-    @property
     def tokenizer(self) -> str | None:
         return self.tokenizer_path
-
-    def get_vocab_size(self) -> int:
-        return self.vocab_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,6 @@ class RequestError(VllmError, ValueError):
         self.param = param
 
 
-class OverloadedError(VllmError):
-    """The engine is full; try again later (HTTP 503)."""
-
-
 class EngineDeadError(VllmError):
     """The engine stopped because of a fault of ours (HTTP 500)."""
 

@@ -7,17 +7,16 @@ when the object is made, so that a mistake shows at the line that made it.
 from __future__ import annotations
 
 import enum
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any
 
-from vllm.errors import RequestError, did_you_mean
+from vllm.errors import RequestError
+from vllm.names import take_names
 
 MAX_N = 128
 MAX_STOP_STRINGS = 64
-_T = TypeVar("_T")
 
 LogitsProcessor = Callable[..., Any]
 """`f(output_token_ids, logits)` or `f(prompt_token_ids, output_token_ids, logits)` → logits, one row, [V] float32."""
@@ -31,23 +30,29 @@ class RequestOutputKind(enum.IntEnum):
     FINAL_ONLY = 2  # nothing until the request is finished
 
 
-def suggest_names(cls: type[_T]) -> type[_T]:
-    """Make the TypeError for an unknown keyword name the nearest field.  A class decorator for dataclasses."""
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    init = cls.__init__
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "guided_decoding": (None,),
+    "structured_outputs": (None,),
+    "prompt_logprob_token_ids": (None,),
+    "prompt_logprob_start": (None, 0),
+    "logprob_token_ids": (None,),
+    "flat_logprobs": (False, None),
+    "stream_interval": (None, 1),
+    "watermarking": (None, False),
+    "thinking_token_budget": (None,),
+    "repetition_detection": (None,),
+    "routed_experts_prompt_start": (None, 0),
+    "trace_decode_token_ids": (None,),
+}
+"""Names of the interface whose feature is not built yet, with the values that mean "not used"."""
 
-    @functools.wraps(init)
-    def checked(self: _T, *args: Any, **kwargs: Any) -> None:
-        for name in kwargs:
-            if name not in known:
-                raise TypeError(f"{cls.__name__} has no parameter {name!r}.{did_you_mean(name, known)}")
-        init(self, *args, **kwargs)
-
-    cls.__init__ = checked  # type: ignore[method-assign, assignment]
-    return cls
+_WITHOUT_EFFECT = {
+    "skip_clone": "parameters are never changed",
+    "output_text_buffer_length": "text is held back as needed",
+}
 
 
-@suggest_names
+@take_names(_UNSUPPORTED, _WITHOUT_EFFECT)
 @dataclass
 class SamplingParams:
     """Sampling parameters of one request.  Probabilities and penalties follow the OpenAI API where it has them.
@@ -252,7 +257,7 @@ class SamplingParams:
 _GREEDY_TEMPERATURE = 1e-5  # below it exp() of scaled logits overflows, and the outcome is the argmax anyway
 
 
-@suggest_names
+@take_names({"structured_outputs": (None,), "watermarking": (None, False)})
 @dataclass
 class BeamSearchParams:
     """Beam search: keep the `beam_width` best continuations, and return the best finished ones.

@@ -40,6 +40,7 @@ class Toy:
         self.finished: dict[tuple[str, int], Event] = {}
         self.order: list[str] = []
         self.num_steps = 0
+        self.computed = 0
 
     def add(
         self,
@@ -77,6 +78,7 @@ class Toy:
         assert len({row.slot for row in batch.rows}) == len(batch.rows)
         assert all(row.count >= 1 for row in batch.rows)
         self.num_steps += 1
+        self.computed += batch.num_tokens
         events = self.scheduler.account(batch, self.worker.execute(batch))
         for event in events:
             key = (event.request_id, event.index)

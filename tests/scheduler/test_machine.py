@@ -16,6 +16,7 @@ from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.pool import BlockPool
 from vllm.kv_cache.spec import Window
 from vllm.scheduler import scheduler as scheduler_module
+from vllm.scheduler.request import sibling_seed
 from vllm.scheduler.scheduler import Scheduler
 
 from .conftest import FULL, Toy
@@ -59,6 +60,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add(self, stem: list[int], tail: list[int], length: int, n: int, priority: int, salt: str | None) -> None:
         name = f"r{self.count}"
         self.count += 1
+        priority = priority if self.toy.scheduler.config.policy == "priority" else 0
         self.plain[name] = (stem + tail, length, n)
         self.toy.add(
             name, stem + tail, length, n=n, temperature=1.0, priority=priority, salt=salt, seed=self.count, end=3
@@ -101,7 +103,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for name, (prompt, length, n) in self.plain.items():
             seed = int(name[1:]) + 1
             for index in range(n):
-                assert self.toy.tokens[name, index] == generate(prompt, length, seed + index, end=3)
+                assert self.toy.tokens[name, index] == generate(prompt, length, sibling_seed(seed, index), end=3)
         for name, (prompt, width, length) in self.beams.items():
             beams = [(beam.token_ids, pytest.approx(beam.score)) for beam in self.toy.finished[name, 0].beams]
             assert beams == search(prompt, width, length, end=3)
@@ -132,7 +134,7 @@ def random_lives(lives: int = 40) -> None:
             n, salt, length = rng.randint(1, 3), rng.choice([None, "s"]), rng.randint(1, 8)
             toy.add(f"r{number}", prompt, length, n=n, temperature=1.0, salt=salt, seed=number)
             roots.append((salt, prompt[:4]))
-            expected |= {(f"r{number}", i): generate(prompt, length, number + i) for i in range(n)}
+            expected |= {(f"r{number}", i): generate(prompt, length, sibling_seed(number, i)) for i in range(n)}
             for _ in range(rng.randint(0, 3)):
                 toy.step()
         toy.run()

@@ -6,6 +6,7 @@ import pytest
 
 from vllm.errors import RequestError
 from vllm.kv_cache.spec import Window
+from vllm.scheduler.request import sibling_seed
 
 from .conftest import FULL, Toy
 from .fake_worker import VOCAB, candidates, generate
@@ -84,12 +85,13 @@ def test_lower_priority_values_run_first() -> None:
     assert toy.order == ["b", "c", "a"]
 
 
-def test_without_the_policy_priorities_are_ignored() -> None:
+def test_without_the_policy_a_priority_is_refused() -> None:
     toy = Toy(max_num_seqs=1)
-    toy.add("a", PROMPT, priority=5)
-    toy.add("b", PROMPT, priority=1)
+    with pytest.raises(RequestError, match="start the engine with scheduling_policy='priority'"):
+        toy.add("a", PROMPT, priority=5)
+    toy.add("b", PROMPT, priority=0)
     toy.run()
-    assert toy.order == ["a", "b"]
+    assert toy.order == ["b"]
 
 
 @pytest.mark.parametrize("prefix_caching", [True, False])
@@ -99,15 +101,18 @@ def test_siblings_share_the_prompt(prefix_caching: bool, length: int) -> None:
     toy.add("a", PROMPT[:length], 4, n=4, temperature=1.0, seed=7)
     toy.run()
     for index in range(4):
-        assert toy.tokens["a", index] == generate(PROMPT[:length], 4, seed=7 + index)
-        assert index == 0 or toy.finished["a", index].num_cached == length - 1
+        assert toy.tokens["a", index] == generate(PROMPT[:length], 4, seed=sibling_seed(7, index))
+    assert {event.num_cached for event in toy.finished.values()} == {0}, "sharing is no hit"
+    assert toy.computed == length + 3 + 3 * (1 + 3), "the prompt is computed once, its last token by each"
 
 
 def test_a_sibling_outlives_a_leader_that_ends_with_its_first_token() -> None:
     toy = Toy(max_num_seqs=1)
     toy.add("a", PROMPT, 1, n=3, temperature=1.0)
     toy.run()
-    assert [toy.tokens["a", index] for index in range(3)] == [generate(PROMPT, 1, seed=index) for index in range(3)]
+    assert [toy.tokens["a", index] for index in range(3)] == [
+        generate(PROMPT, 1, seed=sibling_seed(0, index)) for index in range(3)
+    ]
 
 
 def test_an_aborted_leader_leaves_nothing_behind() -> None:
@@ -125,7 +130,7 @@ def test_a_leader_stopped_from_outside_frees_its_siblings() -> None:
     toy.step()
     toy.scheduler.finish("a", 0)
     toy.run()
-    assert toy.tokens["a", 1] == generate(PROMPT, 4, seed=1)
+    assert toy.tokens["a", 1] == generate(PROMPT, 4, seed=sibling_seed(0, 1))
 
 
 def test_a_window_frees_the_blocks_behind_it() -> None:

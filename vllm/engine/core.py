@@ -108,8 +108,10 @@ class LLMEngine:
         return True
 
     def close(self) -> None:
-        """Drop model, cache and requests.  The engine can't be used afterwards."""
+        """Drop model, cache and requests.  The engine can't be used afterwards; torch keeps its number of threads."""
         if self.executor is not None:
+            self.scheduler.abort_all()
+            self.outputs = OutputProcessor(self.tokenizer)
             self.executor.stop()
             self.executor = None
 

@@ -86,6 +86,13 @@ class RequestState:
         """More sequences are generated than returned: nothing can be given before all are there."""
         return len(self.streams) > self.params.n
 
+    def take_prompt_logprobs(self, delta: bool) -> list[PositionLogprobs | None] | None:
+        """Return those of the whole prompt; among deltas, only once."""
+        given = self.prompt_logprobs
+        if delta:
+            self.prompt_logprobs = None
+        return None if given is None else list(given)
+
     @property
     def finished(self) -> bool:
         return all(stream.finish_reason is not None for stream in self.streams)
@@ -127,7 +134,8 @@ class OutputProcessor:
             state = self._states.get(event.request_id)
             if state is None:  # aborted meanwhile
                 continue
-            touched.setdefault(event.request_id, set()).add(event.index)
+            if event.token_ids or event.finish_reason is not None:  # else a part of the prompt's log-probabilities
+                touched.setdefault(event.request_id, set()).add(event.index)
             if self._take(state, event):
                 stopped.append((event.request_id, event.index))
             if event.token_ids and state.metrics.first_token_time is None:
@@ -143,8 +151,7 @@ class OutputProcessor:
     def _take(self, state: RequestState, event: Event) -> bool:
         """Book an event; return whether the text met a stop string that the scheduler must hear of."""
         stream = state.streams[event.index]
-        if event.index == 0:  # its siblings share its prompt by forking, which is no hit
-            state.num_cached = event.num_cached
+        state.num_cached = max(state.num_cached, event.num_cached)
         self._take_prompt_logprobs(state, event)
         stream.token_ids += event.token_ids
         if stream.logprobs is not None and event.logprobs:
@@ -191,7 +198,7 @@ class OutputProcessor:
             request_id=request.id,
             prompt=request.prompt,
             prompt_token_ids=request.token_ids,
-            prompt_logprobs=state.prompt_logprobs,
+            prompt_logprobs=state.take_prompt_logprobs(kind is RequestOutputKind.DELTA),
             outputs=completions,
             finished=finished,
             metrics=state.metrics,

@@ -11,7 +11,7 @@ from typing import Any
 from vllm import env
 from vllm.config import CacheConfig, EngineArgs, EngineConfig, ModelConfig, SchedulerConfig
 from vllm.device import native_bfloat16, usable_cores
-from vllm.errors import ConfigError
+from vllm.errors import ConfigError, did_you_mean
 from vllm.inputs.prepare import find_eos_token_ids
 from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
 from vllm.loader.config import read_config, read_generation_config
@@ -85,7 +85,19 @@ def _generation_config(args: EngineArgs, path: Path) -> dict[str, Any]:
             f"generation_config={args.generation_config!r} is no folder with a generation_config.json; give one, "
             "'auto' for the model's, or 'vllm' for none"
         )
+    _check_generation_names(args.override_generation_config)
     return read_generation_config(source) | args.override_generation_config
+
+
+def _check_generation_names(overrides: dict[str, Any]) -> None:
+    if not overrides:
+        return
+    from transformers import GenerationConfig
+
+    known = list(GenerationConfig().to_dict())  # type: ignore[no-untyped-call]
+    for name in overrides:
+        if name not in known:
+            raise ConfigError(f"override_generation_config has an unknown field {name!r}.{did_you_mean(name, known)}")
 
 
 def _default_sampling(generation: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vllm.config import LOGPROBS_MODES
 from vllm.errors import ConfigError, RequestError
 from vllm.messages import TokenLogprobs
 from vllm.sampling.draw import Scores, draw, keep_survivors
@@ -33,7 +34,6 @@ from vllm.sampling.random import as_seed, uniforms
 from vllm.sampling.rows import host, select
 from vllm.sampling_params import SamplingParams
 
-LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
 _PROMPT_ROWS = 32  # rows of prompt logits alive at once: 20 MB at a vocabulary of 152k
 _NONE = -2  # num_logprobs of a request that wants none; -1 is the whole vocabulary
 _UNSOUND = "the model returned logits that are not numbers"

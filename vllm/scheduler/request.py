@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ class Request:
     num_computed: int = 0
     num_cached: int = 0
     """Prompt tokens found in the prefix cache at the first admission."""
+    was_admitted: bool = False
     status: Status = Status.WAITING
     slot: int = -1
     tables: list[list[int]] = field(default_factory=list)
@@ -84,6 +86,14 @@ class Request:
     def may_read_prefix_cache(self) -> bool:
         """Prompt log-probabilities need the hidden states of the whole prompt, which no cache holds."""
         return not (self.wants_prompt_logprobs or self.params.skip_reading_prefix_cache)
+
+
+def sibling_seed(seed: int, index: int) -> int:
+    """Return the seed of a request's output: the request's own for the first, unrelated ones for the others."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1  # 63 bits: a signed 64-bit integer for everyone
 
 
 ORDER = operator.attrgetter("order")

@@ -22,7 +22,7 @@ from vllm.kv_cache.hashing import chain_root, extend_chain
 from vllm.messages import Batch, BlockCopy, EngineRequest, Event, Row, RowOutput, Sequence, StepOutput
 from vllm.scheduler.beam import BeamGroup, Continuation, LiveBeam
 from vllm.scheduler.invariants import check_scheduler
-from vllm.scheduler.request import ORDER, Request, Status, stop_cause
+from vllm.scheduler.request import ORDER, Request, Status, sibling_seed, stop_cause
 
 
 @dataclass(slots=True)
@@ -63,6 +63,12 @@ class Scheduler:
         """Queue a request: one sequence for each of its outputs; all but the first wait for the first one's prompt."""
         if source.id in self._by_id:
             raise RequestError(f"request id {source.id!r} is in use", "request_id")
+        if source.priority and self.config.policy != "priority":
+            raise RequestError(
+                f"priority={source.priority}, but requests run in the order they come; "
+                "leave it out, or start the engine with scheduling_policy='priority'",
+                "priority",
+            )
         longest = self._longest(source)
         if not self.cache.fits(longest):
             raise RequestError(
@@ -87,6 +93,11 @@ class Scheduler:
         """Forget a request, wherever it is; an unknown id is none."""
         for request in list(self._by_id.get(request_id, ())):
             self._end(request)
+
+    def abort_all(self) -> None:
+        """Forget every request."""
+        for request_id in list(self._by_id):
+            self.abort(request_id)
 
     def finish(self, request_id: str, index: int) -> None:
         """End one sequence early: its text met a stop string."""
@@ -191,10 +202,11 @@ class Scheduler:
 
     def _start(self, request: Request) -> None:
         """Give a request a slot."""
-        if request.num_output == 0 and request.num_cached == 0:
-            request.num_cached = min(request.num_computed, request.num_prompt)
+        if not request.was_admitted and request.index == 0:  # its siblings share its prompt by forking, which is no hit
+            request.num_cached = request.num_computed
             self.stats.prefix_queries += request.num_prompt
             self.stats.prefix_hits += request.num_cached
+        request.was_admitted = True
         request.status = Status.RUNNING
         request.slot = self._free_slots.pop()
         request.num_sent = [0] * len(request.tables)
@@ -208,7 +220,7 @@ class Scheduler:
                 num_prompt=request.num_prompt,
                 params=request.params,
                 eos_token_ids=source.eos_token_ids,
-                seed=source.seed + request.index,
+                seed=sibling_seed(source.seed, request.index),
                 bad_words_ids=source.bad_words_ids,
                 num_candidates=request.beam.num_candidates if request.beam else 0,
             )
@@ -383,9 +395,13 @@ class Scheduler:
         if index > 0 and params.prompt_logprobs is not None:  # given once per request
             params = params.clone()
             params.prompt_logprobs = None
-        priority = source.priority if self.config.policy == "priority" else 0
         return Request(
-            source, params, index, (priority, self._num_arrived, index), list(source.token_ids), len(source.token_ids)
+            source,
+            params,
+            index,
+            (source.priority, self._num_arrived, index),
+            list(source.token_ids),
+            len(source.token_ids),
         )
 
     def _longest(self, source: EngineRequest) -> int:
