@@ -146,6 +146,19 @@ def test_a_window_group_hits_the_prefix_when_its_last_blocks_are_there() -> None
     assert toy.tokens["b", 0] == generate(PROMPT * 2 + [3, 4], 2)
 
 
+@pytest.mark.parametrize("num_outputs", [1, 2])
+def test_a_prefix_hit_is_let_in_when_the_window_has_blocks_for_one_sequence_only(num_outputs: int) -> None:
+    window = Window(kv_heads=1, head_dim=1, value_dim=1, size=6)
+    need = window.blocks_at_most(60, 8, 4)
+    toy = Toy([40, need + 1], specs=(FULL, window), max_num_batched_tokens=8)
+    prompt = list(range(10, 30))
+    toy.add("a", prompt, max_tokens=2)
+    toy.run()
+    toy.add("b", [*prompt, *range(30, 60)], max_tokens=2, n=num_outputs)
+    toy.run()
+    assert toy.finished["b", 0].num_cached == len(prompt)
+
+
 def test_without_chunks_a_prompt_waits_for_a_step_that_holds_it() -> None:
     toy = Toy(chunked_prefill=False, max_num_batched_tokens=64)
     for name in "abc":

@@ -47,10 +47,14 @@ class KVCache:
         return [spec.blocks_at_most(num_tokens, self.max_step_tokens, self.block_size) for spec in self.specs]
 
     def lacks(self, tables: Tables, num_tokens: int) -> list[int]:
-        """The most blocks, per group, that a sequence with these tables still takes until it has `num_tokens`."""
+        """The most blocks, per group, that a sequence with these tables still takes until it has `num_tokens`.
+
+        The blocks that it holds alone come back as its window moves on, and are not needed twice.
+        """
         total = -(-num_tokens // self.block_size)
         return [
-            min(need, max(0, total - len(table))) for need, table in zip(self.needs(num_tokens), tables, strict=True)
+            max(0, min(need - pool.num_exclusive(table), total - len(table)))
+            for need, pool, table in zip(self.needs(num_tokens), self.pools, tables, strict=True)
         ]
 
     def free(self) -> list[int]:
