@@ -129,6 +129,12 @@ def test_something_else_than_parameters_is_refused(byte_level: Tokenizer) -> Non
         prepare(byte_level, ["a"], 0.5)
 
 
+@pytest.mark.parametrize("priority", ["high", None, 0.5, True])
+def test_a_priority_that_has_no_order_is_refused(priority: Any, byte_level: Tokenizer) -> None:
+    with pytest.raises(TypeError, match=f"priority must be an integer, got {priority!r}"):
+        Preparer(byte_level, LIMITS).prepare([Prompt("a"), Prompt("b")], SamplingParams(), priority=[1, priority])
+
+
 def test_max_logprobs_can_be_lifted(byte_level: Tokenizer) -> None:
     unlimited = Preparer(byte_level, Limits(600, 32, max_logprobs=-1))
     assert unlimited.prepare([Prompt("a")], SamplingParams(logprobs=-1))[0].params.logprobs == -1

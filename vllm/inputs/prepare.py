@@ -73,6 +73,9 @@ class Preparer:
         each = _one_each("sampling params", params, len(prompts))
         priorities = [0] * len(prompts) if priority is None else _one_each("priorities", priority, len(prompts))
         ids = None if request_ids is None else _one_each("request ids", request_ids, len(prompts))
+        for value in priorities:
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"priority must be an integer, got {value!r}")
         for param in {id(param): param for param in each}.values():
             self._check_params(param)
         words = {id(param): self._bad_words(param) for param in each}
