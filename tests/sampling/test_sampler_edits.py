@@ -166,6 +166,8 @@ def test_a_failing_row_leaves_the_others_alone(make_row, sample_rows, make_logit
     params[9] = SamplingParams(repetition_penalty=1.2, allowed_token_ids=[4])
     params[10] = SamplingParams(logits_processors=[lambda output, logits: logits[:3]])
     params[11] = SamplingParams(logits_processors=[lambda output, logits: None])
+    params[0] = SamplingParams(logits_processors=[lambda output, logits: logits.to("meta")])
+    params[2] = SamplingParams(logits_processors=[lambda output, logits: logits.to_sparse()])
     rows = [make_row(logits[i], params[i], seed=i, bad_words=[[4]] if i == 7 else []) for i in range(12)]
     found = sample_rows(rows)
     failed = {
@@ -176,6 +178,7 @@ def test_a_failing_row_leaves_the_others_alone(make_row, sample_rows, make_logit
         8: "raised KeyError: 'my table'",
     }
     failed |= {9: "not numbers", 10: "must return a tensor of shape (50,), got shape (3,)", 11: "got NoneType"}
+    failed |= {0: "can't be read", 2: "can't be read"}
     for i, row in enumerate(rows):
         alone = sample_rows([row])
         assert (found.tokens[i], found.logprobs[i]) == (alone.tokens[0], alone.logprobs[0])
