@@ -17,6 +17,7 @@ from vllm.errors import RequestError, did_you_mean
 
 MAX_N = 128
 MAX_STOP_STRINGS = 64
+MAX_LENGTH_PENALTY = 32  # a length to this power, and its inverse, is a finite float for every length there is
 _T = TypeVar("_T")
 
 LogitsProcessor = Callable[..., Any]
@@ -264,6 +265,7 @@ class BeamSearchParams:
     temperature: float = 0.0
     """Above 0, log-probabilities are taken from logits divided by it."""
     length_penalty: float = 1.0
+    """In [-32, 32]; above 0 favours long outputs."""
     include_stop_str_in_output: bool = False
     """Keep the end token's text at the end of a finished beam."""
     skip_special_tokens: bool = True
@@ -278,7 +280,12 @@ class BeamSearchParams:
         _require(
             math.isfinite(self.temperature) and self.temperature >= 0.0, "temperature", self.temperature, "at least 0"
         )
-        _require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "finite")
+        _require(
+            abs(self.length_penalty) <= MAX_LENGTH_PENALTY,
+            "length_penalty",
+            self.length_penalty,
+            f"in [-{MAX_LENGTH_PENALTY}, {MAX_LENGTH_PENALTY}]",
+        )
 
 
 def _require(ok: bool, name: str, value: object, wanted: str) -> None:

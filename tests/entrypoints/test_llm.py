@@ -238,6 +238,18 @@ def test_beam_search_returns_the_prompt_with_each_beam(llm: LLM) -> None:
     assert [s.tokens[-5:] for s in found[0].sequences] == [beam.token_ids for beam in beams]
 
 
+@pytest.mark.parametrize("length_penalty", [-2000, 2000, float("inf"), float("nan")])
+def test_a_length_penalty_that_overflows_is_refused(length_penalty: float) -> None:
+    with pytest.raises(RequestError, match=r"length_penalty must be in \[-32, 32\]"):
+        BeamSearchParams(beam_width=2, max_tokens=5, length_penalty=length_penalty)
+
+
+@pytest.mark.parametrize("length_penalty", [-32, 32.0])
+def test_the_largest_length_penalty_gives_beams(llm: LLM, length_penalty: float) -> None:
+    params = BeamSearchParams(beam_width=2, max_tokens=40, length_penalty=length_penalty, ignore_eos=True)
+    assert len(llm.beam_search(["The tide"], params)[0].sequences) == 2
+
+
 def test_an_engine_streams_deltas_that_add_up(checkpoint: Callable[..., Path]) -> None:
     args = EngineArgs(model=str(checkpoint("llama")), dtype="float32")
     with LLMEngine.from_engine_args(args) as engine:
