@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import vllm
 from vllm import LLM, BeamSearchParams, EngineArgs, LLMEngine, RequestOutput, SamplingParams, TextPrompt, TokensPrompt
+from vllm.engine.detokenize import Detokenizer
 from vllm.errors import ConfigError, EngineDeadError, ModelError, RequestError
 from vllm.sampling_params import RequestOutputKind
 
@@ -334,6 +335,29 @@ def test_an_exception_in_a_step_reaches_the_caller_and_the_engine_lives_on(
     llm.llm_engine.scheduler.check()
     assert not llm.llm_engine.has_work and len(llm.llm_engine.outputs) == 0
     assert texts(llm.generate(["a", "The tide"], GREEDY, use_tqdm=False)) == expected
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("in a decoder"), KeyboardInterrupt()])
+def test_an_exception_in_the_detokenizer_ends_the_requests_whose_text_is_lost(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    engine, push, calls = llm.llm_engine, Detokenizer.push, []
+
+    def fail(detokenizer: Detokenizer, token_ids: list[int]) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            raise error
+        return push(detokenizer, token_ids)
+
+    monkeypatch.setattr(Detokenizer, "push", fail)
+    for name in ("x", "y", "z"):
+        engine.add_request(name, "The tide", GREEDY)
+    engine.step()
+    with pytest.raises(type(error)) as caught:
+        engine.step()
+    assert caught.value is error
+    engine.scheduler.check()
+    assert not engine.has_work and len(engine.outputs) == 0
 
 
 def test_a_failing_logits_processor_fails_its_request_alone(llm: LLM) -> None:
