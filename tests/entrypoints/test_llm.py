@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,16 @@ def test_options_of_the_other_era_are_taken(checkpoint: Callable[..., Path], cap
     options = {"task": "generate", "swap_space": 4, "tensor_parallel_size": 1, "enforce_eager": True, "seed": 1}
     with LLM(model=str(checkpoint("llama")), tokenizer=None, **options) as llm:
         assert llm.llm_engine.model_config.max_model_len == 512
+
+
+def test_calls_from_several_threads_run_one_after_the_other(llm: LLM) -> None:
+    prompts = ["a", "The tide", "came in"]
+    expected = [texts(llm.generate([prompt] * 3, GREEDY, use_tqdm=False)) for prompt in prompts]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(4):
+            found = pool.map(lambda prompt: texts(llm.generate([prompt] * 3, GREEDY, use_tqdm=False)), prompts)
+            assert list(found) == expected
+    llm.llm_engine.scheduler.check()
 
 
 # ── nothing is left ─────────────────────────────────────────────────────────────────────────────────────────────────

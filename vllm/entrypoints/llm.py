@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class LLM:
         args = EngineArgs(model=str(model), tokenizer=tokenizer, **options)
         self.llm_engine = LLMEngine.from_engine_args(args, progress=True)
         self._ids = itertools.count()
+        self._turn = threading.RLock()  # calls from several threads run one after the other
         self._renderer = self.llm_engine.chat_renderer()
 
     @classmethod
@@ -173,16 +175,17 @@ class LLM:
         ids = [str(next(self._ids)) for _ in prompts]
         requests = engine.preparer.prepare(prompts, params, priority=priorities, request_ids=ids)
         finished: dict[str, RequestOutput] = {}
-        try:
-            for request in requests:
-                request.params = _final_only(request.params)
-                engine.add(request)
-            with _Progress(len(requests), use_tqdm) as progress:
-                for output in self._outputs():
-                    finished[output.request_id] = output
-                    progress.show(output)
-        finally:
-            engine.abort_request([request.id for request in requests if request.id not in finished])
+        with self._turn:
+            try:
+                for request in requests:
+                    request.params = _final_only(request.params)
+                    engine.add(request)
+                with _Progress(len(requests), use_tqdm) as progress:
+                    for output in self._outputs():
+                        finished[output.request_id] = output
+                        progress.show(output)
+            finally:
+                engine.abort_request([request.id for request in requests if request.id not in finished])
         return [finished[request.id] for request in requests]
 
     def _outputs(self) -> Iterator[RequestOutput]:
