@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import operator
 import os
 import threading
 import weakref
@@ -346,6 +347,34 @@ def test_an_exception_in_a_step_reaches_the_caller_and_the_engine_lives_on(
     llm.llm_engine.scheduler.check()
     assert not llm.llm_engine.has_work and len(llm.llm_engine.outputs) == 0
     assert texts(llm.generate(["a", "The tide"], GREEDY, use_tqdm=False)) == expected
+
+
+@pytest.mark.parametrize(
+    "place", ["scheduler._dispatch", "scheduler.cache.pools[0].release", "executor.execute", "outputs.process"]
+)
+def test_an_interrupt_between_any_two_instructions_leaves_a_whole_engine(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    prompts = ["a", "The tide", "came in"]
+    expected = texts(llm.generate(prompts, GREEDY, use_tqdm=False))
+    owner, _, name = place.rpartition(".")
+    thing = operator.attrgetter(owner.partition("[")[0])(llm.llm_engine)
+    thing = thing[0] if "[" in owner else thing
+    method, calls = getattr(thing, name), []
+
+    def interrupt(*arguments: Any) -> Any:
+        calls.append(method(*arguments))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    monkeypatch.setattr(thing, name, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(prompts, GREEDY, use_tqdm=False)
+    monkeypatch.undo()
+    llm.llm_engine.scheduler.check()
+    assert not llm.llm_engine.has_work and len(llm.llm_engine.outputs) == 0
+    assert texts(llm.generate(prompts, GREEDY, use_tqdm=False)) == expected
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("in a decoder"), KeyboardInterrupt()])

@@ -108,6 +108,16 @@ class LLMEngine:
             self.scheduler.finish(name, index)
         return outputs
 
+    def restart(self) -> None:
+        """Forget every request and cached prefix, and go on with the model as it is loaded.
+
+        A keyboard interrupt may come between any two instructions, so the books it leaves are not trusted.
+        """
+        executor = self._alive()
+        self._inflight.clear()
+        self.scheduler = Scheduler(self.config.scheduler, _make_cache(self.config, executor))
+        self.outputs = OutputProcessor(self.tokenizer)
+
     def reset_prefix_cache(self) -> bool:
         """Forget cached prompt beginnings."""
         self.scheduler.cache.reset()

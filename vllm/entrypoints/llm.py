@@ -184,6 +184,9 @@ class LLM:
                     for output in self._outputs():
                         finished[output.request_id] = output
                         progress.show(output)
+            except KeyboardInterrupt:
+                engine.restart()
+                raise
             finally:
                 engine.abort_request([request.id for request in requests if request.id not in finished])
         return [finished[request.id] for request in requests]
