@@ -247,6 +247,12 @@ def test_a_length_penalty_that_overflows_is_refused(length_penalty: float) -> No
         BeamSearchParams(beam_width=2, max_tokens=5, length_penalty=length_penalty)
 
 
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_beam_search_of_no_prompts_at_a_time_is_refused(llm: LLM, limit: int) -> None:
+    with pytest.raises(RequestError, match="concurrency_limit must be at least 1"):
+        llm.beam_search(["a", "b"], BeamSearchParams(beam_width=2, max_tokens=2), concurrency_limit=limit)
+
+
 @pytest.mark.parametrize("length_penalty", [-32, 32.0])
 def test_the_largest_length_penalty_gives_beams(llm: LLM, length_penalty: float) -> None:
     params = BeamSearchParams(beam_width=2, max_tokens=40, length_penalty=length_penalty, ignore_eos=True)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vllm.config import EngineArgs
 from vllm.engine.core import LLMEngine
-from vllm.errors import ConfigError
+from vllm.errors import ConfigError, RequestError
 from vllm.inputs.chat import ChatOptions
 from vllm.inputs.prepare import Params
 from vllm.inputs.prompts import Prompt, PromptType, parse_prompts
@@ -130,6 +130,8 @@ class LLM:
         `concurrency_limit` is the number of prompts searched at a time; by default as many as fit.
         """
         _refuse(lora_request=lora_request)
+        if concurrency_limit is not None and concurrency_limit < 1:
+            raise RequestError(f"concurrency_limit must be at least 1, got {concurrency_limit}", "concurrency_limit")
         parsed = parse_prompts(prompts)
         size = concurrency_limit or len(parsed)
         chunks = (parsed[first : first + size] for first in range(0, len(parsed), size))
