@@ -158,6 +158,10 @@ class SamplingParams:
             if value is not None:
                 _check_list(name, value, str if name in ("stop", "bad_words") else int)
                 setattr(self, name, list(value))
+        if self.logits_processors is not None:
+            if not hasattr(self.logits_processors, "__iter__"):
+                raise TypeError(f"logits_processors must be a list, got {self.logits_processors!r}")
+            self.logits_processors = list(self.logits_processors)
         if self.logit_bias is not None:
             self.logit_bias = {_token_id("logit_bias", k): _bias(v) for k, v in self.logit_bias.items()}
         if self.logprobs is True:

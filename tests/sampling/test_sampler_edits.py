@@ -128,6 +128,14 @@ def test_logits_processors_run_first_in_order_and_see_the_sequence(make_row, sam
     assert seen == [([1, 2], [3]), [3]]
 
 
+def test_logits_processors_may_come_from_an_iterator(make_row, sample_rows):
+    params = SamplingParams(temperature=0, logits_processors=iter([lambda output, logits: -logits]))
+    for _ in range(2):
+        assert sample_rows([make_row(torch.arange(10.0), params)]).tokens == [0]
+    with pytest.raises(TypeError, match="logits_processors must be a list"):
+        SamplingParams(logits_processors=lambda output, logits: logits)
+
+
 def test_a_logits_processor_may_keep_what_it_was_given(make_row, sample_rows):
     kept = []
     params = greedy(logits_processors=[lambda output, logits: kept.append(logits) or logits + 1], logit_bias={5: 3.0})
