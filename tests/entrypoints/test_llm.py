@@ -418,6 +418,20 @@ def test_a_failing_logits_processor_fails_its_request_alone(llm: LLM) -> None:
     assert outputs[1].outputs[0].token_ids == alone
 
 
+def test_an_output_that_failed_is_not_the_best_of_several(llm: LLM) -> None:
+    calls = []
+
+    def fail_once(output: list[int], logits: torch.Tensor) -> torch.Tensor:
+        calls.append(output)
+        if len(calls) == 2:
+            raise ValueError("no")
+        return logits
+
+    params = SamplingParams(n=2, best_of=3, seed=1, max_tokens=4, ignore_eos=True, logits_processors=[fail_once])
+    best = llm.generate("The tide", params, use_tqdm=False)[0].outputs
+    assert [output.finish_reason for output in best] == ["length", "length"]
+
+
 def test_nan_logits_fail_one_row_and_leave_nothing_in_the_cache(checkpoint: Callable[..., Path]) -> None:
     with LLM(checkpoint("llama"), dtype="float32", num_gpu_blocks_override=40) as llm:
         expected = run(llm, list(range(20, 90))).token_ids
