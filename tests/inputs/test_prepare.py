@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from vllm.errors import RequestError
+from vllm.errors import ModelError, RequestError
 from vllm.inputs.prepare import Limits, Preparer, find_eos_token_ids, spellings
 from vllm.inputs.prompts import Prompt, parse_prompts
 from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
@@ -193,3 +193,11 @@ def test_end_tokens_come_from_tokenizer_and_configs(byte_level: Tokenizer) -> No
     assert find_eos_token_ids({"eos_token_id": own}, {}, byte_level) == (own,)
     assert find_eos_token_ids({}, {"eos_token_id": 9}, None) == (9,)
     assert find_eos_token_ids({}, {}, None) == ()
+
+
+def test_a_negative_end_token_is_none_and_a_text_is_refused() -> None:
+    assert find_eos_token_ids({}, {"eos_token_id": [5, -1]}, None) == (5,)
+    assert find_eos_token_ids({"eos_token_id": -1}, {}, None) == ()
+    for wrong in ("2", ["2"], 1.5, True):
+        with pytest.raises(ModelError, match="eos_token_id=.* must be a token id"):
+            find_eos_token_ids({"eos_token_id": wrong}, {}, None)
