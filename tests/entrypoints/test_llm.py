@@ -312,6 +312,15 @@ def test_what_cannot_work_is_refused_at_the_start(
         LLM(checkpoint("llama"), **options)
 
 
+@pytest.mark.parametrize(
+    "size", ["vocab_size", "num_hidden_layers", "num_key_value_heads", "head_dim", "max_position_embeddings"]
+)
+def test_a_size_below_one_is_refused_by_name(checkpoint: Callable[..., Path], size: str) -> None:
+    value = 0 if size.startswith("num_") else -8
+    with pytest.raises(ModelError, match=f"{size}={value} must be at least 1"):
+        LLM(checkpoint("llama"), hf_overrides={size: value})
+
+
 def test_options_of_the_other_era_are_taken(checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
     options = {"task": "generate", "swap_space": 4, "tensor_parallel_size": 1, "enforce_eager": True, "seed": 1}
     with LLM(model=str(checkpoint("llama")), tokenizer=None, **options) as llm:
