@@ -17,6 +17,7 @@ from vllm.names import take_names
 
 MAX_N = 128
 MAX_STOP_STRINGS = 64
+MAX_LENGTH_PENALTY = 32  # a length to this power, and its inverse, is a finite float for every length there is
 
 LogitsProcessor = Callable[..., Any]
 """`f(output_token_ids, logits)` or `f(prompt_token_ids, output_token_ids, logits)` → logits, one row, [V] float32."""
@@ -162,6 +163,10 @@ class SamplingParams:
             if value is not None:
                 _check_list(name, value, str if name in ("stop", "bad_words") else int)
                 setattr(self, name, list(value))
+        if self.logits_processors is not None:
+            if not hasattr(self.logits_processors, "__iter__"):
+                raise TypeError(f"logits_processors must be a list, got {self.logits_processors!r}")
+            self.logits_processors = list(self.logits_processors)
         if self.logit_bias is not None:
             if not isinstance(self.logit_bias, dict):
                 raise TypeError(f"logit_bias must be a dict from token ids to numbers, got {self.logit_bias!r}")
@@ -271,6 +276,7 @@ class BeamSearchParams:
     temperature: float = 0.0
     """Above 0, log-probabilities are taken from logits divided by it."""
     length_penalty: float = 1.0
+    """In [-32, 32]; above 0 favours long outputs."""
     include_stop_str_in_output: bool = False
     """Keep the end token's text at the end of a finished beam."""
     skip_special_tokens: bool = True
@@ -285,7 +291,12 @@ class BeamSearchParams:
         _require(
             math.isfinite(self.temperature) and self.temperature >= 0.0, "temperature", self.temperature, "at least 0"
         )
-        _require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "finite")
+        _require(
+            abs(self.length_penalty) <= MAX_LENGTH_PENALTY,
+            "length_penalty",
+            self.length_penalty,
+            f"in [-{MAX_LENGTH_PENALTY}, {MAX_LENGTH_PENALTY}]",
+        )
 
 
 def _require(ok: bool, name: str, value: object, wanted: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import io
+import operator
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tqdm import tqdm
 
 import vllm
 from vllm import LLM, BeamSearchParams, EngineArgs, LLMEngine, RequestOutput, SamplingParams, TextPrompt, TokensPrompt
+from vllm.engine.detokenize import Detokenizer
 from vllm.errors import ConfigError, EngineDeadError, ModelError, RequestError
 from vllm.sampling_params import RequestOutputKind
 
@@ -262,6 +265,8 @@ def test_a_beam_search_without_sense_is_refused(llm: LLM) -> None:
     params = BeamSearchParams(beam_width=2, max_tokens=2)
     with pytest.raises(RequestError, match="concurrency_limit must be at least 1, or None for no limit, got -1"):
         llm.beam_search(["a"], params, concurrency_limit=-1)
+    with pytest.raises(RequestError, match="prompt 1 has 600 tokens"):
+        llm.beam_search([[5], [5] * 600], params, concurrency_limit=1)
     with pytest.raises(TypeError, match="must be BeamSearchParams, got SamplingParams"):
         llm.beam_search(["a"], GREEDY)  # type: ignore[arg-type]
 
@@ -271,6 +276,18 @@ def test_only_a_prefix_hit_counts_as_cached(checkpoint: Callable[..., Path]) -> 
         params = SamplingParams(n=3, max_tokens=3, temperature=1.0, seed=1)
         found = [llm.generate([list(range(3, 22))], params, use_tqdm=False)[0] for _ in range(2)]
     assert [output.num_cached_tokens for output in found] == [0, 16]
+
+
+@pytest.mark.parametrize("length_penalty", [-2000, 2000, float("inf"), float("nan")])
+def test_a_length_penalty_that_overflows_is_refused(length_penalty: float) -> None:
+    with pytest.raises(RequestError, match=r"length_penalty must be in \[-32, 32\]"):
+        BeamSearchParams(beam_width=2, max_tokens=5, length_penalty=length_penalty)
+
+
+@pytest.mark.parametrize("length_penalty", [-32, 32.0])
+def test_the_largest_length_penalty_gives_beams(llm: LLM, length_penalty: float) -> None:
+    params = BeamSearchParams(beam_width=2, max_tokens=40, length_penalty=length_penalty, ignore_eos=True)
+    assert len(llm.beam_search(["The tide"], params)[0].sequences) == 2
 
 
 def test_an_engine_streams_deltas_that_add_up(checkpoint: Callable[..., Path]) -> None:
@@ -331,10 +348,29 @@ def test_what_cannot_work_is_refused_at_the_start(
         LLM(checkpoint("llama"), **options)
 
 
+@pytest.mark.parametrize(
+    "size", ["vocab_size", "num_hidden_layers", "num_key_value_heads", "head_dim", "max_position_embeddings"]
+)
+def test_a_size_below_one_is_refused_by_name(checkpoint: Callable[..., Path], size: str) -> None:
+    value = 0 if size.startswith("num_") else -8
+    with pytest.raises(ModelError, match=f"{size}={value} must be at least 1"):
+        LLM(checkpoint("llama"), hf_overrides={size: value})
+
+
 def test_options_of_the_other_era_are_taken(checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
     options = {"task": "generate", "swap_space": 4, "tensor_parallel_size": 1, "enforce_eager": True, "seed": 1}
     with LLM(model=str(checkpoint("llama")), tokenizer=None, **options) as llm:
         assert llm.llm_engine.model_config.max_model_len == 512
+
+
+def test_calls_from_several_threads_run_one_after_the_other(llm: LLM) -> None:
+    prompts = ["a", "The tide", "came in"]
+    expected = [texts(llm.generate([prompt] * 3, GREEDY, use_tqdm=False)) for prompt in prompts]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(4):
+            found = pool.map(lambda prompt: texts(llm.generate([prompt] * 3, GREEDY, use_tqdm=False)), prompts)
+            assert list(found) == expected
+    llm.llm_engine.scheduler.check()
 
 
 # ── nothing is left ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -364,6 +400,57 @@ def test_an_exception_in_a_step_reaches_the_caller_and_the_engine_lives_on(
     assert texts(llm.generate(["a", "The tide"], GREEDY, use_tqdm=False)) == expected
 
 
+@pytest.mark.parametrize(
+    "place", ["scheduler._dispatch", "scheduler.cache.pools[0].release", "executor.execute", "outputs.process"]
+)
+def test_an_interrupt_between_any_two_instructions_leaves_a_whole_engine(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    prompts = ["a", "The tide", "came in"]
+    expected = texts(llm.generate(prompts, GREEDY, use_tqdm=False))
+    owner, _, name = place.rpartition(".")
+    thing = operator.attrgetter(owner.partition("[")[0])(llm.llm_engine)
+    thing = thing[0] if "[" in owner else thing
+    method, calls = getattr(thing, name), []
+
+    def interrupt(*arguments: Any) -> Any:
+        calls.append(method(*arguments))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    monkeypatch.setattr(thing, name, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(prompts, GREEDY, use_tqdm=False)
+    monkeypatch.undo()
+    llm.llm_engine.scheduler.check()
+    assert not llm.llm_engine.has_work and len(llm.llm_engine.outputs) == 0
+    assert texts(llm.generate(prompts, GREEDY, use_tqdm=False)) == expected
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("in a decoder"), KeyboardInterrupt()])
+def test_an_exception_in_the_detokenizer_ends_the_requests_whose_text_is_lost(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    engine, push, calls = llm.llm_engine, Detokenizer.push, []
+
+    def fail(detokenizer: Detokenizer, token_ids: list[int]) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            raise error
+        return push(detokenizer, token_ids)
+
+    monkeypatch.setattr(Detokenizer, "push", fail)
+    for name in ("x", "y", "z"):
+        engine.add_request(name, "The tide", GREEDY)
+    engine.step()
+    with pytest.raises(type(error)) as caught:
+        engine.step()
+    assert caught.value is error
+    engine.scheduler.check()
+    assert not engine.has_work and len(engine.outputs) == 0
+
+
 def test_a_failing_logits_processor_fails_its_request_alone(llm: LLM) -> None:
     def fail(output: list[int], logits: torch.Tensor) -> torch.Tensor:
         raise ValueError("no")
@@ -374,6 +461,20 @@ def test_a_failing_logits_processor_fails_its_request_alone(llm: LLM) -> None:
     outputs = llm.generate(["The tide", "The tide"], [bad, good], use_tqdm=False)
     assert outputs[0].outputs[0].finish_reason == "error"
     assert outputs[1].outputs[0].token_ids == alone
+
+
+def test_an_output_that_failed_is_not_the_best_of_several(llm: LLM) -> None:
+    calls = []
+
+    def fail_once(output: list[int], logits: torch.Tensor) -> torch.Tensor:
+        calls.append(output)
+        if len(calls) == 2:
+            raise ValueError("no")
+        return logits
+
+    params = SamplingParams(n=2, best_of=3, seed=1, max_tokens=4, ignore_eos=True, logits_processors=[fail_once])
+    best = llm.generate("The tide", params, use_tqdm=False)[0].outputs
+    assert [output.finish_reason for output in best] == ["length", "length"]
 
 
 def test_nan_logits_fail_one_row_and_leave_nothing_in_the_cache(checkpoint: Callable[..., Path]) -> None:

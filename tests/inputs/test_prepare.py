@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from vllm.errors import RequestError
+from vllm.errors import ModelError, RequestError
 from vllm.inputs.prepare import Limits, Preparer, find_eos_token_ids, spellings
 from vllm.inputs.prompts import Prompt, parse_prompts
 from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
@@ -129,6 +129,12 @@ def test_something_else_than_parameters_is_refused(byte_level: Tokenizer) -> Non
         prepare(byte_level, ["a"], 0.5)
 
 
+@pytest.mark.parametrize("priority", ["high", None, 0.5, True])
+def test_a_priority_that_has_no_order_is_refused(priority: Any, byte_level: Tokenizer) -> None:
+    with pytest.raises(TypeError, match=f"priority must be an integer, got {priority!r}"):
+        Preparer(byte_level, LIMITS).prepare([Prompt("a"), Prompt("b")], SamplingParams(), priority=[1, priority])
+
+
 def test_max_logprobs_can_be_lifted(byte_level: Tokenizer) -> None:
     unlimited = Preparer(byte_level, Limits(600, 32, max_logprobs=-1))
     assert unlimited.prepare([Prompt("a")], SamplingParams(logprobs=-1))[0].params.logprobs == -1
@@ -187,3 +193,11 @@ def test_end_tokens_come_from_tokenizer_and_configs(byte_level: Tokenizer) -> No
     assert find_eos_token_ids({"eos_token_id": own}, {}, byte_level) == (own,)
     assert find_eos_token_ids({}, {"eos_token_id": 9}, None) == (9,)
     assert find_eos_token_ids({}, {}, None) == ()
+
+
+def test_a_negative_end_token_is_none_and_a_text_is_refused() -> None:
+    assert find_eos_token_ids({}, {"eos_token_id": [5, -1]}, None) == (5,)
+    assert find_eos_token_ids({"eos_token_id": -1}, {}, None) == ()
+    for wrong in ("2", ["2"], 1.5, True):
+        with pytest.raises(ModelError, match="eos_token_id=.* must be a token id"):
+            find_eos_token_ids({"eos_token_id": wrong}, {}, None)

@@ -46,7 +46,7 @@ def test_a_table_is_frozen_at_the_longest_sequence(kind: str, max_model_len: int
 def test_part_of_a_head_is_rotated_in_whole_pairs() -> None:
     config = LlamaConfig(head_dim=20, rope_parameters={"rope_type": "default", "rope_theta": 1e4})
     config.rope_parameters["partial_rotary_factor"] = 0.25
-    assert rope_of(config, 20).width == 6
+    assert rope_of(config, 20).width == 5
     assert cos_sin_table(rope_of(config, 20), 7).shape == (7, 6)
 
 

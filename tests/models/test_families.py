@@ -151,6 +151,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
         "gpt_neox",
         {**OWN_HEADS, "attention_bias": False, **rope("default", partial_rotary_factor=1.0)},
     ),
+    "gpt_neox, an odd number rotated": ("gpt_neox", {**OWN_HEADS, "rotary_pct": 0.45}),
     "gpt_neox, tied": ("gpt_neox", {**OWN_HEADS, "tie_word_embeddings": True}),
     "mixtral": ("mixtral", {"num_local_experts": 4}),
     "mixtral, window": ("mixtral", {"num_local_experts": 3, "sliding_window": 5}),

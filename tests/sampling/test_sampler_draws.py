@@ -209,6 +209,19 @@ def test_a_seed_may_be_any_integer_of_64_bits():
     assert len(set(uniforms(seeds, np.zeros(5, dtype=np.int64)).tolist())) == 5
 
 
+@pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])
+@pytest.mark.parametrize("given", [{}, {"top_p": 0.9}, {"top_k": 1}])
+def test_no_temperature_brings_back_what_is_not_allowed(make_row, sample_rows, mode, given):
+    allowed = [4, 7]
+    rows = [
+        make_row(torch.arange(50.0), SamplingParams(temperature=1e300, allowed_token_ids=allowed, logprobs=2, **given))
+        for _ in range(5)
+    ]
+    found = sample_rows(rows, mode)
+    assert found.errors == [None] * 5 and set(found.tokens) <= set(allowed)
+    assert all(np.isfinite(position.logprob) for position in found.logprobs)
+
+
 def test_greedy_takes_the_lowest_token_among_equals(make_row, sample_rows):
     for vocab_size in (10, 1000, 40_000):
         logits = torch.zeros(vocab_size)

@@ -128,6 +128,14 @@ def test_logits_processors_run_first_in_order_and_see_the_sequence(make_row, sam
     assert seen == [([1, 2], [3]), [3]]
 
 
+def test_logits_processors_may_come_from_an_iterator(make_row, sample_rows):
+    params = SamplingParams(temperature=0, logits_processors=iter([lambda output, logits: -logits]))
+    for _ in range(2):
+        assert sample_rows([make_row(torch.arange(10.0), params)]).tokens == [0]
+    with pytest.raises(TypeError, match="logits_processors must be a list"):
+        SamplingParams(logits_processors=lambda output, logits: logits)
+
+
 def test_a_logits_processor_may_keep_what_it_was_given(make_row, sample_rows):
     kept = []
     params = greedy(logits_processors=[lambda output, logits: kept.append(logits) or logits + 1], logit_bias={5: 3.0})
@@ -166,6 +174,8 @@ def test_a_failing_row_leaves_the_others_alone(make_row, sample_rows, make_logit
     params[9] = SamplingParams(repetition_penalty=1.2, allowed_token_ids=[4])
     params[10] = SamplingParams(logits_processors=[lambda output, logits: logits[:3]])
     params[11] = SamplingParams(logits_processors=[lambda output, logits: None])
+    params[0] = SamplingParams(logits_processors=[lambda output, logits: logits.to("meta")])
+    params[2] = SamplingParams(logits_processors=[lambda output, logits: logits.to_sparse()])
     rows = [make_row(logits[i], params[i], seed=i, bad_words=[[4]] if i == 7 else []) for i in range(12)]
     found = sample_rows(rows)
     failed = {
@@ -176,6 +186,7 @@ def test_a_failing_row_leaves_the_others_alone(make_row, sample_rows, make_logit
         8: "raised KeyError: 'my table'",
     }
     failed |= {9: "not numbers", 10: "must return a tensor of shape (50,), got shape (3,)", 11: "got NoneType"}
+    failed |= {0: "can't be read", 2: "can't be read"}
     for i, row in enumerate(rows):
         alone = sample_rows([row])
         assert (found.tokens[i], found.logprobs[i]) == (alone.tokens[0], alone.logprobs[0])

@@ -161,6 +161,19 @@ def test_a_cache_for_one_sequence_admits_it_on_top_of_its_cached_prefix() -> Non
     assert toy.tokens["b", 0] == generate(PROMPT * 5, 2)
 
 
+@pytest.mark.parametrize("num_outputs", [1, 2])
+def test_a_prefix_hit_is_let_in_when_the_window_has_blocks_for_one_sequence_only(num_outputs: int) -> None:
+    window = Window(kv_heads=1, head_dim=1, value_dim=1, size=6)
+    need = window.blocks_at_most(60, 8, 4)
+    toy = Toy([40, need + 1], specs=(FULL, window), max_num_batched_tokens=8)
+    prompt = list(range(10, 30))
+    toy.add("a", prompt, max_tokens=2)
+    toy.run()
+    toy.add("b", [*prompt, *range(30, 60)], max_tokens=2, n=num_outputs)
+    toy.run()
+    assert toy.finished["b", 0].num_cached == len(prompt)
+
+
 def test_without_chunks_a_prompt_waits_for_a_step_that_holds_it() -> None:
     toy = Toy(chunked_prefill=False, max_num_batched_tokens=64)
     for name in "abc":
@@ -269,4 +282,4 @@ def test_beams_fork_under_windows_of_every_size_when_blocks_are_short(size: int,
     beams = [(beam.token_ids, pytest.approx(beam.score)) for beam in toy.finished["a", 0].beams]
     assert beams == search(PROMPT, 4, 12, end=3)
     for index in range(3):
-        assert toy.tokens["b", index] == generate(PROMPT[:3], 12, seed=index)
+        assert toy.tokens["b", index] == generate(PROMPT[:3], 12, seed=sibling_seed(0, index))

@@ -84,7 +84,8 @@ class LLMEngine:
             self.outputs.abort(name)
 
     def step(self) -> list[RequestOutput]:
-        """Take one step.  An exception of the model or of a user's callable ends the step's requests and is raised."""
+        """Take one step.  An exception of the model, of the tokenizer or of a user's callable ends the step's requests
+        and is raised."""
         executor = self._alive()
         while len(self._inflight) < self._depth and (batch := self.scheduler.schedule()):
             self._inflight.append((batch, executor.execute(batch)))
@@ -97,10 +98,25 @@ class LLMEngine:
             for name in self.scheduler.drop(batch):
                 self.outputs.abort(name)
             raise
-        outputs, stopped = self.outputs.process(self.scheduler.account(batch, result))
+        events = self.scheduler.account(batch, result)
+        try:
+            outputs, stopped = self.outputs.process(events)
+        except BaseException:  # some of the news is lost: nobody may go on without it
+            self.abort_request([event.request_id for event in events])
+            raise
         for name, index in stopped:
             self.scheduler.finish(name, index)
         return outputs
+
+    def restart(self) -> None:
+        """Forget every request and cached prefix, and go on with the model as it is loaded.
+
+        A keyboard interrupt may come between any two instructions, so the books it leaves are not trusted.
+        """
+        executor = self._alive()
+        self._inflight.clear()
+        self.scheduler = Scheduler(self.config.scheduler, _make_cache(self.config, executor))
+        self.outputs = OutputProcessor(self.tokenizer)
 
     def reset_prefix_cache(self) -> bool:
         """Forget cached prompt beginnings."""

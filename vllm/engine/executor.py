@@ -35,9 +35,11 @@ class InProcessExecutor:
     def execute(self, batch: Batch) -> Future[StepOutput]:
         future: Future[StepOutput] = Future()
         try:
-            future.set_result(self.runner.execute(batch))
+            result = self.runner.execute(batch)
         except BaseException as error:  # an interrupt too: the step did not happen
             future.set_exception(error)
+        else:
+            future.set_result(result)
         return future
 
     def stop(self) -> None:

@@ -226,10 +226,14 @@ class OutputProcessor:
 
 
 def _best(state: RequestState) -> list[Stream]:
-    """The streams to return: all of them, or the `n` most likely of `best_of`."""
+    """The streams to return: all of them, or the `n` most likely of `best_of`, those that failed last."""
     if not state.is_ranked:
         return state.streams
-    ranked = sorted(state.streams, key=lambda stream: -(stream.cumulative_logprob or 0.0))[: state.params.n]
+
+    def rank(stream: Stream) -> tuple[bool, float]:
+        return stream.finish_reason == "error", -(stream.cumulative_logprob or 0.0)
+
+    ranked = sorted(state.streams, key=rank)[: state.params.n]
     for index, stream in enumerate(ranked):
         stream.index = index
         if state.params.logprobs is None:  # they were only taken for the ranking

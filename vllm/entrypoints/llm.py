@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from vllm.inputs.chat import ChatOptions
 from vllm.inputs.prepare import Params
 from vllm.inputs.prompts import Prompt, PromptType, parse_prompts
 from vllm.inputs.tokenizer import hf_tokenizer
+from vllm.messages import EngineRequest
 from vllm.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, RequestOutput
 from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
@@ -45,6 +47,7 @@ class LLM:
         args = EngineArgs(model=str(model), tokenizer=tokenizer, **options)
         self.llm_engine = LLMEngine.from_engine_args(args, progress=True)
         self._ids = itertools.count()
+        self._turn = threading.RLock()  # calls from several threads run one after the other
         self._renderer = self.llm_engine.chat_renderer()
 
     @classmethod
@@ -79,7 +82,7 @@ class LLM:
             mm_processor_kwargs=mm_processor_kwargs,
         )
         parsed = parse_prompts(prompts, prompt_token_ids)
-        return self._run(parsed, sampling_params, priority, use_tqdm)
+        return self._run(self._prepare(parsed, sampling_params, priority), use_tqdm)
 
     def chat(
         self,
@@ -113,7 +116,8 @@ class LLM:
             tools=tools,
             chat_template_kwargs=chat_template_kwargs or {},
         )
-        return self._run(self._renderer.prompts(messages, options), sampling_params, priority, use_tqdm)
+        prompts = self._renderer.prompts(messages, options)
+        return self._run(self._prepare(prompts, sampling_params, priority), use_tqdm)
 
     def beam_search(
         self,
@@ -135,10 +139,10 @@ class LLM:
                 f"concurrency_limit must be at least 1, or None for no limit, got {concurrency_limit}",
                 "concurrency_limit",
             )
-        parsed = parse_prompts(prompts)
-        size = concurrency_limit or len(parsed)
-        chunks = (parsed[first : first + size] for first in range(0, len(parsed), size))
-        outputs = [output for chunk in chunks for output in self._run(chunk, params, None, use_tqdm)]
+        requests = self._prepare(parse_prompts(prompts), params, None)
+        size = concurrency_limit or len(requests)
+        chunks = (requests[first : first + size] for first in range(0, len(requests), size))
+        outputs = [output for chunk in chunks for output in self._run(chunk, use_tqdm)]
         return [self._with_prompt(output, params) for output in outputs]
 
     def get_tokenizer(self) -> Any:
@@ -166,30 +170,35 @@ class LLM:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _run(
-        self,
-        prompts: Sequence[Prompt],
-        params: Params | Sequence[Params] | None,
-        priority: Priorities,
-        use_tqdm: Bar,
-    ) -> list[RequestOutput]:
-        """Prepare all, queue all, step until all are finished.  Whatever interrupts it leaves nothing behind."""
+    def _prepare(
+        self, prompts: Sequence[Prompt], params: Params | Sequence[Params] | None, priority: Priorities
+    ) -> list[EngineRequest]:
+        """Check everything before anything runs."""
         params = self.get_default_sampling_params() if params is None else params
         priorities = [priority] * len(prompts) if isinstance(priority, int) else priority
-        engine = self.llm_engine
         ids = [str(next(self._ids)) for _ in prompts]
-        requests = engine.preparer.prepare(prompts, params, priority=priorities, request_ids=ids)
+        requests = self.llm_engine.preparer.prepare(prompts, params, priority=priorities, request_ids=ids)
+        for request in requests:
+            request.params = _final_only(request.params)
+        return requests
+
+    def _run(self, requests: Sequence[EngineRequest], use_tqdm: Bar) -> list[RequestOutput]:
+        """Queue all, step until all are finished.  Whatever interrupts it leaves nothing behind."""
+        engine = self.llm_engine
         finished: dict[str, RequestOutput] = {}
-        try:
-            for request in requests:
-                request.params = _final_only(request.params)
-                engine.add(request)
-            with _Progress(len(requests), use_tqdm) as progress:
-                for output in self._outputs():
-                    finished[output.request_id] = output
-                    progress.show(output)
-        finally:
-            engine.abort_request([request.id for request in requests if request.id not in finished])
+        with self._turn:
+            try:
+                for request in requests:
+                    engine.add(request)
+                with _Progress(len(requests), use_tqdm) as progress:
+                    for output in self._outputs():
+                        finished[output.request_id] = output
+                        progress.show(output)
+            except KeyboardInterrupt:
+                engine.restart()
+                raise
+            finally:
+                engine.abort_request([request.id for request in requests if request.id not in finished])
         return [finished[request.id] for request in requests]
 
     def _outputs(self) -> Iterator[RequestOutput]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm.errors import RequestError
+from vllm.errors import ModelError, RequestError
 from vllm.inputs.prompts import Prompt
 from vllm.inputs.tokenizer import Tokenizer, check_text
 from vllm.messages import EngineRequest
@@ -36,11 +36,17 @@ class Limits:
 def find_eos_token_ids(
     generation_config: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer | None
 ) -> tuple[int, ...]:
-    """Return the model's end tokens: the tokenizer's, and those of generation_config.json, else of config.json."""
+    """Return the model's end tokens: the tokenizer's, and those of generation_config.json, else of config.json.
+
+    Some checkpoints write -1 for none.  Raises ModelError for what is no token id.
+    """
     stored = generation_config.get("eos_token_id")
     if stored is None:
         stored = config.get("eos_token_id")
-    listed = [] if stored is None else [stored] if isinstance(stored, int) else list(stored)
+    listed = [] if stored is None else list(stored) if isinstance(stored, (list, tuple)) else [stored]
+    if any(isinstance(token, bool) or not isinstance(token, int) for token in listed):
+        raise ModelError(f"eos_token_id={stored!r} must be a token id or a list of them; correct the model's config")
+    listed = [token for token in listed if token >= 0]
     own = tokenizer.eos_token_id if tokenizer is not None else None
     return tuple(dict.fromkeys(([] if own is None else [own]) + listed))
 
@@ -73,6 +79,9 @@ class Preparer:
         each = _one_each("sampling params", params, len(prompts))
         priorities = [0] * len(prompts) if priority is None else _one_each("priorities", priority, len(prompts))
         ids = None if request_ids is None else _one_each("request ids", request_ids, len(prompts))
+        for value in priorities:
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"priority must be an integer, got {value!r}")
         for param in {id(param): param for param in each}.values():
             self._check_params(param)
         words = {id(param): self._bad_words(param) for param in each}

@@ -42,11 +42,14 @@ class KVCache:
         return [spec.blocks_at_most(num_tokens, self.max_step_tokens, self.block_size) for spec in self.specs]
 
     def lacks(self, tables: Tables, num_tokens: int) -> list[int]:
-        """The most blocks, per group, that a sequence with these tables still takes until it has `num_tokens`."""
+        """The most blocks, per group, that a sequence with these tables still takes until it has `num_tokens`.
+
+        The blocks that it holds alone come back as its window moves on, and are not needed twice.
+        """
         total = -(-num_tokens // self.block_size)
         return [
-            self._lack(group, table, need, total)
-            for group, (table, need) in enumerate(zip(tables, self.needs(num_tokens), strict=True))
+            max(0, min(need - pool.num_exclusive(table), total - len(table)))
+            for need, pool, table in zip(self.needs(num_tokens), self.pools, tables, strict=True)
         ]
 
     def free(self) -> list[int]:
@@ -134,16 +137,6 @@ class KVCache:
         """Forget all cached prefixes."""
         for pool in self.pools:
             pool.forget()
-
-    def _lack(self, group: int, table: list[int], need: int, total: int) -> int:
-        """The same for one group, where a sequence holds `need` blocks at most and its table grows to `total`."""
-        missing = max(0, total - len(table))
-        if total <= need:
-            return missing
-        # blocks of its own will be given back as the window moves on; shared ones stay where they are
-        pool = self.pools[group]
-        own = sum(block != NULL_BLOCK and not pool.is_shared(block) for block in table)
-        return min(missing, need - own)
 
     def _can_resume(self, tables: Tables, num_blocks: int) -> bool:
         """Whether tables still hold what the tokens from the end of their first `num_blocks` blocks on will read."""

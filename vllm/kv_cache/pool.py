@@ -11,8 +11,9 @@ Block 0 is the null block: always there, never given out, never freed.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from vllm.kv_cache.spec import NULL_BLOCK
 
@@ -84,6 +85,11 @@ class BlockPool:
 
     def is_shared(self, block: int) -> bool:
         return self._refs[block] > 1
+
+    def num_exclusive(self, table: Sequence[int]) -> int:
+        """The number of blocks at the end of a table, back to its null blocks, that no other table holds."""
+        alive = itertools.takewhile(NULL_BLOCK.__ne__, reversed(table))
+        return sum(self._refs[block] == 1 for block in alive)
 
     def forget(self) -> None:
         """Forget the content of every block; blocks in use stay in use."""

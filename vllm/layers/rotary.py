@@ -29,7 +29,7 @@ class Rope:
 
     theta: float
     width: int
-    """How many elements of a head are rotated."""
+    """How many elements of a head are rotated; an odd number is one more, with the frequencies of the odd one."""
     stretch: Stretch
     interleaved: bool = False
     """Pairs are neighbours, not halves."""

@@ -26,8 +26,7 @@ def rope_of(config: Any, head_dim: int, layer_type: str | None = None) -> Rope:
         stretch = _STRETCHES[kind](parameters, config.max_position_embeddings)
     except KeyError as missing:
         raise ModelError(f"rope_type={kind!r} needs {missing} in the rope parameters; they are {parameters}") from None
-    width = rotated + rotated % 2  # an odd number of elements is rounded up to whole pairs
-    return Rope(parameters["rope_theta"], width, stretch)
+    return Rope(parameters["rope_theta"], rotated, stretch)
 
 
 def _yarn(parameters: Parameters, longest: int) -> Stretch:

@@ -44,7 +44,7 @@ class Edits:
         Raises RequestError if a processor fails.
         """
         for processor, arguments in self.processors:
-            logits.copy_(_process(processor, arguments, logits, history, row))
+            _process(processor, arguments, logits, history, row)
         if self.allowed is not None:
             kept = logits[self.allowed]
             logits.fill_(_BANNED)
@@ -89,7 +89,8 @@ def make_edits(
     return edits if edits.always or edits.min_tokens else None
 
 
-def _process(processor: LogitsProcessor, arguments: int, logits: Tensor, history: History, row: int) -> Tensor:
+def _process(processor: LogitsProcessor, arguments: int, logits: Tensor, history: History, row: int) -> None:
+    """Replace one row's logits by what a processor makes of them."""
     prompt = [history.prompt(row)] if arguments == 3 else []
     try:
         result = processor(*prompt, history.output(row), logits.clone())
@@ -103,4 +104,10 @@ def _process(processor: LogitsProcessor, arguments: int, logits: Tensor, history
             f"logits processor {processor_name(processor)} must return a tensor of shape {tuple(logits.shape)}, got {got}",
             "logits_processors",
         )
-    return result
+    try:
+        logits.copy_(result)
+    except Exception as error:  # a tensor that is sparse, or has no data
+        raise RequestError(
+            f"logits processor {processor_name(processor)} returned a tensor that can't be read: {error}",
+            "logits_processors",
+        ) from error

@@ -38,6 +38,7 @@ _PROMPT_ROWS = 32  # rows of prompt logits alive at once: 20 MB at a vocabulary 
 _NONE = -2  # num_logprobs of a request that wants none; -1 is the whole vocabulary
 _UNSOUND = "the model returned logits that are not numbers"
 _EXCLUDED = "the request's own parameters leave no token to choose"
+_HOTTEST = float(np.finfo(np.float32).max)  # beyond it a temperature is infinite: -inf / inf, and what is banned is NaN
 _CONTROLS = np.dtype(
     [
         ("seed", "u8"),
@@ -118,7 +119,7 @@ class Sampler:
         self._controls[slot] = (
             as_seed(seed),
             num_prompt,
-            0.0 if params.greedy else params.temperature,
+            0.0 if params.greedy else min(params.temperature, _HOTTEST),
             params.top_k,
             params.top_p,
             params.min_p,
