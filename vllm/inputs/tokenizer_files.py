@@ -97,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not valid JSON ({error}); download the file again") from None
     if not isinstance(content, dict):
         raise ModelError(f"{path}: holds a {type(content).__name__}, not an object; download the file again")

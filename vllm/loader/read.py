@@ -64,7 +64,7 @@ def weight_files(path: Path, load_format: str = "auto") -> list[Path]:
     formats = [load_format] if load_format in _LAYOUTS else list(_LAYOUTS)
     for single, pattern in (_LAYOUTS[name] for name in formats):
         index = path / f"{single}.index.json"
-        if (path / single).exists():
+        if (path / single).is_file():
             return [path / single]
         if index.exists():
             return _indexed(index)

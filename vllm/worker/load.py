@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vllm.config import EngineConfig
 from vllm.device import free_memory
 from vllm.errors import ConfigError
-from vllm.kv_cache.spec import group_layers
+from vllm.kv_cache.spec import CacheGroup, group_layers
 from vllm.layers.decoder import Decoder
 from vllm.loader.dummy import fill_dummy
 from vllm.loader.fill import fill
@@ -18,6 +19,7 @@ from vllm.loader.read import check_files, tensors, weight_files
 from vllm.logging import get_logger
 from vllm.models.registry import build
 from vllm.ops import attention_backend
+from vllm.ops.attention import AttentionBackend
 from vllm.sampling.sampler import Sampler
 from vllm.worker.memory import MemoryPlan, plan_memory
 from vllm.worker.runner import ModelRunner
@@ -30,56 +32,59 @@ def load(config: EngineConfig, progress: bool) -> tuple[ModelRunner, MemoryPlan]
     """Make the model runner of a configuration.  Raises ConfigError or ModelError before weights are read if it can."""
     began = time.monotonic()
     torch.set_num_threads(config.cores)
-    dtype, device = getattr(torch, config.model.dtype), torch.device(config.device)
-    model = build(config.model.hf_config, dtype, device, config.model.max_model_len).eval()
-    groups = group_layers(model.cache_specs)
-    backend = attention_backend(device)
-    for group in groups:
-        if reason := backend.refuses(group.spec, dtype):
-            raise ConfigError(f"{config.model.model}: {reason}")
-    files = (
-        [] if config.model.load_format == "dummy" else weight_files(Path(config.model.path), config.model.load_format)
-    )
+    settings, scheduler = config.model, config.scheduler
+    dtype, device = getattr(torch, settings.dtype), torch.device(config.device)
+    files = [] if settings.load_format == "dummy" else weight_files(Path(settings.path), settings.load_format)
     check_files(files)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    plan = plan_memory(
-        groups, config.cache, config.scheduler, dtype.itemsize, weights, _activations(config, model), free_memory()
+    model = build(settings.hf_config, dtype, device, settings.max_model_len).eval()
+    groups = group_layers(model.cache_specs)
+    plan = _plan(config, model, groups, dtype.itemsize)
+    name = settings.model or "default model"
+    logger.info("%s: %s, %s, %d threads; %s", name, settings.architecture, settings.dtype, config.cores, plan)
+    _fill(config, model, files, progress)
+    runner = ModelRunner(
+        model,
+        groups,
+        *_caches(config, groups, plan, dtype, device),
+        SlotTables(scheduler.max_num_seqs, scheduler.max_model_len, len(groups), config.cache.block_size),
+        Sampler(
+            scheduler.max_num_seqs,
+            settings.vocab_size,
+            device,
+            max_logprobs=settings.max_logprobs,
+            logprobs_mode=settings.logprobs_mode,
+        ),
     )
-    logger.info(
-        "%s: %s, %s, %d threads; %s",
-        config.model.model or "default model",
-        config.model.architecture,
-        config.model.dtype,
-        config.cores,
-        plan,
-    )
-    if files:
-        fill(
-            model.windows(),
-            tensors(files, progress=progress),
-            model.ignored_names,
-            where=config.model.path,
-            prefixes=(model.base_prefix,),
-        )
-    else:
-        fill_dummy(model.windows(), seed=config.model.seed)
-    scheduler = config.scheduler
-    tables = SlotTables(scheduler.max_num_seqs, scheduler.max_model_len, len(groups), config.cache.block_size)
-    sampler = Sampler(
-        scheduler.max_num_seqs,
-        config.model.vocab_size,
-        device,
-        max_logprobs=config.model.max_logprobs,
-        logprobs_mode=config.model.logprobs_mode,
-    )
-    caches = {
-        layer: backend.allocate(group.spec, count, config.cache.block_size, dtype)
-        for group, count in zip(groups, plan.num_blocks, strict=True)
-        for layer in group.layers
-    }
-    runner = ModelRunner(model, groups, tuple(caches[i] for i in range(len(caches))), backend, tables, sampler)
     logger.info("ready after %.2f s", time.monotonic() - began)
     return runner, plan
+
+
+def _plan(config: EngineConfig, model: Decoder, groups: tuple[CacheGroup, ...], element_bytes: int) -> MemoryPlan:
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    activations = _activations(config, model)
+    return plan_memory(groups, config.cache, config.scheduler, element_bytes, weights, activations, free_memory())
+
+
+def _fill(config: EngineConfig, model: Decoder, files: list[Path], progress: bool) -> None:
+    if not files:
+        fill_dummy(model.windows(), seed=config.model.seed)
+        return
+    found = tensors(files, progress=progress)
+    fill(model.windows(), found, model.ignored_names, where=config.model.path, prefixes=(model.base_prefix,))
+
+
+def _caches(
+    config: EngineConfig, groups: tuple[CacheGroup, ...], plan: MemoryPlan, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[Any, ...], AttentionBackend]:
+    """Make one cache per attention layer, in call order.  Raises ConfigError if the backend can't serve a layer."""
+    backend = attention_backend(device)
+    caches = {}
+    for group, count in zip(groups, plan.num_blocks, strict=True):
+        if reason := backend.refuses(group.spec, dtype):
+            raise ConfigError(f"{config.model.model}: {reason}")
+        for layer in group.layers:
+            caches[layer] = backend.allocate(group.spec, count, config.cache.block_size, dtype)
+    return tuple(caches[layer] for layer in range(len(caches))), backend
 
 
 def _activations(config: EngineConfig, model: Decoder) -> int:
