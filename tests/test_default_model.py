@@ -4,9 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+import torch
+import transformers
 
 FOLDER = Path(__file__).parents[1] / "vllm" / "assets" / "default_model"
 CONVERSATION = [

@@ -8,10 +8,6 @@ and nothing from the network. Progress is saved under --work, and the same comma
 Training: Muon for the matrices of the layers and AdamW for the rest, linear warm-up and cosine decay, bf16 autocast.
 Rows have 512 tokens at first; later every third step has rows of 2048, so that every position has been seen in
 training and the short dialogues are not forgotten.
-
-The run was planned with 2,200 steps and was shortened on the way to 1,400, since the model learned faster than
-expected and the machine was busy: up to the step TURN the cosine is the planned one, and the rest of it is passed in
-the steps that remain.
 """
 
 import argparse
@@ -35,7 +31,6 @@ END_ID, PAD_ID = 0, 1  # special tokens are numbered first, in the order the tra
 ROLES = {role: f"<|{role}|>" for role in ("system", "user", "assistant")}
 VOCABULARY = 3072
 STEPS, WARMUP = 1400, 100
-TURN, TURN_PROGRESS = 660, 0.3  # here three tenths of the cosine are passed; from here on it runs faster
 ADAM_RATE, MUON_RATE = 3e-3, 2e-2
 TOKENS_PER_STEP = 4096
 SHORT_ROW, LONG_ROW = 512, 2048
@@ -173,12 +168,8 @@ def new_optimizers(model: transformers.LlamaForCausalLM) -> list[torch.optim.Opt
 
 
 def schedule(step: int) -> float:
-    """The factor of the learning rates: linear warm-up, and one cosine, slow up to TURN, near zero at the last step."""
-    if step < TURN:
-        progress = TURN_PROGRESS * step / TURN
-    else:
-        progress = TURN_PROGRESS + (1 - TURN_PROGRESS) * (step - TURN) / (STEPS - TURN)
-    return min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * progress))
+    """The factor of the learning rates: linear warm-up, and a cosine to near zero at the last step."""
+    return min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / STEPS))
 
 
 def row_length(step: int) -> int:
