@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vllm.kv_cache.spec import NULL_BLOCK, CacheSpec
 from vllm.ops.attention import AttentionOptions, Layout
+from vllm.ops.memory import zeros
 
 _CHUNK = 128
 """Keys per chunk, if the block size divides it."""
@@ -89,10 +90,10 @@ class TorchAttention:
     def allocate(self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype) -> PagedCache:
         """Return one layer's cache, zeroed."""
 
-        def zeros(width: int) -> Tensor:
-            return torch.zeros(num_blocks, spec.kv_heads, block_size, width, dtype=dtype, device=self.device)
+        def paged(width: int) -> Tensor:
+            return zeros(num_blocks, spec.kv_heads, block_size, width, dtype=dtype, device=self.device)
 
-        return PagedCache(zeros(spec.head_dim), zeros(spec.value_dim))
+        return PagedCache(paged(spec.head_dim), paged(spec.value_dim))
 
     def copy_block(self, cache: PagedCache, source: int, target: int) -> None:
         """Copy one block of one layer's cache."""

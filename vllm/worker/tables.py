@@ -19,6 +19,7 @@ from vllm.kv_cache.spec import NULL_BLOCK
 from vllm.layers.step import Step
 from vllm.messages import Batch, Row, Sequence
 from vllm.ops.attention import AttentionBackend, Layout
+from vllm.ops.memory import zeros
 
 
 @dataclass(slots=True)
@@ -40,7 +41,7 @@ class SlotTables:
     def __init__(self, num_slots: int, max_model_len: int, num_groups: int, block_size: int) -> None:
         num_blocks = -(-max_model_len // block_size)
         self.block_size = block_size
-        self.tokens = torch.zeros(num_slots, max_model_len + 1, dtype=torch.int64)  # pages nobody touches cost nothing
+        self.tokens = zeros(num_slots, max_model_len + 1, dtype=torch.int64, device=torch.device("cpu"))
         self.blocks = [torch.full((num_slots, num_blocks), NULL_BLOCK, dtype=torch.int32) for _ in range(num_groups)]
         self.sequences: dict[int, Sequence] = {}
         self._num_blocks = np.zeros((num_slots, num_groups), dtype=np.int64)
