@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -244,3 +245,16 @@ def test_a_slow_tokenizer_serves_as_well(tmp_path: Path) -> None:
     assert ours.token_text(ours.encode("b", add_special_tokens=False)[0]) == "b"
     with pytest.raises(RequestError, match="surrogate"):
         ours.encode("\ud800")
+
+
+@pytest.mark.parametrize(
+    "entry", [{"added_tokens_decoder": [1]}, {"added_tokens_decoder": {"x": {}}}, {"extra_special_tokens": 5}]
+)
+def test_entries_of_another_type_are_a_damaged_file(
+    entry: dict[str, Any], tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tokenizer_folders["byte level"], tmp_path / "copy")
+    file = tmp_path / "copy" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entry))
+    with pytest.raises(ModelError, match="holds something unexpected .* fetch the files again"):
+        load_tokenizer(tmp_path / "copy")

@@ -53,8 +53,16 @@ class Tokenizer(Protocol):
 
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
     """Return the tokenizer of a checkpoint folder.  Raises ModelError if there is none that can be read."""
-    files = TokenizerFiles.read(Path(folder))
-    backend = read_backend(files)
+    try:
+        files = TokenizerFiles.read(Path(folder))
+        backend = read_backend(files)
+    except ModelError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # an entry of another type than it should have
+        raise ModelError(
+            f"{folder}: tokenizer_config.json or special_tokens_map.json holds something unexpected "
+            f"({type(error).__name__}: {error}); fetch the files again"
+        ) from error
     if backend is not None:
         return FastTokenizer(backend, files.special_tokens)
     hf = hf_tokenizer(folder, trust_remote_code=trust_remote_code)
