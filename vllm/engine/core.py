@@ -35,10 +35,9 @@ class LLMEngine:
         model = config.model
         limits = Limits(model.vocab_size, model.max_model_len, model.max_logprobs)
         self.preparer = Preparer(tokenizer, limits, eos_token_ids=model.eos_token_ids, seed=model.seed)
-        self.scheduler = Scheduler(config.scheduler, _make_cache(config, executor))
-        self.outputs = OutputProcessor(tokenizer)
         self._inflight: deque[tuple[Batch, Future[StepOutput]]] = deque()
         self._depth = 1
+        self.restart()
 
     @classmethod
     def from_engine_args(cls, args: EngineArgs, progress: bool = False) -> LLMEngine:

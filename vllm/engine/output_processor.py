@@ -13,7 +13,7 @@ from vllm.engine.detokenize import Detokenizer
 from vllm.inputs.tokenizer import Tokenizer
 from vllm.messages import Beam, EngineRequest, Event, TokenLogprobs
 from vllm.outputs import CompletionOutput, Logprob, PositionLogprobs, RequestMetrics, RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 
 class TokenNames:
@@ -159,11 +159,7 @@ class OutputProcessor:
                 stream.cumulative_logprob = (stream.cumulative_logprob or 0.0) + position.logprob
                 if state.params.logprobs is not None:
                     stream.logprobs.append(self.names.logprobs(position, token, state.params.detokenize))
-        is_end_token = event.finish_reason == "stop"  # an end token is no part of the text, unless asked for
-        visible = (
-            event.token_ids if not is_end_token or state.params.include_stop_str_in_output else event.token_ids[:-1]
-        )
-        hit = stream.text.push(visible)
+        hit = stream.text.push(shown_tokens(event.token_ids, event.finish_reason, state.params))
         if hit is not None:
             stream.finish_reason, stream.stop_reason = "stop", hit.stop
         else:
@@ -208,8 +204,7 @@ class OutputProcessor:
     def _beam(self, state: RequestState, index: int, beam: Beam) -> CompletionOutput:
         """Write a beam like any other output."""
         text = Detokenizer(self.tokenizer, state.request.token_ids, state.params)
-        is_end_token = beam.finish_reason == "stop" and not state.params.include_stop_str_in_output
-        text.push(beam.token_ids[:-1] if is_end_token else beam.token_ids)
+        text.push(shown_tokens(beam.token_ids, beam.finish_reason, state.params))
         text.finish()
         return CompletionOutput(
             index=index,
@@ -223,6 +218,14 @@ class OutputProcessor:
             finish_reason=beam.finish_reason,
             stop_reason=beam.stop_reason,
         )
+
+
+def shown_tokens(
+    token_ids: list[int], finish_reason: str | None, params: SamplingParams | BeamSearchParams
+) -> list[int]:
+    """Return the tokens that make the text: an end token, which is the last one, is no part of it unless asked for."""
+    is_hidden = finish_reason == "stop" and not params.include_stop_str_in_output
+    return token_ids[:-1] if is_hidden else token_ids
 
 
 def _best(state: RequestState) -> list[Stream]:

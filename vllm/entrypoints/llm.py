@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from vllm.config import EngineArgs
 from vllm.engine.core import LLMEngine
+from vllm.engine.output_processor import shown_tokens
 from vllm.errors import ConfigError, RequestError
 from vllm.inputs.chat import ChatOptions
 from vllm.inputs.prepare import Params
@@ -178,8 +179,10 @@ class LLM:
         priorities = [priority] * len(prompts) if isinstance(priority, int) else priority
         ids = [str(next(self._ids)) for _ in prompts]
         requests = self.llm_engine.preparer.prepare(prompts, params, priority=priorities, request_ids=ids)
+        shared = {id(request.params): request.params for request in requests}
+        finals = {key: _final_only(params) for key, params in shared.items()}
         for request in requests:
-            request.params = _final_only(request.params)
+            request.params = finals[id(request.params)]
         return requests
 
     def _run(self, requests: Sequence[EngineRequest], use_tqdm: Bar) -> list[RequestOutput]:
@@ -209,8 +212,7 @@ class LLM:
         prompt, tokenizer = output.prompt_token_ids or [], self.llm_engine.tokenizer
 
         def text(beam: CompletionOutput) -> str | None:
-            is_end_token = beam.finish_reason == "stop" and not params.include_stop_str_in_output
-            shown = [*prompt, *(beam.token_ids[:-1] if is_end_token else beam.token_ids)]
+            shown = [*prompt, *shown_tokens(beam.token_ids, beam.finish_reason, params)]
             return None if tokenizer is None else tokenizer.decode(shown, params.skip_special_tokens)
 
         return BeamSearchOutput(

@@ -5,7 +5,6 @@ Everything is checked before the first request runs, so that a call either start
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from vllm.inputs.tokenizer import Tokenizer, check_text
 from vllm.messages import EngineRequest
 from vllm.sampling.limits import check_ids, check_request
 from vllm.sampling_params import BeamSearchParams, SamplingParams
+from vllm.seeds import derived_seed
 
 Params = SamplingParams | BeamSearchParams
 
@@ -82,9 +82,10 @@ class Preparer:
         for value in priorities:
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"priority must be an integer, got {value!r}")
-        for param in {id(param): param for param in each}.values():
+        distinct = {id(param): param for param in each}
+        for param in distinct.values():
             self._check_params(param)
-        words = {id(param): self._bad_words(param) for param in each}
+        words = {key: self._bad_words(param) for key, param in distinct.items()}
         token_ids = self._tokenize(prompts)
         cut = [_truncated(tokens, param, self.limits) for tokens, param in zip(token_ids, each, strict=True)]
         for position, tokens in enumerate(cut):
@@ -177,8 +178,7 @@ class Preparer:
     def _seed_of(self, params: Params, number: int) -> int:
         if isinstance(params, SamplingParams) and params.seed is not None:
             return params.seed
-        digest = hashlib.blake2b(f"{self.seed}:{number}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") >> 1  # 63 bits: a signed 64-bit integer for everyone
+        return derived_seed(f"{self.seed}:{number}")
 
 
 def spellings(word: str, tokenizer: Tokenizer) -> list[list[int]]:

@@ -47,10 +47,13 @@ class KVCache:
         The blocks that it holds alone come back as its window moves on, and are not needed twice.
         """
         total = -(-num_tokens // self.block_size)
-        return [
-            max(0, min(need - pool.num_exclusive(table), total - len(table)))
-            for need, pool, table in zip(self.needs(num_tokens), self.pools, tables, strict=True)
-        ]
+        lacks = []
+        for need, pool, table in zip(self.needs(num_tokens), self.pools, tables, strict=True):
+            missing = max(0, total - len(table))
+            if missing and need < total:  # a window; only then is the walk over the table worth it
+                missing = max(0, min(missing, need - pool.num_exclusive(table)))
+            lacks.append(missing)
+        return lacks
 
     def free(self) -> list[int]:
         return [pool.num_free for pool in self.pools]
@@ -86,8 +89,6 @@ class KVCache:
 
         Full attention needs every block of it; a window only those that the next token can see.
         """
-        if not self.prefix_caching:
-            return 0, self.new_tables()
         for count in range(self._longest(hashes), 0, -1):
             tables = self._tables_of(hashes[:count])
             if tables is not None:

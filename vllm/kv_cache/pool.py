@@ -83,9 +83,6 @@ class BlockPool:
             self._hash_of[block] = block_hash
             self._block_of[block_hash] = block
 
-    def is_shared(self, block: int) -> bool:
-        return self._refs[block] > 1
-
     def num_exclusive(self, table: Sequence[int]) -> int:
         """The number of blocks at the end of a table, back to its null blocks, that no other table holds."""
         alive = itertools.takewhile(NULL_BLOCK.__ne__, reversed(table))

@@ -36,7 +36,7 @@ from vllm.sampling_params import SamplingParams
 
 _PROMPT_ROWS = 32  # rows of prompt logits alive at once: 20 MB at a vocabulary of 152k
 _NONE = -2  # num_logprobs of a request that wants none; -1 is the whole vocabulary
-_UNSOUND = "the model returned logits that are not numbers"
+UNSOUND = "the model returned logits that are not numbers"
 _EXCLUDED = "the request's own parameters leave no token to choose"
 _HOTTEST = float(np.finfo(np.float32).max)  # beyond it a temperature is infinite: -inf / inf, and what is banned is NaN
 _CONTROLS = np.dtype(
@@ -152,10 +152,10 @@ class Sampler:
         saved = np.flatnonzero(changed & wanting & (not self._processed))
         raw = select(logits, saved).clone() if len(saved) else None
         if changed.any():
-            _mark(errors, logits.amax(dim=-1), _UNSOUND)
+            _mark(errors, logits.amax(dim=-1), UNSOUND)
             self._edit(logits, history, np.flatnonzero(edited), errors)
             apply_penalties(logits, history, controls, np.flatnonzero(changed))
-        chosen = self._choose(logits, history, controls, errors, _EXCLUDED if changed.any() else _UNSOUND)
+        chosen = self._choose(logits, history, controls, errors, _EXCLUDED if changed.any() else UNSOUND)
         if raw is not None:
             logits[torch.from_numpy(saved).to(logits.device)] = raw
         sound = _sound(errors)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import enum
-import hashlib
 import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vllm.messages import EngineRequest
 from vllm.sampling_params import SamplingParams
+from vllm.seeds import derived_seed
 
 if TYPE_CHECKING:
     from vllm.scheduler.beam import BeamGroup
@@ -90,10 +90,7 @@ class Request:
 
 def sibling_seed(seed: int, index: int) -> int:
     """Return the seed of a request's output: the request's own for the first, unrelated ones for the others."""
-    if index == 0:
-        return seed
-    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1  # 63 bits: a signed 64-bit integer for everyone
+    return seed if index == 0 else derived_seed(f"{seed}/{index}")
 
 
 ORDER = operator.attrgetter("order")

@@ -145,7 +145,7 @@ class Scheduler:
     def _admit_waiting(self, budget: int) -> list[tuple[Request, Row]]:
         """Let waiting requests in, strictly in order, while slots, blocks and the token budget last."""
         rows: list[tuple[Request, Row]] = []
-        promised = self._promised() if self.waiting else []
+        promised = self._promised() if self.waiting and self._free_slots and budget > 0 else []
         position = 0
         while position < len(self.waiting) and self._free_slots and budget > 0:
             request = self.waiting[position]

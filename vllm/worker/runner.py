@@ -12,7 +12,7 @@ from vllm.kv_cache.spec import CacheGroup
 from vllm.layers.decoder import Decoder
 from vllm.messages import Batch, RowOutput, StepOutput
 from vllm.ops.attention import AttentionBackend
-from vllm.sampling.sampler import Sampler
+from vllm.sampling.sampler import UNSOUND, Sampler
 from vllm.worker.tables import Packed, SlotTables
 
 
@@ -88,7 +88,7 @@ class ModelRunner:
             for index, candidates in zip(wanting[beams].tolist(), found, strict=True):
                 outputs[index].candidates = candidates
                 if not candidates:
-                    outputs[index].error = "the model returned logits that are not numbers"
+                    outputs[index].error = UNSOUND
         if len(plain):
             sampled = self.sampler.sample(_take(logits, plain), slots[plain], ends[plain], self.tables.tokens)
             for position, index in enumerate(wanting[plain].tolist()):
