@@ -1,0 +1,61 @@
+// What kernels are given, and the table of them that each variant fills.
+//
+// An operation is one or more phases; every thread of the team runs a phase, and all wait for each other behind it.
+// `rows` is how many tokens (or rows of logits) there are: it is not part of the arguments, so that operations recorded
+// once can be run for any number of rows.
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+// One thread's view of a running phase.
+struct Worker {
+    int thread, threads;
+    int64_t rows;
+    std::atomic<int64_t>* next;  // the first item that no thread has taken
+    char* shared;                // scratch of the operation, the same for all threads
+    char* own;                   // scratch of this thread
+
+    // Take `count` items; the caller stops when it gets one beyond the last.
+    int64_t take(int64_t count) const { return next->fetch_add(count, std::memory_order_relaxed); }
+};
+
+enum Format : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
+
+// 16 neighbouring rows of a weight matrix.
+struct Group {
+    const char* rows;      // the first one; of packed formats, the group's words
+    const void* scales;    // INT8: float [16]; INT4: bf16 [groups of 32][16]
+    int64_t stride;        // bytes from row to row; of packed formats, unused
+    int32_t count;         // how many of the 16 there are
+    int32_t column;        // where the first one's result goes
+};
+
+enum Activation : int32_t { NONE = 0, SILU, GELU, GELU_TANH, QUICK_GELU, RELU, RELU_SQUARED, SIGMOID, TANH };
+
+struct LinearArgs {
+    const void* x;         // [rows, width], of the model's dtype
+    void* y;               // [rows, columns]
+    const void* residual;  // [rows, columns] of the model's dtype, added at the end; may be y itself
+    const float* bias;     // [groups, 16]
+    const Group* groups;
+    int64_t num_groups;
+    int64_t width;         // of x, in elements
+    int64_t x_stride, y_stride, residual_stride;  // in elements
+    int32_t format;
+    int32_t x_type, y_type;  // FLOAT32 or BFLOAT16
+    int32_t activation;
+    int32_t gated;         // group i is the gate of group i + num_groups / 2
+};
+
+union Args {
+    LinearArgs linear;
+    int64_t words[32];
+};
+
+using Phase = void (*)(const Args&, const Worker&);
+
+struct Kernels {
+    const char* name;
+    Phase linear_prepare, linear_multiply;
+};

@@ -1,0 +1,249 @@
+// Products with weight matrices: y = x Wᵀ.
+//
+// Weights stay where they lie, row after row as in the checkpoint (or, quantized, in words of four values as below), and
+// a result is summed up word by word along its row in one lane, always in the same order.  There are two ways to fill
+// the lanes, with the same result to the last bit:
+//
+//   few rows of x:    lane = row of W.  A tile of 16 rows x 16 words is transposed in registers as it comes from memory.
+//   many rows of x:   lane = row of x.  x is transposed once, into panels; words of W are broadcast from where they are.
+//
+//   INT8   group of 16 rows: [words][16] words of four values + 128.  x is quantized per row and 128 elements.
+//   INT4   group of 16 rows: [width / 32][4][16] words of eight values + 8: the low nibbles hold word j of the 32
+//          elements, the high ones word j + 4; one bfloat16 scale per 32.  x as for INT8.
+
+constexpr int FEW_ROWS = 12;
+constexpr int64_t BLOCK = 128;  // elements of x that share a scale
+
+INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// ---- what a word is ----
+
+struct Floats {
+    using Sum = vec;
+    static constexpr int SIZE = 4;
+    INLINE vec dot(vec acc, ivec w, ivec x) { return fma(as_float(w), as_float(x), acc); }
+};
+
+struct Pairs {
+    using Sum = vec;
+    static constexpr int SIZE = 2;
+    INLINE vec dot(vec acc, ivec w, ivec x) { return dot_pairs(acc, w, x); }
+};
+
+// ---- the end of a product: 16 neighbouring columns of one row ----
+
+INLINE void finish(const LinearArgs& a, int64_t row, int64_t group, vec v, vec up) {
+    if (a.bias) v = add(v, load(a.bias + group * LANES));
+    const Group& g = a.groups[group];
+    if (a.activation) v = activate(a.activation, v);
+    if (a.gated) {
+        if (a.bias) up = add(up, load(a.bias + (group + a.num_groups / 2) * LANES));
+        v = mul(v, up);
+    }
+    if (a.residual) {
+        int64_t at = row * a.residual_stride + g.column;
+        v = add(v, a.x_type == BFLOAT16 ? load((const bf16*)a.residual + at, g.count)
+                                        : load((const float*)a.residual + at, g.count));
+    }
+    int64_t at = row * a.y_stride + g.column;
+    if (a.y_type == BFLOAT16) {
+        bf16* y = (bf16*)a.y + at;
+        g.count == LANES ? store(y, v) : store(y, v, g.count);
+    } else {
+        store((float*)a.y + at, v, g.count);
+    }
+}
+
+// ---- few rows ----
+
+// 16 words of each of the group's rows, as columns; `words` of them are there.
+INLINE void load_columns(ivec* w, const Group& g, int64_t at, int words) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+        const char* p = g.rows + (i < g.count ? i : 0) * g.stride + at;
+        w[i] = words == LANES ? iload(p) : iload(p, words);
+    }
+    transpose(w);
+}
+
+template <class Word, int ROWS>
+INLINE void few_sum(vec* sum, const Group& g, const char* const* x, int64_t words, int64_t ahead) {
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) sum[r] = zero();
+    for (int64_t at = 0; at + LANES <= words; at += LANES) {
+        ivec w[LANES];
+        const char* p = g.rows + at * 4;
+        if (g.count == LANES) {
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) {
+                w[i] = iload(p + i * g.stride);
+                prefetch_far(p + i * g.stride + ahead);
+            }
+            transpose(w);
+        } else {
+            load_columns(w, g, at * 4, LANES);
+        }
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; j++) {
+#pragma GCC unroll 12
+            for (int r = 0; r < ROWS; r++)
+                sum[r] = Word::dot(sum[r], w[j], iset1(*(const int32_t*)(x[r] + (at + j) * 4)));
+        }
+    }
+    if (int rest = words % LANES) {
+        int64_t at = words - rest;
+        ivec w[LANES];
+        load_columns(w, g, at * 4, rest);
+        for (int j = 0; j < rest; j++)
+            for (int r = 0; r < ROWS; r++)
+                sum[r] = Word::dot(sum[r], w[j], iset1(*(const int32_t*)(x[r] + (at + j) * 4)));
+    }
+}
+
+template <class Word, int ROWS>
+NOINLINE void few_rows(const LinearArgs& a, int64_t group) {
+    const char* x[ROWS];
+    for (int r = 0; r < ROWS; r++) x[r] = (const char*)a.x + r * a.x_stride * Word::SIZE;
+    int64_t words = a.width * Word::SIZE / 4;
+    vec sum[ROWS], up[ROWS];
+    const Group& g = a.groups[group];
+    few_sum<Word, ROWS>(sum, g, x, words, g.stride * LANES);
+    if (a.gated) few_sum<Word, ROWS>(up, a.groups[group + a.num_groups / 2], x, words, g.stride * LANES);
+    for (int r = 0; r < ROWS; r++) finish(a, r, group, sum[r], up[r]);
+}
+
+template <class Word>
+INLINE void few(const LinearArgs& a, const Worker& me) {
+    using F = void (*)(const LinearArgs&, int64_t);
+    static const F by_rows[FEW_ROWS + 1] = {
+        nullptr,           few_rows<Word, 1>, few_rows<Word, 2>, few_rows<Word, 3>,  few_rows<Word, 4>,
+        few_rows<Word, 5>, few_rows<Word, 6>, few_rows<Word, 7>, few_rows<Word, 8>,  few_rows<Word, 9>,
+        few_rows<Word, 10>, few_rows<Word, 11>, few_rows<Word, 12>};
+    int64_t items = a.gated ? a.num_groups / 2 : a.num_groups;
+    int64_t bytes = a.width * Word::SIZE * LANES * (a.gated ? 2 : 1);
+    int64_t chunk = std::max<int64_t>(1, std::min(items / (4 * me.threads), (256 << 10) / bytes));
+    for (int64_t first; (first = me.take(chunk)) < items;)
+        for (int64_t i = first; i < std::min(items, first + chunk); i++) by_rows[me.rows](a, i);
+}
+
+// ---- many rows ----
+
+// x as panels of 16 rows: [panels][words][16]; rows that are not there are zero.
+template <class Word>
+INLINE void make_panels(const LinearArgs& a, const Worker& me) {
+    int64_t words = a.width * Word::SIZE / 4, panels = (me.rows + LANES - 1) / LANES;
+    int64_t tiles = (words + LANES - 1) / LANES;
+    for (int64_t item = panels * tiles * me.thread / me.threads; item < panels * tiles * (me.thread + 1) / me.threads;
+         item++) {
+        int64_t panel = item / tiles, at = item % tiles * LANES;
+        int count = (int)std::min<int64_t>(LANES, words - at);
+        ivec w[LANES];
+        for (int i = 0; i < LANES; i++) {
+            int64_t row = panel * LANES + i;
+            const char* p = (const char*)a.x + row * a.x_stride * Word::SIZE + at * 4;
+            w[i] = row < me.rows ? iload(p, count) : izero();
+        }
+        transpose(w);
+        char* out = me.shared + (panel * words + at) * 64;
+        for (int j = 0; j < count; j++) istore(out + j * 64, w[j]);
+    }
+}
+
+// ROWS rows of a group times PANELS panels of x -> out [PANELS][16 rows of the group][16 rows of x].
+template <class Word, int ROWS, int PANELS>
+INLINE void many_tile(const char* w, int64_t stride, const char* panel, int64_t words, int64_t ahead, float* out) {
+    vec sum[ROWS][PANELS];
+#pragma GCC unroll 16
+    for (int n = 0; n < ROWS; n++)
+#pragma GCC unroll 3
+        for (int p = 0; p < PANELS; p++) sum[n][p] = zero();
+    auto step = [&](int64_t at) INLINE_LAMBDA {
+        ivec x[PANELS];
+#pragma GCC unroll 3
+        for (int p = 0; p < PANELS; p++) x[p] = iload(panel + (p * words + at) * 64);
+#pragma GCC unroll 16
+        for (int n = 0; n < ROWS; n++) {
+            ivec word = iset1(*(const int32_t*)(w + n * stride + at * 4));
+#pragma GCC unroll 3
+            for (int p = 0; p < PANELS; p++) sum[n][p] = Word::dot(sum[n][p], word, x[p]);
+        }
+    };
+    int64_t at = 0;
+    for (; at + LANES <= words; at += LANES) {
+        if (ahead) {
+#pragma GCC unroll 16
+            for (int n = 0; n < ROWS; n++) prefetch_far(w + n * stride + at * 4 + ahead);
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < LANES; j++) step(at + j);
+    }
+    for (; at < words; at++) step(at);
+#pragma GCC unroll 16
+    for (int n = 0; n < ROWS; n++)
+#pragma GCC unroll 3
+        for (int p = 0; p < PANELS; p++) store(out + (p * LANES + n) * LANES, sum[n][p]);
+}
+
+template <class Word, int PANELS>
+INLINE void many_group(const Group& g, const char* panel, int64_t words, int64_t ahead, float* out) {
+    constexpr int ROWS = PANELS == 1 ? 16 : 8;
+    if (g.count == LANES) {
+        for (int n = 0; n < LANES; n += ROWS)
+            many_tile<Word, ROWS, PANELS>(g.rows + n * g.stride, g.stride, panel, words, ahead, out + n * LANES);
+    } else {
+        for (int n = 0; n < g.count; n++)
+            many_tile<Word, 1, PANELS>(g.rows + n * g.stride, g.stride, panel, words, 0, out + n * LANES);
+    }
+}
+
+template <class Word, int PANELS>
+NOINLINE void many_panels(const LinearArgs& a, const Worker& me, int64_t group, int64_t panel, int64_t ahead) {
+    int64_t words = a.width * Word::SIZE / 4;
+    alignas(64) float out[2][PANELS * LANES * LANES];
+    const char* x = me.shared + panel * words * 64;
+    many_group<Word, PANELS>(a.groups[group], x, words, ahead, out[0]);
+    if (a.gated) many_group<Word, PANELS>(a.groups[group + a.num_groups / 2], x, words, ahead, out[1]);
+    for (int p = 0; p < PANELS; p++) {
+        ivec v[LANES], up[LANES];
+        for (int i = 0; i < LANES; i++) v[i] = iload(out[0] + (p * LANES + i) * LANES);
+        transpose(v);
+        if (a.gated) {
+            for (int i = 0; i < LANES; i++) up[i] = iload(out[1] + (p * LANES + i) * LANES);
+            transpose(up);
+        }
+        int64_t first = (panel + p) * LANES, count = std::min<int64_t>(LANES, me.rows - first);
+        for (int i = 0; i < count; i++) finish(a, first + i, group, as_float(v[i]), as_float(up[i]));
+    }
+}
+
+template <class Word>
+INLINE void many(const LinearArgs& a, const Worker& me) {
+    int64_t items = a.gated ? a.num_groups / 2 : a.num_groups, panels = (me.rows + LANES - 1) / LANES;
+    int64_t chunk = 2 - (a.gated ? 1 : 0);
+    for (int64_t first; (first = me.take(chunk)) < items;)
+        for (int64_t panel = 0; panel < panels;) {
+            int64_t left = panels - panel, take = left >= 3 && left != 4 ? 3 : left >= 2 ? 2 : 1;
+            for (int64_t i = first; i < std::min(items, first + chunk); i++) {
+                int64_t ahead = panel ? 0 : a.groups[i].stride * LANES * chunk;
+                if (take == 3) many_panels<Word, 3>(a, me, i, panel, ahead);
+                if (take == 2) many_panels<Word, 2>(a, me, i, panel, ahead);
+                if (take == 1) many_panels<Word, 1>(a, me, i, panel, ahead);
+            }
+            panel += take;
+        }
+}
+
+void linear_prepare(const Args& args, const Worker& me) {
+    const LinearArgs& a = args.linear;
+    if (me.rows <= FEW_ROWS) return;
+    a.format == BFLOAT16 ? make_panels<Pairs>(a, me) : make_panels<Floats>(a, me);
+}
+
+void linear_multiply(const Args& args, const Worker& me) {
+    const LinearArgs& a = args.linear;
+    bool pairs = a.format == BFLOAT16;
+    if (me.rows <= FEW_ROWS)
+        pairs ? few<Pairs>(a, me) : few<Floats>(a, me);
+    else
+        pairs ? many<Pairs>(a, me) : many<Floats>(a, me);
+}
