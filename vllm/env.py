@@ -7,6 +7,7 @@
 | VLLM_MODEL_REDIRECT_PATH | a file of `name path` lines: the model called `name` is read from `path` |
 | VLLM_ALLOW_LONG_MAX_MODEL_LEN | 1: allow a max_model_len beyond what the checkpoint was made for |
 | VLLM_CPU_KVCACHE_SPACE | GiB of KV cache on the CPU, where kv_cache_memory_bytes is not given; 0: what is computed |
+| VLLM_CPU_KERNELS | torch: compute with plain torch; avx512_bf16, avx512_vnni, avx2, portable: with these kernels; by default the best that run |
 | OMP_NUM_THREADS | threads that compute; by default one per usable core |
 | VLLM_USE_MODELSCOPE | 1 or true: model names are looked up on ModelScope |
 """
@@ -53,6 +54,11 @@ def cpu_kvcache_bytes() -> int | None:
     if not 0 <= size < math.inf:
         raise ConfigError(f"VLLM_CPU_KVCACHE_SPACE={value!r} is not a number of GiB; set one, as 4, or unset it")
     return int(size * 2**30) or None
+
+
+def cpu_kernels() -> str | None:
+    """Return which kernels compute on a processor, or None: the best."""
+    return os.environ.get("VLLM_CPU_KERNELS") or None
 
 
 def num_threads() -> int | None:

@@ -77,3 +77,9 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     }
 )
 """Name in a checkpoint's config → function of a float32 tensor."""
+
+_KERNELS = ("silu", "gelu", "gelu_new", "quick_gelu", "relu", "relu2", "sigmoid", "tanh")
+CODES: Mapping[str | None, int] = MappingProxyType(
+    {None: 0} | {name: 1 + [ACTIVATIONS[kernel] for kernel in _KERNELS].index(f) for name, f in ACTIVATIONS.items()}
+)
+"""Name → enum Activation of native/src/kernels.hpp."""

@@ -22,3 +22,8 @@ def zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     raw = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
     first = -raw.ctypes.data % _ALIGNMENT
     return torch.from_numpy(raw[first : first + size]).view(dtype).view(shape)
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Return memory for a result on the CPU."""
+    return torch.empty(shape, dtype=dtype)

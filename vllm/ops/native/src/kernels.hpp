@@ -48,8 +48,19 @@ struct LinearArgs {
     int32_t gated;         // group i is the gate of group i + num_groups / 2
 };
 
+struct QuantizeArgs {
+    const void* w;         // [rows, width]
+    int64_t row_stride, column_stride;  // in elements
+    int32_t type;          // FLOAT32 or BFLOAT16
+    int64_t width;
+    void* packed;          // the groups' words, one group after another
+    void* scales;
+    int32_t format;        // INT8 or INT4
+};
+
 union Args {
     LinearArgs linear;
+    QuantizeArgs quantize;
     int64_t words[32];
 };
 
@@ -58,4 +69,8 @@ using Phase = void (*)(const Args&, const Worker&);
 struct Kernels {
     const char* name;
     Phase linear_prepare, linear_multiply;
+    int64_t (*linear_shared)(const LinearArgs&);  // scratch for 16 rows
+    int64_t (*linear_own)(const LinearArgs&);     // scratch for each thread
+    Phase quantize;
+    int64_t (*quantize_own)(const QuantizeArgs&);
 };

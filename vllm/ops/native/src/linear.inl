@@ -6,26 +6,19 @@
 //
 //   few rows of x:    lane = row of W.  A tile of 16 rows x 16 words is transposed in registers as it comes from memory.
 //   many rows of x:   lane = row of x.  x is transposed once, into panels; words of W are broadcast from where they are.
-//
-//   INT8   group of 16 rows: [words][16] words of four values + 128.  x is quantized per row and 128 elements.
-//   INT4   group of 16 rows: [width / 32][4][16] words of eight values + 8: the low nibbles hold word j of the 32
-//          elements, the high ones word j + 4; one bfloat16 scale per 32.  x as for INT8.
 
 constexpr int FEW_ROWS = 12;
-constexpr int64_t BLOCK = 128;  // elements of x that share a scale
 
 INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // ---- what a word is ----
 
 struct Floats {
-    using Sum = vec;
     static constexpr int SIZE = 4;
     INLINE vec dot(vec acc, ivec w, ivec x) { return fma(as_float(w), as_float(x), acc); }
 };
 
 struct Pairs {
-    using Sum = vec;
     static constexpr int SIZE = 2;
     INLINE vec dot(vec acc, ivec w, ivec x) { return dot_pairs(acc, w, x); }
 };
@@ -58,7 +51,7 @@ INLINE void finish(const LinearArgs& a, int64_t row, int64_t group, vec v, vec u
 
 // 16 words of each of the group's rows, as columns; `words` of them are there.
 INLINE void load_columns(ivec* w, const Group& g, int64_t at, int words) {
-#pragma GCC unroll 16
+UNROLL(16)
     for (int i = 0; i < LANES; i++) {
         const char* p = g.rows + (i < g.count ? i : 0) * g.stride + at;
         w[i] = words == LANES ? iload(p) : iload(p, words);
@@ -68,13 +61,13 @@ INLINE void load_columns(ivec* w, const Group& g, int64_t at, int words) {
 
 template <class Word, int ROWS>
 INLINE void few_sum(vec* sum, const Group& g, const char* const* x, int64_t words, int64_t ahead) {
-#pragma GCC unroll 12
+UNROLL(12)
     for (int r = 0; r < ROWS; r++) sum[r] = zero();
     for (int64_t at = 0; at + LANES <= words; at += LANES) {
         ivec w[LANES];
         const char* p = g.rows + at * 4;
         if (g.count == LANES) {
-#pragma GCC unroll 16
+UNROLL(16)
             for (int i = 0; i < LANES; i++) {
                 w[i] = iload(p + i * g.stride);
                 prefetch_far(p + i * g.stride + ahead);
@@ -83,9 +76,9 @@ INLINE void few_sum(vec* sum, const Group& g, const char* const* x, int64_t word
         } else {
             load_columns(w, g, at * 4, LANES);
         }
-#pragma GCC unroll 16
+UNROLL(16)
         for (int j = 0; j < LANES; j++) {
-#pragma GCC unroll 12
+UNROLL(12)
             for (int r = 0; r < ROWS; r++)
                 sum[r] = Word::dot(sum[r], w[j], iset1(*(const int32_t*)(x[r] + (at + j) * 4)));
         }
@@ -101,7 +94,7 @@ INLINE void few_sum(vec* sum, const Group& g, const char* const* x, int64_t word
 }
 
 template <class Word, int ROWS>
-NOINLINE void few_rows(const LinearArgs& a, int64_t group) {
+NOINLINE void few_dense(const LinearArgs& a, const Worker&, int64_t group) {
     const char* x[ROWS];
     for (int r = 0; r < ROWS; r++) x[r] = (const char*)a.x + r * a.x_stride * Word::SIZE;
     int64_t words = a.width * Word::SIZE / 4;
@@ -112,18 +105,20 @@ NOINLINE void few_rows(const LinearArgs& a, int64_t group) {
     for (int r = 0; r < ROWS; r++) finish(a, r, group, sum[r], up[r]);
 }
 
-template <class Word>
-INLINE void few(const LinearArgs& a, const Worker& me) {
-    using F = void (*)(const LinearArgs&, int64_t);
-    static const F by_rows[FEW_ROWS + 1] = {
-        nullptr,           few_rows<Word, 1>, few_rows<Word, 2>, few_rows<Word, 3>,  few_rows<Word, 4>,
-        few_rows<Word, 5>, few_rows<Word, 6>, few_rows<Word, 7>, few_rows<Word, 8>,  few_rows<Word, 9>,
-        few_rows<Word, 10>, few_rows<Word, 11>, few_rows<Word, 12>};
+using FewRows = void (*)(const LinearArgs&, const Worker&, int64_t group);
+
+#define BY_ROWS(F, W)                                                                                          \
+    {                                                                                                          \
+        nullptr, F<W, 1>, F<W, 2>, F<W, 3>, F<W, 4>, F<W, 5>, F<W, 6>, F<W, 7>, F<W, 8>, F<W, 9>, F<W, 10>, F<W, 11>, \
+            F<W, 12>                                                                                           \
+    }
+
+// Neighbouring groups in runs of about 256 KiB: shorter ones read from memory at two thirds of the speed (measured).
+INLINE void few(const LinearArgs& a, const Worker& me, FewRows group, int64_t group_bytes) {
     int64_t items = a.gated ? a.num_groups / 2 : a.num_groups;
-    int64_t bytes = a.width * Word::SIZE * LANES * (a.gated ? 2 : 1);
-    int64_t chunk = std::max<int64_t>(1, std::min(items / (4 * me.threads), (256 << 10) / bytes));
+    int64_t chunk = std::max<int64_t>(1, std::min(items / (4 * me.threads), (256 << 10) / group_bytes));
     for (int64_t first; (first = me.take(chunk)) < items;)
-        for (int64_t i = first; i < std::min(items, first + chunk); i++) by_rows[me.rows](a, i);
+        for (int64_t i = first; i < std::min(items, first + chunk); i++) group(a, me, i);
 }
 
 // ---- many rows ----
@@ -153,34 +148,34 @@ INLINE void make_panels(const LinearArgs& a, const Worker& me) {
 template <class Word, int ROWS, int PANELS>
 INLINE void many_tile(const char* w, int64_t stride, const char* panel, int64_t words, int64_t ahead, float* out) {
     vec sum[ROWS][PANELS];
-#pragma GCC unroll 16
+UNROLL(16)
     for (int n = 0; n < ROWS; n++)
-#pragma GCC unroll 3
+UNROLL(3)
         for (int p = 0; p < PANELS; p++) sum[n][p] = zero();
     auto step = [&](int64_t at) INLINE_LAMBDA {
         ivec x[PANELS];
-#pragma GCC unroll 3
+UNROLL(3)
         for (int p = 0; p < PANELS; p++) x[p] = iload(panel + (p * words + at) * 64);
-#pragma GCC unroll 16
+UNROLL(16)
         for (int n = 0; n < ROWS; n++) {
             ivec word = iset1(*(const int32_t*)(w + n * stride + at * 4));
-#pragma GCC unroll 3
+UNROLL(3)
             for (int p = 0; p < PANELS; p++) sum[n][p] = Word::dot(sum[n][p], word, x[p]);
         }
     };
     int64_t at = 0;
     for (; at + LANES <= words; at += LANES) {
         if (ahead) {
-#pragma GCC unroll 16
+UNROLL(16)
             for (int n = 0; n < ROWS; n++) prefetch_far(w + n * stride + at * 4 + ahead);
         }
-#pragma GCC unroll 4
+UNROLL(4)
         for (int j = 0; j < LANES; j++) step(at + j);
     }
     for (; at < words; at++) step(at);
-#pragma GCC unroll 16
+UNROLL(16)
     for (int n = 0; n < ROWS; n++)
-#pragma GCC unroll 3
+UNROLL(3)
         for (int p = 0; p < PANELS; p++) store(out + (p * LANES + n) * LANES, sum[n][p]);
 }
 
@@ -196,19 +191,16 @@ INLINE void many_group(const Group& g, const char* panel, int64_t words, int64_t
     }
 }
 
-template <class Word, int PANELS>
-NOINLINE void many_panels(const LinearArgs& a, const Worker& me, int64_t group, int64_t panel, int64_t ahead) {
-    int64_t words = a.width * Word::SIZE / 4;
-    alignas(64) float out[2][PANELS * LANES * LANES];
-    const char* x = me.shared + panel * words * 64;
-    many_group<Word, PANELS>(a.groups[group], x, words, ahead, out[0]);
-    if (a.gated) many_group<Word, PANELS>(a.groups[group + a.num_groups / 2], x, words, ahead, out[1]);
+// The sums of a tile, [PANELS][16 columns][16 rows], become results.
+template <int PANELS>
+INLINE void finish_panels(const LinearArgs& a, const Worker& me, int64_t group, int64_t panel, const float* sums,
+                          const float* ups) {
     for (int p = 0; p < PANELS; p++) {
         ivec v[LANES], up[LANES];
-        for (int i = 0; i < LANES; i++) v[i] = iload(out[0] + (p * LANES + i) * LANES);
+        for (int i = 0; i < LANES; i++) v[i] = iload(sums + (p * LANES + i) * LANES);
         transpose(v);
         if (a.gated) {
-            for (int i = 0; i < LANES; i++) up[i] = iload(out[1] + (p * LANES + i) * LANES);
+            for (int i = 0; i < LANES; i++) up[i] = iload(ups + (p * LANES + i) * LANES);
             transpose(up);
         }
         int64_t first = (panel + p) * LANES, count = std::min<int64_t>(LANES, me.rows - first);
@@ -216,34 +208,27 @@ NOINLINE void many_panels(const LinearArgs& a, const Worker& me, int64_t group, 
     }
 }
 
-template <class Word>
-INLINE void many(const LinearArgs& a, const Worker& me) {
+template <class Word, int PANELS>
+NOINLINE void many_dense(const LinearArgs& a, const Worker& me, int64_t group, int64_t panel) {
+    int64_t words = a.width * Word::SIZE / 4, ahead = panel ? 0 : a.groups[group].stride * LANES;
+    alignas(64) float sums[2][PANELS * LANES * LANES];
+    const char* x = me.shared + panel * words * 64;
+    many_group<Word, PANELS>(a.groups[group], x, words, ahead, sums[0]);
+    if (a.gated) many_group<Word, PANELS>(a.groups[group + a.num_groups / 2], x, words, ahead, sums[1]);
+    finish_panels<PANELS>(a, me, group, panel, sums[0], sums[1]);
+}
+
+using ManyRows = void (*)(const LinearArgs&, const Worker&, int64_t group, int64_t panel);
+
+#define BY_PANELS(F, W) {nullptr, F<W, 1>, F<W, 2>, F<W, 3>}
+
+// A group meets all panels before the next group's turn, so that it is read from memory once.
+INLINE void many(const LinearArgs& a, const Worker& me, const ManyRows* by_panels) {
     int64_t items = a.gated ? a.num_groups / 2 : a.num_groups, panels = (me.rows + LANES - 1) / LANES;
-    int64_t chunk = 2 - (a.gated ? 1 : 0);
-    for (int64_t first; (first = me.take(chunk)) < items;)
+    for (int64_t group; (group = me.take(1)) < items;)
         for (int64_t panel = 0; panel < panels;) {
-            int64_t left = panels - panel, take = left >= 3 && left != 4 ? 3 : left >= 2 ? 2 : 1;
-            for (int64_t i = first; i < std::min(items, first + chunk); i++) {
-                int64_t ahead = panel ? 0 : a.groups[i].stride * LANES * chunk;
-                if (take == 3) many_panels<Word, 3>(a, me, i, panel, ahead);
-                if (take == 2) many_panels<Word, 2>(a, me, i, panel, ahead);
-                if (take == 1) many_panels<Word, 1>(a, me, i, panel, ahead);
-            }
-            panel += take;
+            int64_t left = panels - panel, count = left >= 3 && left != 4 ? 3 : left >= 2 ? 2 : 1;
+            by_panels[count](a, me, group, panel);
+            panel += count;
         }
-}
-
-void linear_prepare(const Args& args, const Worker& me) {
-    const LinearArgs& a = args.linear;
-    if (me.rows <= FEW_ROWS) return;
-    a.format == BFLOAT16 ? make_panels<Pairs>(a, me) : make_panels<Floats>(a, me);
-}
-
-void linear_multiply(const Args& args, const Worker& me) {
-    const LinearArgs& a = args.linear;
-    bool pairs = a.format == BFLOAT16;
-    if (me.rows <= FEW_ROWS)
-        pairs ? few<Pairs>(a, me) : few<Floats>(a, me);
-    else
-        pairs ? many<Pairs>(a, me) : many<Floats>(a, me);
 }

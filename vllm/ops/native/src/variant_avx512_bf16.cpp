@@ -2,12 +2,9 @@
 #include "kernels.hpp"
 #if defined(__x86_64__)
 #include <immintrin.h>
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma,bmi,bmi2")
+#define VARIANT avx512_bf16
 #define VARIANT_AVX512
 #define VARIANT_BF16
-#define VARIANT avx512_bf16
+#define VARIANT_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma,bmi,bmi2"
 #include "all.inl"
 #endif

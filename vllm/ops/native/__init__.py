@@ -1,0 +1,83 @@
+"""Kernels for processors: a small C++ library, called with addresses and numbers.  It knows nothing of torch.
+
+It is built with the package where a compiler is found.  Without it, plain torch computes the same, slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm import env
+from vllm.errors import ConfigError
+from vllm.logging import get_logger
+
+logger = get_logger(__name__)
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""What kernels call the dtypes that they compute with."""
+
+
+@functools.cache
+def library() -> Any:
+    """Return the module of kernels, or None if there is none: it was not built, or is not wanted."""
+    wanted = env.cpu_kernels()
+    if wanted == "torch":
+        return None
+    try:
+        from vllm.ops.native import _kernels
+    except ImportError as error:
+        logger.warning(
+            "the native kernels are not there (%s); plain torch computes, several times slower. "
+            "Install a C++ compiler, then the package again",
+            error,
+        )
+        return None
+    if wanted is not None:
+        if wanted not in _kernels.variants():
+            known = ", ".join(_kernels.variants())
+            raise ConfigError(f"VLLM_CPU_KERNELS={wanted} does not run on this processor; use one of torch, {known}")
+        _kernels.choose(wanted)
+    _set_team(_kernels, torch.get_num_threads())
+    return _kernels
+
+
+def set_threads(count: int) -> None:
+    """Compute with so many threads, in torch as in the kernels."""
+    torch.set_num_threads(count)
+    if kernels := library():
+        _set_team(kernels, count)
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernels can work on the rows of a tensor."""
+    return x.device.type == "cpu" and x.dtype in TYPES and x.stride(-1) == 1 and library() is not None
+
+
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _set_team(kernels: ModuleType, threads: int) -> None:
+    """Hand over torch's own threads: a second team on the same cores would stop both (15 ms instead of 8, measured)."""
+    kernels.set_team(threads, *_openmp())
+
+
+@functools.cache
+def _openmp() -> tuple[int, int, int]:
+    """Return the addresses of the functions that run torch's threads; zeros if torch has another runtime."""
+    try:
+        paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+        (path,) = paths
+        runtime = ctypes.CDLL(path)
+        functions = (runtime.GOMP_parallel, runtime.omp_get_thread_num, runtime.omp_get_num_threads)
+    except (OSError, ValueError, AttributeError):
+        return 0, 0, 0
+    first, second, third = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
+    return first, second, third

@@ -1,0 +1,197 @@
+// The Python module `_kernels`: numbers and addresses in, nothing of torch.
+//
+// An operation's function runs it at once, or, while a program is recorded, appends it to the program:
+//
+//   start_recording(); linear(...); rms_norm(...); program = stop_recording()
+//   run(program, rows)
+//
+// Addresses must stay valid for as long as the program lives.  Calls come from one thread at a time.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "team.hpp"
+#include "variants.hpp"
+
+namespace {
+
+using Program = std::vector<Operation>;
+
+const Kernels* kernels = nullptr;
+Team* team = new Team;  // never destroyed: its threads may outlive the interpreter
+Program* recording = nullptr;
+
+// Reads a call's arguments in order.
+class Reader {
+   public:
+    Reader(PyObject* const* values_, Py_ssize_t count_) : values(values_), count(count_) {}
+    int64_t integer() {
+        PyObject* value = take();
+        return value ? PyLong_AsLongLong(value) : 0;
+    }
+    float number() {
+        PyObject* value = take();
+        return value ? (float)PyFloat_AsDouble(value) : 0;
+    }
+    template <class T>
+    void operator()(T*& pointer) { pointer = (T*)integer(); }
+    void operator()(int64_t& value) { value = integer(); }
+    void operator()(int32_t& value) { value = (int32_t)integer(); }
+    void operator()(float& value) { value = number(); }
+    template <class... T>
+    bool all(T&... fields) {
+        (operator()(fields), ...);
+        return done();
+    }
+    bool done() {
+        if (!PyErr_Occurred() && at != count)
+            PyErr_Format(PyExc_TypeError, "%zd arguments were given, %zd are taken", count, at);
+        return !PyErr_Occurred();
+    }
+
+   private:
+    PyObject* take() {
+        if (at >= count && !PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "too few arguments");
+        return at++ < count ? values[at - 1] : nullptr;
+    }
+    PyObject* const* values;
+    Py_ssize_t count, at = 0;
+};
+
+PyObject* run_now(const Operation* first, size_t count, int64_t rows) {
+    bool enough;
+    Py_BEGIN_ALLOW_THREADS;
+    enough = team->run(first, count, rows);
+    Py_END_ALLOW_THREADS;
+    if (!enough) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+PyObject* issue(std::initializer_list<Operation> operations, int64_t rows) {
+    if (recording) {
+        recording->insert(recording->end(), operations);
+        Py_RETURN_NONE;
+    }
+    return run_now(operations.begin(), operations.size(), rows);
+}
+
+// ---- set-up ----
+
+PyObject* variants(PyObject*, PyObject*) {
+    PyObject* names = PyList_New(0);
+    for (const Variant& variant : all_variants())
+        if (variant.runs_here) {
+            PyObject* name = PyUnicode_FromString(variant.kernels->name);
+            PyList_Append(names, name);
+            Py_DECREF(name);
+        }
+    return names;
+}
+
+PyObject* choose(PyObject*, PyObject* name) {
+    const char* wanted = PyUnicode_AsUTF8(name);
+    if (!wanted) return nullptr;
+    for (const Variant& variant : all_variants())
+        if (variant.runs_here && !strcmp(variant.kernels->name, wanted)) {
+            kernels = variant.kernels;
+            Py_RETURN_NONE;
+        }
+    return PyErr_Format(PyExc_ValueError, "no kernels %s run on this processor", wanted);
+}
+
+PyObject* set_team(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    int64_t threads, region, number, members;
+    if (!Reader(values, count).all(threads, region, number, members)) return nullptr;
+    team->set((int)threads, (Team::Region)region, (Team::Number)number, (Team::Number)members);
+    Py_RETURN_NONE;
+}
+
+// ---- programs ----
+
+constexpr const char* PROGRAM = "vllm.ops.native.Program";
+
+PyObject* start_recording(PyObject*, PyObject*) {
+    if (recording) {
+        PyErr_SetString(PyExc_RuntimeError, "a program is being recorded already");
+        return nullptr;
+    }
+    recording = new Program;
+    Py_RETURN_NONE;
+}
+
+PyObject* stop_recording(PyObject*, PyObject*) {
+    if (!recording) {
+        PyErr_SetString(PyExc_RuntimeError, "no program is being recorded");
+        return nullptr;
+    }
+    Program* program = recording;
+    recording = nullptr;
+    return PyCapsule_New(program, PROGRAM,
+                         [](PyObject* capsule) { delete (Program*)PyCapsule_GetPointer(capsule, PROGRAM); });
+}
+
+PyObject* run(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    if (count != 2) return PyErr_Format(PyExc_TypeError, "run takes a program and a number of rows");
+    auto* program = (Program*)PyCapsule_GetPointer(values[0], PROGRAM);
+    if (!program) return nullptr;
+    int64_t rows = PyLong_AsLongLong(values[1]);
+    if (PyErr_Occurred()) return nullptr;
+    return run_now(program->data(), program->size(), rows);
+}
+
+// ---- operations: (rows, fields of the arguments in order) ----
+
+PyObject* linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    LinearArgs& a = op.args.linear;
+    int64_t rows;
+    if (!Reader(values, count)
+             .all(rows, a.x, a.y, a.residual, a.bias, a.groups, a.num_groups, a.width, a.x_stride, a.y_stride,
+                  a.residual_stride, a.format, a.x_type, a.y_type, a.activation, a.gated))
+        return nullptr;
+    op.phase = kernels->linear_prepare;
+    op.shared_per_panel = kernels->linear_shared(a);
+    op.own = kernels->linear_own(a);
+    Operation second = op;
+    second.phase = kernels->linear_multiply;
+    return issue({op, second}, rows);
+}
+
+PyObject* quantize(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    QuantizeArgs& a = op.args.quantize;
+    int64_t rows;
+    if (!Reader(values, count).all(rows, a.w, a.row_stride, a.column_stride, a.type, a.width, a.packed, a.scales, a.format))
+        return nullptr;
+    op.phase = kernels->quantize;
+    op.own = kernels->quantize_own(a);
+    return issue({op}, rows);
+}
+
+PyMethodDef methods[] = {
+    {"variants", variants, METH_NOARGS, "Names of the kernels that run on this processor, best first."},
+    {"choose", choose, METH_O, "Use the kernels of this name."},
+    {"set_team", (PyCFunction)(void*)set_team, METH_FASTCALL, "threads, and the addresses of the runtime's functions"},
+    {"start_recording", start_recording, METH_NOARGS, "Collect operations instead of running them."},
+    {"stop_recording", stop_recording, METH_NOARGS, "Return the program."},
+    {"run", (PyCFunction)(void*)run, METH_FASTCALL, "Run a program for a number of rows."},
+    {"linear", (PyCFunction)(void*)linear, METH_FASTCALL, "y = activation(x Wᵀ + bias) + residual"},
+    {"quantize", (PyCFunction)(void*)quantize, METH_FASTCALL, "Pack rows of a matrix as INT8 or INT4."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernels", "Kernels for processors.", -1, methods,
+                          nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__kernels() {
+    for (const Variant& variant : all_variants())
+        if (variant.runs_here) {
+            kernels = variant.kernels;
+            break;
+        }
+    return PyModule_Create(&definition);
+}

@@ -1,0 +1,4 @@
+// The kernels for any processor, ARM's included: plain C++.
+#include "kernels.hpp"
+#define VARIANT portable
+#include "all.inl"
