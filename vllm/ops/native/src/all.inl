@@ -37,10 +37,15 @@ namespace VARIANT {
 #include "linear.inl"
 //
 #include "quantized.inl"
+//
+#include "attention_cache.inl"
+//
+#include "attention.inl"
 
 extern const Kernels kernels;
 const Kernels kernels = {
     TEXT(VARIANT), linear_prepare, linear_multiply, linear_shared, linear_own, quantize, quantize_own,
+    attention_write, attention_attend,
 };
 }  // namespace VARIANT
 

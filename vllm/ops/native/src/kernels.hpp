@@ -58,9 +58,34 @@ struct QuantizeArgs {
     int32_t format;        // INT8 or INT4
 };
 
+// Where the tokens of a step are, for one cache group; its address stays, its content changes every step.
+struct AttentionPlan {
+    const int64_t *first, *start, *count;  // [num_rows] see Layout in vllm/ops/attention.py
+    const int32_t* blocks;                 // [num_rows, table_width]
+    int64_t num_rows, table_width;
+    int64_t block_size;                    // a multiple of 16
+};
+
+struct AttentionArgs {
+    const void *q, *k, *v;                   // [rows, heads, width], [rows, kv_heads, width], [rows, kv_heads, value_width]
+    void* out;                               // [rows, heads, value_width]
+    void *keys, *values;                     // the cache, laid out as attention.inl says
+    float *key_scales, *value_scales;        // [blocks, kv_heads, block_size]; null unless the cache is INT8
+    const AttentionPlan* plan;
+    const float* sinks;                      // [heads] or null: exp(sink) is added to the denominator
+    const float* slopes;                     // [heads] or null: slope · (key position - query position), added to scores
+    int64_t q_stride, k_stride, v_stride, out_stride;  // from token to token, in elements
+    int64_t heads, kv_heads, width, value_width;
+    int64_t window;                          // see so many tokens, the token itself included; 0: all
+    int64_t shared_bytes;                    // of scratch that all threads share
+    float scale, softcap;
+    int32_t type;                            // of q, k, v and out
+};
+
 union Args {
     LinearArgs linear;
     QuantizeArgs quantize;
+    AttentionArgs attention;
     int64_t words[32];
 };
 
@@ -73,4 +98,5 @@ struct Kernels {
     int64_t (*linear_own)(const LinearArgs&);     // scratch for each thread
     Phase quantize;
     int64_t (*quantize_own)(const QuantizeArgs&);
+    Phase attention_write, attention_attend;
 };

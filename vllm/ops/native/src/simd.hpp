@@ -8,6 +8,7 @@
 //   max(a, b), min(a, b)   of a NaN and a number the result is b, as the processors have it
 //   scale2(a, n)           a · 2^n for whole n; overflows to infinity, underflows to 0
 //   if_less(x, y, a, b)    per lane: a where x < y, else b; b if one is NaN
+//   any_greater(x, y)     whether x > y in some lane; a NaN is not
 //   first(n, a, b)         a in the first n lanes, b in the others
 //   dot_pairs(acc, a, b)   per lane: acc + the dot product of two pairs of bfloat16
 //   dot_bytes(acc, u, s)   per lane: acc + the dot product of four unsigned and four signed bytes, exact

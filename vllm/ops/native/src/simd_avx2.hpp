@@ -62,6 +62,10 @@ INLINE vec if_less(vec x, vec y, vec p, vec q) {
     return {_mm256_blendv_ps(q.a, p.a, _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ)),
             _mm256_blendv_ps(q.b, p.b, _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ))};
 }
+INLINE bool any_greater(vec x, vec y) {
+    __m256 a = _mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ), b = _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ);
+    return _mm256_movemask_ps(_mm256_or_ps(a, b)) != 0;
+}
 INLINE vec first(int n, vec p, vec q) {
     return {_mm256_blendv_ps(q.a, p.a, _mm256_castsi256_ps(lanes_below(n))),
             _mm256_blendv_ps(q.b, p.b, _mm256_castsi256_ps(lanes_below(n - 8)))};

@@ -35,6 +35,7 @@ INLINE vec scale2(vec a, vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 INLINE vec if_less(vec x, vec y, vec a, vec b) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LT_OQ), b.v, a.v)};
 }
+INLINE bool any_greater(vec x, vec y) { return _mm512_cmp_ps_mask(x.v, y.v, _CMP_GT_OQ) != 0; }
 // `a` in the first n lanes, `b` in the others.
 INLINE vec first(int n, vec a, vec b) { return {_mm512_mask_blend_ps(first_lanes(n), b.v, a.v)}; }
 

@@ -68,6 +68,12 @@ EACH(to_float, (ivec x), (float)x.v[i])
 EACH(as_float, (ivec x), bits_to_float((uint32_t)x.v[i]))
 EACH(load_int8, (const int8_t* p), (float)p[i])
 
+INLINE bool any_greater(vec x, vec y) {
+    bool any = false;
+    for (int i = 0; i < LANES; i++) any |= x.v[i] > y.v[i];
+    return any;
+}
+
 INLINE void store(float* p, vec x) { memcpy(p, x.v, sizeof x.v); }
 INLINE void store(float* p, vec x, int n) { memcpy(p, x.v, 4 * n); }
 INLINE void store(bf16* p, vec x, int n) {
