@@ -34,6 +34,8 @@ namespace VARIANT {
 //
 #include "math.inl"
 //
+#include "check.inl"
+//
 #include "linear.inl"
 //
 #include "quantized.inl"
@@ -44,7 +46,7 @@ namespace VARIANT {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    TEXT(VARIANT), linear_prepare, linear_multiply, linear_shared, linear_own, quantize, quantize_own,
+    TEXT(VARIANT), linear_prepare, linear_multiply, linear_shared, linear_own, check_finite, CHECK_RUN, quantize, quantize_own,
     attention_write, attention_attend,
 };
 }  // namespace VARIANT
