@@ -17,14 +17,82 @@ INLINE vec exp(vec x) {
     return scale2(p, n);
 }
 
+// 2^x, relative error about 1e-7, exactly 1 for 0; 0 below -150, infinity from 128 on, NaN for NaN.
+INLINE vec exp2(vec x) {
+    x = max(set1(-200.f), min(set1(200.f), x));
+    vec n = round(x), r = sub(x, n);
+    vec p = set1(1.55946775e-4f);
+    p = fma(p, r, set1(1.34066439e-3f));
+    p = fma(p, r, set1(9.61769297e-3f));
+    p = fma(p, r, set1(5.55031055e-2f));
+    p = fma(p, r, set1(2.40226528e-1f));
+    p = fma(p, r, set1(6.93147215e-1f));
+    return scale2(fma(p, r, set1(1.f)), n);
+}
+
+// The same for x ≤ 128 with a relative error of 8e-5, for results that become bfloat16.
+INLINE vec exp2_coarse(vec x) {
+    x = max(set1(-200.f), x);
+    vec n = round(x), r = sub(x, n);
+    vec p = set1(5.51716691e-2f);
+    p = fma(p, r, set1(2.42611122e-1f));
+    p = fma(p, r, set1(6.93260985e-1f));
+    return scale2(fma(p, r, set1(9.99928074e-1f)), n);
+}
+
 INLINE vec sigmoid(vec x) { return div(set1(1.f), add(set1(1.f), exp(sub(zero(), x)))); }
+
+// Error below 3e-7, relative too.
+INLINE vec tanh(vec x) {
+    vec size = abs(x), z = mul(x, x);
+    vec p = set1(-5.71704451e-3f);
+    p = fma(p, z, set1(2.06505868e-2f));
+    p = fma(p, z, set1(-5.37434979e-2f));
+    p = fma(p, z, set1(1.33314913e-1f));
+    p = fma(p, z, set1(-3.33332839e-1f));
+    vec near = fma(mul(p, z), x, x);
+    vec far = sub(set1(1.f), div(set1(2.f), add(exp(add(size, size)), set1(1.f))));
+    return if_less(size, set1(.625f), near, if_less(x, zero(), sub(zero(), far), far));
+}
+
+// Error below 3e-7, relative too.
+INLINE vec erf(vec x) {
+    vec size = abs(x), z = mul(x, x);
+    vec p = set1(7.85385752e-5f);
+    p = fma(p, z, set1(-8.01019238e-4f));
+    p = fma(p, z, set1(5.18832753e-3f));
+    p = fma(p, z, set1(-2.68538118e-2f));
+    p = fma(p, z, set1(1.12835851e-1f));
+    p = fma(p, z, set1(-3.76126258e-1f));
+    vec near = mul(x, fma(p, z, set1(1.12837917f)));
+    vec t = div(set1(1.f), fma(size, set1(.5f), set1(1.f)));  // 1 - erf(x) = exp(-x²) q(t) for x > 1
+    vec q = set1(-2.30534013e-1f);
+    q = fma(q, t, set1(6.35887071e-1f));
+    q = fma(q, t, set1(-6.35234939e-2f));
+    q = fma(q, t, set1(3.96249862e-1f));
+    q = fma(q, t, set1(2.59862837e-1f));
+    q = fma(q, t, set1(1.80347682e-3f));
+    vec far = sub(set1(1.f), mul(exp(sub(zero(), z)), q));
+    return if_less(size, set1(1.f), near, if_less(x, zero(), sub(zero(), far), far));
+}
+
+INLINE vec gelu(vec x) { return mul(mul(x, set1(.5f)), add(set1(1.f), erf(mul(x, set1(.70710678f))))); }
+
+INLINE vec gelu_tanh(vec x) {
+    vec inner = mul(set1(.79788456f), fma(mul(mul(x, x), x), set1(.044715f), x));
+    return mul(mul(x, set1(.5f)), add(set1(1.f), tanh(inner)));
+}
 
 INLINE vec activate(int32_t kind, vec x) {
     switch (kind) {
         case SILU: return div(x, add(set1(1.f), exp(sub(zero(), x))));
+        case GELU: return gelu(x);
+        case GELU_TANH: return gelu_tanh(x);
         case QUICK_GELU: return div(x, add(set1(1.f), exp(mul(set1(-1.702f), x))));
         case RELU: return max(zero(), x);
+        case RELU_SQUARED: return mul(max(zero(), x), max(zero(), x));
         case SIGMOID: return sigmoid(x);
+        case TANH: return tanh(x);
         default: return x;
     }
 }

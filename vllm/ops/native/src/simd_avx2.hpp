@@ -62,6 +62,10 @@ INLINE vec if_less(vec x, vec y, vec p, vec q) {
     return {_mm256_blendv_ps(q.a, p.a, _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ)),
             _mm256_blendv_ps(q.b, p.b, _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ))};
 }
+INLINE bool any_greater(vec x, vec y) {
+    __m256 a = _mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ), b = _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ);
+    return _mm256_movemask_ps(_mm256_or_ps(a, b)) != 0;
+}
 INLINE vec first(int n, vec p, vec q) {
     return {_mm256_blendv_ps(q.a, p.a, _mm256_castsi256_ps(lanes_below(n))),
             _mm256_blendv_ps(q.b, p.b, _mm256_castsi256_ps(lanes_below(n - 8)))};
@@ -138,6 +142,29 @@ INLINE void store(bf16* p, vec x, int n) {
     bf16 copy[LANES];
     store(copy, x);
     memcpy(p, copy, 2 * n);
+}
+
+INLINE vec round_to_bf16(vec x) { return {widen(narrow(x.a)), widen(narrow(x.b))}; }
+INLINE void store(float* p, vec x, vec y) { store(p, x), store(p + LANES, y); }
+INLINE void store(bf16* p, vec x, vec y) { store(p, x), store(p + LANES, y); }
+
+INLINE void zip(__m256& x, __m256& y) {  // 8 of each
+    __m256 low = _mm256_unpacklo_ps(x, y), high = _mm256_unpackhi_ps(x, y);
+    x = _mm256_permute2f128_ps(low, high, 0x20), y = _mm256_permute2f128_ps(low, high, 0x31);
+}
+INLINE void unzip(__m256& x, __m256& y) {
+    __m256 low = _mm256_permute2f128_ps(x, y, 0x20), high = _mm256_permute2f128_ps(x, y, 0x31);
+    x = _mm256_shuffle_ps(low, high, 0x88), y = _mm256_shuffle_ps(low, high, 0xdd);
+}
+INLINE void zip(vec& x, vec& y) {
+    zip(x.a, y.a), zip(x.b, y.b);
+    __m256 kept = y.a;
+    y.a = x.b, x.b = kept;
+}
+INLINE void unzip(vec& x, vec& y) {
+    __m256 kept = y.a;
+    y.a = x.b, x.b = kept;
+    unzip(x.a, y.a), unzip(x.b, y.b);
 }
 
 template <class Join>
