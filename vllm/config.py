@@ -7,7 +7,7 @@ One field of EngineArgs is one keyword of `LLM(...)`, one flag of the command li
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from vllm.errors import ConfigError, did_you_mean
 from vllm.names import take_names
@@ -35,7 +35,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tensor_parallel_size": (1, None),
     "pipeline_parallel_size": (1, None),
     "data_parallel_size": (1, None),
-    "quantization": (None,),
     "quantization_config": (None,),
     "kv_cache_dtype": ("auto", None),
     "enable_lora": (False, None),
@@ -172,6 +171,12 @@ class EngineArgs:
     load_format: str = option(
         "auto", "auto: safetensors, else .bin; dummy: random weights.", ("auto", "safetensors", "pt", "dummy")
     )
+    quantization: Literal["int8", "int4"] | None = option(
+        None,
+        "convert the weights while they are loaded: int8 (one scale per row) or int4 (one per 32 weights); products "
+        "then round activations to 8 bits",
+        choices=(None, "int8", "int4"),
+    )
     generation_config: str = option(
         "auto", "Where default sampling parameters come from: auto (the model), vllm (none), or a folder."
     )
@@ -247,6 +252,8 @@ class ModelConfig:
     """Sampling defaults of the generation config."""
     trust_remote_code: bool
     load_format: str
+    quantization: Literal["int8", "int4"] | None
+    """What weights are quantized to while they are loaded."""
     chat_template: str | None
     max_logprobs: int
     logprobs_mode: str

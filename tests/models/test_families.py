@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from vllm.layers.decoder import Decoder
+from vllm.layers.placement import Placement
 from vllm.layers.rotary import Unstretched
 from vllm.models.build import build_decoder
 from vllm.models.registry import ARCHITECTURES, build, spec_of
@@ -198,7 +199,7 @@ def pair(spread: Callable[..., Any], fill: Callable[..., None], tmp_path: Path) 
     ) -> Pair:
         model = spread(AutoModelForCausalLM.from_config(tiny_config(name), attn_implementation="eager"))
         model.save_pretrained(tmp_path)
-        decoder = build_decoder(change(spec_of(model.config)), dtype, CPU, max_model_len=LENGTH)
+        decoder = build_decoder(change(spec_of(model.config)), Placement(dtype, CPU), max_model_len=LENGTH)
         fill(decoder, tmp_path)
         return model, decoder
 
@@ -318,7 +319,7 @@ def test_a_multimodal_gemma3_answers_text(
     config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1, **ids)
     model = spread(transformers.Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager"))
     model.save_pretrained(tmp_path)
-    decoder = build(model.config, torch.float32, CPU, max_model_len=LENGTH)
+    decoder = build(model.config, Placement(torch.float32, CPU), max_model_len=LENGTH)
     fill(decoder, tmp_path)
     prompt = torch.randint(3, 80, (LENGTH,))
     assert difference(compute(decoder, [prompt])[0], model(input_ids=prompt[None]).logits[0]) < 1e-4
@@ -331,8 +332,8 @@ def test_a_checkpoint_of_the_bare_model_lacks_only_the_base_prefix(
     model, decoder = pair(name)
     prompt = torch.randint(3, 96, (LENGTH,))
     expected = compute(decoder, [prompt])[0]
-    model.base_model.save_pretrained(tmp_path)
-    for parameter in decoder.parameters():
-        parameter.zero_()
-    fill(decoder, tmp_path)
+    bare = tmp_path / "bare"
+    model.base_model.save_pretrained(bare)
+    decoder = build(model.config, Placement(torch.float32, CPU), max_model_len=LENGTH)
+    fill(decoder, bare)
     assert torch.equal(compute(decoder, [prompt])[0], expected)

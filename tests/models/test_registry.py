@@ -9,6 +9,7 @@ import torch
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, OPTConfig
 
 from vllm.errors import ConfigError, ModelError
+from vllm.layers.placement import Placement
 from vllm.models.registry import build
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ SMALL: dict[str, Any] = {
 
 
 def build_llama(**fields: Any) -> None:
-    build(LlamaConfig(**{**SMALL, **fields}), torch.float32, CPU, max_model_len=16)
+    build(LlamaConfig(**{**SMALL, **fields}), Placement(torch.float32, CPU), max_model_len=16)
 
 
 def test_an_unknown_architecture_is_refused_with_the_nearest_name() -> None:
@@ -82,15 +83,15 @@ def test_more_positions_than_were_learned_are_refused() -> None:
         architectures=["OPTForCausalLM"],
     )
     for config in (gpt2, opt):
-        build(config, torch.float32, CPU, max_model_len=64)
+        build(config, Placement(torch.float32, CPU), max_model_len=64)
         with pytest.raises(ConfigError, match="max_model_len=65.*use at most 64"):
-            build(config, torch.float32, CPU, max_model_len=65)
+            build(config, Placement(torch.float32, CPU), max_model_len=65)
 
 
 def test_models_that_see_the_future_or_an_encoder_are_refused() -> None:
     both_ways = Gemma2Config(**{**SMALL, "architectures": ["Gemma2ForCausalLM"]}, use_bidirectional_attention=True)
     with pytest.raises(ModelError, match="use_bidirectional_attention"):
-        build(both_ways, torch.float32, CPU, max_model_len=16)
+        build(both_ways, Placement(torch.float32, CPU), max_model_len=16)
     crossed = GPT2Config(
         n_embd=32,
         n_layer=1,
@@ -102,4 +103,4 @@ def test_models_that_see_the_future_or_an_encoder_are_refused() -> None:
         architectures=["GPT2LMHeadModel"],
     )
     with pytest.raises(ModelError, match="add_cross_attention"):
-        build(crossed, torch.float32, CPU, max_model_len=16)
+        build(crossed, Placement(torch.float32, CPU), max_model_len=16)

@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.ops.conftest import matrix_of
 from vllm import ops
+from vllm.ops.activations import activation, gated_activation
+from vllm.ops.matrix import DenseMatrix
+from vllm.ops.native import set_threads
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = 70
@@ -17,11 +21,11 @@ ROWS = 70
 @pytest.fixture(autouse=True, params=[1, 2], ids=["1 thread", "2 threads"])
 def _a_seed(request: pytest.FixtureRequest) -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+    set_threads(request.param)
     torch.manual_seed(0)
     with torch.inference_mode():
         yield
-    torch.set_num_threads(threads)
+    set_threads(threads)
 
 
 def check(operation: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -48,8 +52,9 @@ def test_linear(width: int, height: int, dtype: torch.dtype) -> None:
     half = torch.randn(height, width // 2)
     weight = torch.cat((half, -half, torch.randn(height, width % 2)), dim=1).to(dtype)
     bias = torch.randn(height).to(dtype)
-    check(lambda x: ops.linear(x, weight), cancelling(ROWS, width).to(dtype))
-    check(lambda x: ops.linear(x, weight, bias), cancelling(ROWS, width).to(dtype))
+    for kind in (ops.matrix, DenseMatrix):
+        check(matrix_of(weight, kind=kind).multiply, cancelling(ROWS, width).to(dtype))
+        check(matrix_of(weight, bias, kind=kind).multiply, cancelling(ROWS, width).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -66,8 +71,8 @@ def test_norms(width: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ops.ACTIVATIONS)
 def test_activations(name: str, dtype: torch.dtype) -> None:
     x = (4 * torch.randn(ROWS, 46)).to(dtype)
-    check(lambda x: ops.activation(x, name), x)
-    check(lambda x: ops.gated_activation(x, name), x)
+    check(lambda x: activation(x, name), x)
+    check(lambda x: gated_activation(x, name), x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -90,11 +95,12 @@ def test_rotary(interleaved: bool, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_experts(renormalize: bool, dtype: torch.dtype) -> None:
-    router = torch.randn(5, 24).to(dtype)
-    gate_up, down = torch.randn(5, 2 * 20, 24).to(dtype), torch.randn(5, 24, 20).to(dtype)
+    router = matrix_of(torch.randn(5, 24).to(dtype))
+    gate_up = [matrix_of(torch.randn(2 * 20, 24).to(dtype), gated=True) for _ in range(5)]
+    down = [matrix_of(torch.randn(24, 20).to(dtype)) for _ in range(5)]
 
     def mixture(x: Tensor) -> Tensor:
-        weights, ids = ops.route(ops.linear(x, router), 2, renormalize)
+        weights, ids = ops.route(router.multiply(x), 2, renormalize)
         return ops.moe(x, weights, ids, gate_up, down, activation="silu")
 
     check(mixture, torch.randn(ROWS, 24).to(dtype))

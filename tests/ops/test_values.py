@@ -8,7 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.ops.conftest import matrix_of
 from vllm import ops
+from vllm.ops.activations import activation, gated_activation
+from vllm.ops.linear import linear
 
 
 @pytest.fixture(autouse=True)
@@ -33,17 +36,17 @@ EXPECTED = {
 def test_an_activation_computes_what_its_name_says_far_out_too(name: str) -> None:
     x = torch.cat((torch.linspace(-8, 8, 999), torch.tensor([-1e4, -200.0, -90.0, 0.0, 90.0, 1e4])))
     expected = EXPECTED.get(name, lambda x: F.gelu(x, approximate="tanh"))(x.double())
-    torch.testing.assert_close(ops.activation(x, name).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(activation(x, name).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_gate_comes_before_up() -> None:
     gate, up = torch.randn(3, 5), torch.randn(3, 5)
-    torch.testing.assert_close(ops.gated_activation(torch.cat((gate, up), 1), "silu"), F.silu(gate) * up)
+    torch.testing.assert_close(gated_activation(torch.cat((gate, up), 1), "silu"), F.silu(gate) * up)
 
 
 def test_half_precision_activations_are_rounded_once() -> None:
     x = torch.randn(1000).bfloat16()
-    assert torch.equal(ops.activation(x, "gelu"), ops.activation(x.float(), "gelu").bfloat16())
+    assert torch.equal(activation(x, "gelu"), activation(x.float(), "gelu").bfloat16())
 
 
 def test_norms_agree_with_torch() -> None:
@@ -70,9 +73,10 @@ def test_rotary_turns_pairs_and_leaves_the_rest(interleaved: bool) -> None:
 def test_experts_are_weighted_by_their_probabilities() -> None:
     x, logits = torch.randn(6, 8), torch.randn(6, 4)
     gate_up, down = torch.randn(4, 10, 8), torch.randn(4, 8, 5)
+    experts = [matrix_of(w, gated=True) for w in gate_up], [matrix_of(w) for w in down]
     for renormalize in (False, True):
         weights, ids = ops.route(logits, 2, renormalize)
-        got = ops.moe(x, weights, ids, gate_up, down, activation="relu")
+        got = ops.moe(x, weights, ids, *experts, activation="relu")
         for token in range(6):
             best = sorted(range(4), key=lambda expert: -logits[token, expert].item())[:2]
             odds = [math.exp(logits[token, expert]) for expert in best]
@@ -83,4 +87,4 @@ def test_experts_are_weighted_by_their_probabilities() -> None:
 
 
 def test_an_empty_step_of_rows_is_no_special_case_for_linear() -> None:
-    assert ops.linear(torch.randn(0, 4), torch.randn(3, 4)).shape == (0, 3)
+    assert linear(torch.randn(0, 4), torch.randn(3, 4)).shape == (0, 3)

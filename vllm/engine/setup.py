@@ -66,6 +66,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         ),
         trust_remote_code=args.trust_remote_code,
         load_format=args.load_format,
+        quantization=args.quantization,
         chat_template=args.chat_template,
         max_logprobs=args.max_logprobs,
         logprobs_mode=args.logprobs_mode,

@@ -41,9 +41,9 @@ class Attention(nn.Module):
         shape = (self.num_kv_heads, self.head_dim, self.head_dim)
         return Full(*shape) if self.options.window is None else Window(*shape, size=self.options.window)
 
-    def forward(self, x: Tensor, step: Step) -> Tensor:
+    def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         heads = self.qkv(x).unflatten(1, (-1, self.head_dim))  # [T, H + 2 G, E]
         q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
         q, k = self.rotary(self.q_norm(q), self.k_norm(k), step.positions)
         cache, plan = step.caches[self.index], step.plans[step.group_of[self.index]]
-        return self.out(self.backend.run(q, k, v, cache, plan, self.options).flatten(1))
+        return self.out(self.backend.run(q, k, v, cache, plan, self.options).flatten(1), residual)

@@ -1,4 +1,7 @@
-"""The shapes of a decoder layer: where the norms stand around attention and feed-forward, and how they are joined."""
+"""The shapes of a decoder layer: where the norms stand around attention and feed-forward, and how they are joined.
+
+What a branch is added to is given to it as its `residual`, so that its last product can add it on the way out.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ class PreNorm(nn.Module):
         self.before_attention, self.before_ffn = norms
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        x = x + self.attention(self.before_attention(x), step)
-        return x + self.ffn(self.before_ffn(x))
+        x = self.attention(self.before_attention(x), step, x)
+        return self.ffn(self.before_ffn(x), x)
 
 
 class PostNorm(nn.Module):
@@ -30,8 +33,8 @@ class PostNorm(nn.Module):
         self.after_attention, self.after_ffn = norms
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        x = self.after_attention(x + self.attention(x, step))
-        return self.after_ffn(x + self.ffn(x))
+        x = self.after_attention(self.attention(x, step, x))
+        return self.after_ffn(self.ffn(x, x))
 
 
 class Sandwich(nn.Module):
@@ -45,8 +48,8 @@ class Sandwich(nn.Module):
         self.before_attention, self.after_attention, self.before_ffn, self.after_ffn = norms
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        x = x + self.after_attention(self.attention(self.before_attention(x), step))
-        return x + self.after_ffn(self.ffn(self.before_ffn(x)))
+        x = self.after_attention(self.attention(self.before_attention(x), step), x)
+        return self.after_ffn(self.ffn(self.before_ffn(x)), x)
 
 
 class Parallel(nn.Module):
@@ -58,4 +61,4 @@ class Parallel(nn.Module):
         self.before_attention, self.before_ffn = norms
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        return self.ffn(self.before_ffn(x)) + self.attention(self.before_attention(x), step) + x
+        return self.ffn(self.before_ffn(x), self.attention(self.before_attention(x), step, x))

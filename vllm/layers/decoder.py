@@ -11,6 +11,7 @@ from vllm.kv_cache.spec import CacheSpec
 from vllm.layers.attention import Attention
 from vllm.layers.embedding import Head, PositionedInput, TokenInput
 from vllm.layers.step import Step
+from vllm.ops.matrix import Matrix
 from vllm.weights import Window
 
 
@@ -61,6 +62,14 @@ class Decoder(nn.Module):
         """What memory the attention layers need, in call order."""
         layers = [module for module in self.modules() if isinstance(module, Attention)]
         return tuple(layer.cache_spec for layer in sorted(layers, key=lambda layer: layer.index))
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that the weights take, or will take."""
+        matrices = [module for module in self.modules() if isinstance(module, Matrix)]
+        owned = {id(parameter) for matrix in matrices for parameter in matrix.parameters()}
+        others = sum(parameter.nbytes for parameter in self.parameters() if id(parameter) not in owned)
+        return sum(matrix.num_bytes for matrix in matrices) + others
 
     def windows(self) -> Iterator[Window]:
         """Yield a window for each of the checkpoint's tensors that belongs into the model."""

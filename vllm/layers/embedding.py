@@ -20,13 +20,13 @@ class Embedding(nn.Module):
     def __init__(self, num_rows: int, width: int, name: str, placement: Placement) -> None:
         super().__init__()
         self.name = name
-        self.weight = placement.parameter(num_rows, width)
+        self.matrix = placement.unquantized.matrix(num_rows, width)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return ops.embedding(ids, self.weight)
+    def forward(self, ids: Tensor, scale: float = 1.0) -> Tensor:
+        return self.matrix.look_up(ids, scale)
 
     def windows(self) -> Iterator[Window]:
-        yield Window(f"{self.name}.weight", self.weight)
+        yield Window(f"{self.name}.weight", self.matrix.place(0, self.matrix.shape.rows))
 
 
 class TokenInput(nn.Module):
@@ -36,10 +36,10 @@ class TokenInput(nn.Module):
         super().__init__()
         self.tokens = tokens
         # the factor is rounded to the model's dtype: gemma was trained with √3072 = 55.5
-        self.scale = float(torch.tensor(scale, dtype=tokens.weight.dtype))
+        self.scale = float(torch.tensor(scale, dtype=tokens.matrix.shape.dtype))
 
     def forward(self, step: Step) -> Tensor:
-        return self.tokens(step.token_ids) * self.scale
+        return self.tokens(step.token_ids, self.scale)
 
 
 class PositionedInput(nn.Module):
@@ -53,18 +53,26 @@ class PositionedInput(nn.Module):
         self.offset = offset
 
     def forward(self, step: Step) -> Tensor:
-        return self.project(self.tokens(step.token_ids)) + self.positions(step.positions + self.offset)
+        tokens = self.project(self.tokens(step.token_ids))
+        return ops.add(tokens, self.positions(ops.shift(step.positions, self.offset)))
 
 
 class TiedLinear(nn.Module):
-    """The product with an embedding's own table.  [T, D] -> [T, V]"""
+    """The product with an embedding's table: with itself, or with a quantized copy of it.  [T, D] -> [T, V]"""
 
-    def __init__(self, embedding: Embedding) -> None:
+    def __init__(self, embedding: Embedding, placement: Placement) -> None:
         super().__init__()
-        self.embedding = embedding
+        self.name = embedding.name
+        shape = embedding.matrix.shape
+        self.own = placement.matrix(shape.rows, shape.width) if placement.format else None
+        self.matrix = self.own or embedding.matrix
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.embedding.weight)
+    def forward(self, x: Tensor, residual: None = None, dtype: torch.dtype | None = None) -> Tensor:
+        return self.matrix.multiply(x, dtype=dtype)
+
+    def windows(self) -> Iterator[Window]:
+        if self.own is not None:
+            yield Window(f"{self.name}.weight", self.own.place(0, self.own.shape.rows))
 
 
 class Head(nn.Module):
@@ -78,5 +86,5 @@ class Head(nn.Module):
         self.softcap = softcap
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.vocabulary(self.project(hidden)).float()
-        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+        logits = self.vocabulary(self.project(hidden), dtype=torch.float32)
+        return ops.softcap(logits, self.softcap) if self.softcap else logits

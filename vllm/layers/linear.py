@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
-from vllm import ops
 from vllm.layers.placement import Placement
 from vllm.weights import Window
 
@@ -24,30 +24,38 @@ class Part:
 
 
 class Linear(nn.Module):
-    """x Wᵀ + b.  [T, D] -> [T, N]"""
+    """activation(x Wᵀ + b) + residual, or activation(gate) · up + residual.  [T, D] -> [T, N]"""
 
     def __init__(
-        self, width: int, parts: Sequence[Part], placement: Placement, bias: bool = False, transposed: bool = False
+        self,
+        width: int,
+        parts: Sequence[Part],
+        placement: Placement,
+        *,
+        bias: bool = False,
+        transposed: bool = False,
+        activation: str | None = None,
+        gated: bool = False,
     ) -> None:
-        """`transposed`: the checkpoint stores the matrix as [D, N]."""
+        """`transposed`: the checkpoint stores the matrix as [D, N].  `gated`: the first half of the rows is the gate of
+        the second half."""
         super().__init__()
-        rows = sum(part.rows for part in parts)
         self.parts = tuple(parts)
         self.transposed = transposed
-        self.weight = placement.parameter(rows, width)
-        self.bias = placement.parameter(rows) if bias else None
+        self.activation = activation
+        self.matrix = placement.matrix(sum(part.rows for part in parts), width, bias=bias, gated=gated)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, residual: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """`residual` is added at the end; `dtype` is the result's, by default that of x."""
+        return self.matrix.multiply(x, activation=self.activation, residual=residual, dtype=dtype)
 
     def windows(self) -> Iterator[Window]:
         first = 0
         for part in self.parts:
-            rows = slice(first, first + part.rows)
             cut = partial(_cut_transposed, part.cut) if self.transposed else part.cut
-            yield Window(f"{part.name}.weight", self.weight[rows], cut)
-            if self.bias is not None:
-                yield Window(f"{part.name}.bias", self.bias[rows], part.cut)
+            yield Window(f"{part.name}.weight", self.matrix.place(first, part.rows), cut)
+            if self.matrix.shape.bias:
+                yield Window(f"{part.name}.bias", self.matrix.bias_place(first, part.rows), part.cut)
             first += part.rows
 
 

@@ -4,39 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
 from vllm import ops
 from vllm.layers.linear import Linear
 from vllm.layers.placement import Placement
+from vllm.ops.matrix import Matrix
 from vllm.weights import Window
 
 
-class GatedMlp(nn.Module):
-    """down(activation(gate(x)) · up(x)).  [T, D] -> [T, D]"""
-
-    def __init__(self, gate_up: Linear, down: Linear, activation: str) -> None:
-        super().__init__()
-        self.gate_up = gate_up
-        self.down = down
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(ops.gated_activation(self.gate_up(x), self.activation))
-
-
 class Mlp(nn.Module):
-    """down(activation(up(x))).  [T, D] -> [T, D]"""
+    """down(activation(up(x))), or down(activation(gate(x)) · up(x)).  [T, D] -> [T, D]"""
 
-    def __init__(self, up: Linear, down: Linear, activation: str) -> None:
+    def __init__(self, up: Linear, down: Linear) -> None:
+        """`up` applies the activation, and is gated where there is a gate."""
         super().__init__()
         self.up = up
         self.down = down
-        self.activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(ops.activation(self.up(x), self.activation))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.down(self.up(x), residual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +59,18 @@ class MoE(nn.Module):
         self.top_k = top_k
         self.renormalize = renormalize
         self.activation = activation
-        self.gate_up = placement.parameter(len(experts), 2 * inner, outer)
-        self.down = placement.parameter(len(experts), outer, inner)
+        gate_up = [placement.matrix(2 * inner, outer, gated=True) for _ in experts]
+        self.gate_up = cast("Sequence[Matrix]", nn.ModuleList(gate_up))
+        self.down = cast("Sequence[Matrix]", nn.ModuleList(placement.matrix(outer, inner) for _ in experts))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         weights, ids = ops.route(self.router(x), self.top_k, self.renormalize)
-        return ops.moe(x, weights, ids, self.gate_up, self.down, activation=self.activation)
+        y = ops.moe(x, weights, ids, self.gate_up, self.down, activation=self.activation)
+        return y if residual is None else ops.add(y, residual)
 
     def windows(self) -> Iterator[Window]:
         for names, gate_up, down in zip(self.experts, self.gate_up, self.down, strict=True):
-            gate, up = gate_up.chunk(2)
-            yield Window(f"{names.gate}.weight", gate)
-            yield Window(f"{names.up}.weight", up)
-            yield Window(f"{names.down}.weight", down)
+            inner = down.shape.width
+            yield Window(f"{names.gate}.weight", gate_up.place(0, inner))
+            yield Window(f"{names.up}.weight", gate_up.place(inner, inner))
+            yield Window(f"{names.down}.weight", down.place(0, down.shape.rows))

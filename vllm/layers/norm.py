@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from vllm import ops
 from vllm.layers.placement import Placement
-from vllm.weights import Window
+from vllm.weights import TensorPlace, Window
 
 
 class RmsNorm(nn.Module):
-    """x / rms(x) · (offset + weight).  [..., D] -> [..., D]"""
+    """x / rms(x) · (offset + weight) + residual.  [..., D] -> [..., D]"""
 
     def __init__(self, width: int, name: str, placement: Placement, eps: float, offset: float = 0.0) -> None:
         super().__init__()
@@ -21,11 +21,11 @@ class RmsNorm(nn.Module):
         self.offset = offset
         self.weight = placement.parameter(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, self.weight, self.eps, self.offset)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps, self.offset, residual)
 
     def windows(self) -> Iterator[Window]:
-        yield Window(f"{self.name}.weight", self.weight)
+        yield Window(f"{self.name}.weight", TensorPlace(self.weight))
 
 
 class LayerNorm(nn.Module):
@@ -43,5 +43,5 @@ class LayerNorm(nn.Module):
 
     def windows(self) -> Iterator[Window]:
         if self.weight is not None and self.bias is not None:
-            yield Window(f"{self.name}.weight", self.weight)
-            yield Window(f"{self.name}.bias", self.bias)
+            yield Window(f"{self.name}.weight", TensorPlace(self.weight))
+            yield Window(f"{self.name}.bias", TensorPlace(self.bias))

@@ -1,11 +1,14 @@
-"""Where a module's weights live, and in which dtype."""
+"""Where a module's weights live, and how they are kept."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+
+from vllm import ops
+from vllm.ops.matrix import Format, Matrix, MatrixShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +17,18 @@ class Placement:
 
     dtype: torch.dtype
     device: torch.device
+    format: Format | None = None
+    """What matrices are quantized to."""
+
+    @property
+    def unquantized(self) -> Placement:
+        """The same place for what must stay exact."""
+        return replace(self, format=None)
 
     def parameter(self, *shape: int) -> nn.Parameter:
         """Return a parameter for inference, its content undefined until its windows are filled."""
         return nn.Parameter(torch.empty(shape, dtype=self.dtype, device=self.device), requires_grad=False)
+
+    def matrix(self, rows: int, width: int, *, bias: bool = False, gated: bool = False) -> Matrix:
+        """Return a matrix whose places are to be filled; see `MatrixShape`."""
+        return ops.matrix(MatrixShape(rows, width, self.dtype, self.device, bias, gated, self.format))

@@ -19,10 +19,8 @@ def fill_dummy(windows: Iterable[Window], *, seed: int = 0) -> None:
     A window's values depend on its name and the seed alone, not on the order of the windows.
     """
     for window in windows:
-        target = window.target
-        if not target.is_floating_point():
-            target.zero_()
-            continue
-        generator = torch.Generator(device=target.device)
-        generator.manual_seed(zlib.crc32(f"{seed} {window.name}".encode()))
-        target.normal_(0.0, _STD, generator=generator)
+        values = torch.zeros(window.place.shape, dtype=window.place.dtype)
+        if values.is_floating_point():
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {window.name}".encode()))
+            values.normal_(0.0, _STD, generator=generator)
+        window.place.put(values)

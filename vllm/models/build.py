@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vllm import ops
@@ -16,7 +16,7 @@ from vllm.layers.blocks import Parallel, PostNorm, PreNorm, Sandwich
 from vllm.layers.decoder import Decoder
 from vllm.layers.embedding import Embedding, Head, PositionedInput, TiedLinear, TokenInput
 from vllm.layers.linear import Linear, Part
-from vllm.layers.mlp import ExpertNames, GatedMlp, Mlp, MoE
+from vllm.layers.mlp import ExpertNames, Mlp, MoE
 from vllm.layers.norm import LayerNorm, RmsNorm
 from vllm.layers.placement import Placement
 from vllm.layers.rotary import NoRotary, Rope, Rotary
@@ -32,7 +32,7 @@ _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
 """Block → its class, and the roles of its norms in the order it takes them."""
 
 
-def build_decoder(spec: DecoderSpec, dtype: torch.dtype, device: torch.device, max_model_len: int) -> Decoder:
+def build_decoder(spec: DecoderSpec, placement: Placement, max_model_len: int) -> Decoder:
     """Make the modules of a spec.  Their weights are undefined until the decoder's windows are filled.
 
     Raises ModelError if the spec asks for what there is not, ConfigError if max_model_len is more than it can do.
@@ -42,7 +42,7 @@ def build_decoder(spec: DecoderSpec, dtype: torch.dtype, device: torch.device, m
             f"max_model_len={max_model_len}: the model has learned embeddings for {spec.positions.count} positions; "
             f"use at most {spec.positions.count}"
         )
-    return _Builder(spec, Placement(dtype, device), max_model_len).decoder()
+    return _Builder(spec, placement, max_model_len).decoder()
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class _Builder:
         if spec.embed_width:
             project = Linear(spec.width, [Part(spec.names["project_out"], width)], self.placement)
         if spec.tied:
-            return Head(project, TiedLinear(tokens), spec.logit_softcap)
+            return Head(project, TiedLinear(tokens, self.placement), spec.logit_softcap)
         vocabulary = Linear(width, [Part(spec.names["head"], spec.vocab_size)], self.placement)
         return Head(project, vocabulary, spec.logit_softcap)
 
@@ -127,21 +127,20 @@ class _Builder:
 
     def mlp(self, index: int, mlp: MlpSpec) -> nn.Module:
         self.check_activation(mlp.activation)
-        down = self.linear(mlp.width, [Part(self.name("down", index), self.spec.width)], mlp.bias)
         if not mlp.gated:
-            up = self.linear(self.spec.width, [Part(self.name("up", index), mlp.width)], mlp.bias)
-            return Mlp(up, down, mlp.activation)
-        if mlp.fused:
+            parts = [Part(self.name("up", index), mlp.width)]
+        elif mlp.fused:
             parts = [Part(self.name("gate_up", index), 2 * mlp.width)]
         else:
             parts = [Part(self.name(role, index), mlp.width) for role in ("gate", "up")]
-        return GatedMlp(self.linear(self.spec.width, parts, mlp.bias), down, mlp.activation)
+        up = self.linear(self.spec.width, parts, mlp.bias, activation=mlp.activation, gated=mlp.gated)
+        return Mlp(up, self.linear(mlp.width, [Part(self.name("down", index), self.spec.width)], mlp.bias))
 
     def moe(self, index: int, moe: MoeSpec) -> nn.Module:
         self.check_activation(moe.activation)
         roles = ("expert_gate", "expert_up", "expert_down")
         return MoE(
-            self.linear(self.spec.width, [Part(self.name("router", index), moe.num_experts)], False),
+            Linear(self.spec.width, [Part(self.name("router", index), moe.num_experts)], self.placement.unquantized),
             [ExpertNames(*(self.name(role, index, expert) for role in roles)) for expert in range(moe.num_experts)],
             (self.spec.width, moe.width),
             self.placement,
@@ -150,8 +149,8 @@ class _Builder:
             activation=moe.activation,
         )
 
-    def linear(self, width: int, parts: list[Part], bias: bool) -> Linear:
-        return Linear(width, parts, self.placement, bias, self.spec.transposed)
+    def linear(self, width: int, parts: list[Part], bias: bool, **options: Any) -> Linear:
+        return Linear(width, parts, self.placement, bias=bias, transposed=self.spec.transposed, **options)
 
     def norm(self, width: int, name: str) -> nn.Module:
         norm = self.spec.norm

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from vllm.errors import ModelError, did_you_mean
 from vllm.layers.decoder import Decoder
+from vllm.layers.placement import Placement
 from vllm.models.build import build_decoder
 from vllm.models.families import gemma, gpt, llama, moe
 from vllm.models.spec import DecoderSpec
@@ -32,12 +31,12 @@ ARCHITECTURES: Mapping[str, Callable[[Any], DecoderSpec]] = {
 """Architecture → the function that reads its config."""
 
 
-def build(config: Any, dtype: torch.dtype, device: torch.device, max_model_len: int) -> Decoder:
+def build(config: Any, placement: Placement, max_model_len: int) -> Decoder:
     """Make the decoder that a transformers config describes, for sequences of up to `max_model_len` tokens.
 
     Its weights are undefined until its windows are filled.  Raises ModelError for what is not supported.
     """
-    return build_decoder(spec_of(config), dtype, device, max_model_len)
+    return build_decoder(spec_of(config), placement, max_model_len)
 
 
 def spec_of(config: Any) -> DecoderSpec:

@@ -7,10 +7,10 @@ checkpoint's parts lie, or quantized.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vllm.ops.activations import activation as activate
 from vllm.ops.activations import gated_activation
@@ -32,20 +32,25 @@ class MatrixShape:
     gated: bool = False
     """The first half of the rows is the gate of the second half: products are activation(gate) · up."""
     format: Format | None = None
-    """Quantized to this."""
+    """What it is quantized to."""
 
 
-class Matrix(Protocol):
-    """Rows of weights, and perhaps a bias."""
+class Matrix(nn.Module):
+    """Rows of weights, and perhaps a bias: what every kind of them can do."""
 
-    shape: MatrixShape
-    num_bytes: int
+    def __init__(self, shape: MatrixShape, num_bytes: int) -> None:
+        """`num_bytes`: the memory that it takes, or will take."""
+        super().__init__()
+        self.shape = shape
+        self.num_bytes = num_bytes
 
     def place(self, first: int, rows: int) -> Place:
         """Return where rows [first, first + rows) go.  [rows, width]"""
+        raise NotImplementedError
 
     def bias_place(self, first: int, rows: int) -> Place:
         """Return where their biases go.  [rows]"""
+        raise NotImplementedError
 
     def multiply(
         self,
@@ -59,19 +64,24 @@ class Matrix(Protocol):
 
         `dtype` is the result's, by default that of x.
         """
+        raise NotImplementedError
 
-    def look_up(self, ids: Tensor) -> Tensor:
-        """Return the rows of the ids.  [T] -> [T, D]"""
+    def look_up(self, ids: Tensor, scale: float = 1.0) -> Tensor:
+        """Return the rows of the ids, each times `scale`.  [T] -> [T, D]"""
+        raise NotImplementedError
 
 
-class DenseMatrix:
+class DenseMatrix(Matrix):
     """One tensor, and torch's product: the reference, and what runs on any device."""
 
     def __init__(self, shape: MatrixShape) -> None:
-        self.shape = shape
-        self.weight = torch.empty(shape.rows, shape.width, dtype=shape.dtype, device=shape.device)
-        self.bias = torch.empty(shape.rows, dtype=shape.dtype, device=shape.device) if shape.bias else None
-        self.num_bytes = self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        super().__init__(shape, shape.rows * (shape.width + shape.bias) * shape.dtype.itemsize)
+
+        def undefined(*size: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(size, dtype=shape.dtype, device=shape.device), requires_grad=False)
+
+        self.weight = undefined(shape.rows, shape.width)
+        self.bias = undefined(shape.rows) if shape.bias else None
 
     def place(self, first: int, rows: int) -> Place:
         return TensorPlace(self.weight[first : first + rows])
@@ -98,5 +108,6 @@ class DenseMatrix:
             y = y + residual
         return y if dtype is None else y.to(dtype)
 
-    def look_up(self, ids: Tensor) -> Tensor:
-        return embedding(ids, self.weight)
+    def look_up(self, ids: Tensor, scale: float = 1.0) -> Tensor:
+        rows = embedding(ids, self.weight)
+        return rows if scale == 1.0 else rows * scale

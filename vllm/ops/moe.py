@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from vllm.ops.activations import gated_activation
-from vllm.ops.linear import linear
+from vllm.ops.matrix import Matrix
 
 
 def route(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
@@ -20,14 +21,16 @@ def route(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor
     return weights, ids
 
 
-def moe(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor, *, activation: str) -> Tensor:
-    """Add up what each token's experts make of it.  [T, D], [T, K], [T, K], [X, 2 I, D], [X, D, I] -> [T, D]
+def moe(
+    x: Tensor, weights: Tensor, ids: Tensor, gate_up: Sequence[Matrix], down: Sequence[Matrix], *, activation: str
+) -> Tensor:
+    """Add up what each token's experts make of it.  [T, D], [T, K], [T, K], X of [2 I, D], X of [D, I] -> [T, D]
 
     A token's experts are added in the order of their ids, in float32, so that its sum doesn't depend on its neighbours.
     """
     total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in ids.unique().tolist():
         tokens, choice = (ids == expert).nonzero(as_tuple=True)
-        hidden = gated_activation(linear(x[tokens], gate_up[expert]), activation)
-        total[tokens] += linear(hidden, down[expert]).float() * weights[tokens, choice].unsqueeze(-1)
+        hidden = gate_up[expert].multiply(x[tokens], activation=activation)
+        total[tokens] += down[expert].multiply(hidden).float() * weights[tokens, choice].unsqueeze(-1)
     return total.to(x.dtype)

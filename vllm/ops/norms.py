@@ -7,17 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
-    """Divide by the root mean square, then multiply with `offset + weight`.  [..., D], [D] -> [..., D]
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, residual: Tensor | None = None) -> Tensor:
+    """Divide by the root mean square, multiply with `offset + weight`, add the residual.  [..., D], [D] -> [..., D]
 
     Families differ in where a half-precision result is rounded: with an offset (gemma) after the multiplication, else
     before it.  https://arxiv.org/abs/1910.07467
     """
     wide = x.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    if offset:
-        return (wide * (offset + weight.float())).to(x.dtype)
-    return weight * wide.to(x.dtype)
+    y = (wide * (offset + weight.float())).to(x.dtype) if offset else weight * wide.to(x.dtype)
+    return y if residual is None else residual + y
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -13,6 +13,7 @@ from vllm.device import free_memory
 from vllm.errors import ConfigError
 from vllm.kv_cache.spec import CacheGroup, group_layers
 from vllm.layers.decoder import Decoder
+from vllm.layers.placement import Placement
 from vllm.loader.dummy import fill_dummy
 from vllm.loader.fill import fill
 from vllm.loader.read import check_files, tensors, weight_files
@@ -20,6 +21,8 @@ from vllm.logging import get_logger
 from vllm.models.registry import build
 from vllm.ops import attention_backend
 from vllm.ops.attention import AttentionBackend
+from vllm.ops.matrix import Matrix
+from vllm.ops.native import set_threads
 from vllm.sampling.sampler import Sampler
 from vllm.worker.memory import MemoryPlan, plan_memory
 from vllm.worker.runner import ModelRunner
@@ -31,12 +34,12 @@ logger = get_logger(__name__)
 def load(config: EngineConfig, progress: bool) -> tuple[ModelRunner, MemoryPlan]:
     """Make the model runner of a configuration.  Raises ConfigError or ModelError before weights are read if it can."""
     began = time.monotonic()
-    torch.set_num_threads(config.cores)
+    set_threads(config.cores)
     settings, scheduler = config.model, config.scheduler
     dtype, device = getattr(torch, settings.dtype), torch.device(config.device)
     files = [] if settings.load_format == "dummy" else weight_files(Path(settings.path), settings.load_format)
     check_files(files)
-    model = build(settings.hf_config, dtype, device, settings.max_model_len).eval()
+    model = build(settings.hf_config, Placement(dtype, device, settings.quantization), settings.max_model_len).eval()
     groups = group_layers(model.cache_specs)
     plan = _plan(config, model, groups, dtype.itemsize)
     name = settings.model or "default model"
@@ -60,9 +63,10 @@ def load(config: EngineConfig, progress: bool) -> tuple[ModelRunner, MemoryPlan]
 
 
 def _plan(config: EngineConfig, model: Decoder, groups: tuple[CacheGroup, ...], element_bytes: int) -> MemoryPlan:
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     activations = _activations(config, model)
-    return plan_memory(groups, config.cache, config.scheduler, element_bytes, weights, activations, free_memory())
+    return plan_memory(
+        groups, config.cache, config.scheduler, element_bytes, model.num_bytes, activations, free_memory()
+    )
 
 
 def _fill(config: EngineConfig, model: Decoder, files: list[Path], progress: bool) -> None:
@@ -89,10 +93,6 @@ def _caches(
 
 def _activations(config: EngineConfig, model: Decoder) -> int:
     """Bytes of the largest step: a few float32 copies of its widest layer, and of its logits."""
-    widest = max(
-        parameter.shape[-2] if parameter.ndim > 1 else len(parameter)
-        for name, parameter in model.named_parameters()
-        if "blocks" in name
-    )
+    widest = max(matrix.shape.rows for matrix in model.blocks.modules() if isinstance(matrix, Matrix))
     rows = min(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens)
     return 4 * (6 * widest * config.scheduler.max_num_batched_tokens + 2 * config.model.vocab_size * rows)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def library() -> Any:
     if wanted == "torch":
         return None
     try:
-        from vllm.ops.native import _kernels
+        _kernels: Any = importlib.import_module("vllm.ops.native._kernels")
     except ImportError as error:
         logger.warning(
             "the native kernels are not there (%s); plain torch computes, several times slower. "
@@ -64,7 +64,7 @@ def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _set_team(kernels: ModuleType, threads: int) -> None:
+def _set_team(kernels: Any, threads: int) -> None:
     """Hand over torch's own threads: a second team on the same cores would stop both (15 ms instead of 8, measured)."""
     kernels.set_team(threads, *_openmp())
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vllm.ops.activations import CODES
 from vllm.ops.linear import embedding
-from vllm.ops.matrix import MatrixShape
+from vllm.ops.matrix import Matrix, MatrixShape
 from vllm.ops.memory import empty, zeros
 from vllm.ops.native import TYPES, address, library
 from vllm.weights import Place, TensorPlace
@@ -28,9 +28,7 @@ _BLOCK = 128  # elements of x that share a scale
 _FINE = 32  # weights that share a scale in int4
 _CODES = {None: None, "int8": 2, "int4": 3}
 
-_GROUP = np.dtype(
-    [("rows", "u8"), ("scales", "u8"), ("stride", "i8"), ("count", "i4"), ("column", "i4")], align=True
-)
+_GROUP = np.dtype([("rows", "u8"), ("scales", "u8"), ("stride", "i8"), ("count", "i4"), ("column", "i4")], align=True)
 """struct Group of kernels.hpp"""
 
 
@@ -54,13 +52,12 @@ class _Part:
     scales: Tensor | None = None
 
 
-class NativeMatrix:
+class NativeMatrix(Matrix):
     """Rows of weights in float32, bfloat16, int8 or int4."""
 
     def __init__(self, shape: MatrixShape) -> None:
-        self.shape = shape
+        super().__init__(shape, _bytes(shape))
         self.bias = torch.zeros(shape.rows, dtype=torch.float32) if shape.bias else None
-        self.num_bytes = _bytes(shape) + (0 if self.bias is None else self.bias.nbytes)
         self._parts: list[_Part] = []
         self._groups: np.ndarray | None = None
         self._lanes: Tensor | None = None
@@ -117,9 +114,11 @@ class NativeMatrix:
         )
         return y
 
-    def look_up(self, ids: Tensor) -> Tensor:
-        assert self.shape.format is None, "a table that is looked up is not quantized"
-        return embedding(ids, torch.cat([part.content for part in self._parts]))
+    def look_up(self, ids: Tensor, scale: float = 1.0) -> Tensor:
+        (table,) = self._parts
+        assert table.scales is None, "a table that is looked up is not quantized"
+        rows = embedding(ids, table.content)
+        return rows if scale == 1.0 else rows * scale
 
     def _table(self) -> tuple[np.ndarray, Tensor | None]:
         """Return the groups, and the biases of their 16 rows each.  Made when the matrix is first used."""
