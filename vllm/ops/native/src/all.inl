@@ -42,12 +42,19 @@ namespace VARIANT {
 //
 #include "attention_cache.inl"
 //
+#include "attention_tiles.inl"
+//
 #include "attention.inl"
+//
+#include "rows.inl"
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    TEXT(VARIANT), linear_prepare, linear_multiply, linear_shared, linear_own, check_finite, CHECK_RUN, quantize, quantize_own,
-    attention_write, attention_attend,
+    TEXT(VARIANT),
+    linear_prepare, linear_multiply, linear_shared, linear_own,
+    check_finite, CHECK_RUN, quantize, quantize_own,
+    attention_write, attention_attend, attention_shared, attention_own,
+    rms_norm, layer_norm, rotary, activate_elements, add_elements, softcap, gather,
 };
 }  // namespace VARIANT
 

@@ -69,17 +69,55 @@ struct AttentionPlan {
 struct AttentionArgs {
     const void *q, *k, *v;                   // [rows, heads, width], [rows, kv_heads, width], [rows, kv_heads, value_width]
     void* out;                               // [rows, heads, value_width]
-    void *keys, *values;                     // the cache, laid out as attention.inl says
-    float *key_scales, *value_scales;        // [blocks, kv_heads, block_size]; null unless the cache is INT8
+    void* cache;                             // laid out as attention_cache.inl says
     const AttentionPlan* plan;
     const float* sinks;                      // [heads] or null: exp(sink) is added to the denominator
     const float* slopes;                     // [heads] or null: slope · (key position - query position), added to scores
     int64_t q_stride, k_stride, v_stride, out_stride;  // from token to token, in elements
     int64_t heads, kv_heads, width, value_width;
     int64_t window;                          // see so many tokens, the token itself included; 0: all
-    int64_t shared_bytes;                    // of scratch that all threads share
+    int64_t shared_bytes;                    // of scratch that all threads share: attention_shared, or 0
     float scale, softcap;
     int32_t type;                            // of q, k, v and out
+    int32_t quantized;                       // the cache is INT8, not of that type
+};
+
+struct NormArgs {
+    const void* x;         // [rows, heads, width]
+    void* y;               // the same; may be x itself
+    const void* residual;  // the same or null: y = residual + norm(x); may be y itself
+    const void *weight, *bias;  // [width]; null: 1 and 0 (rms_norm has a weight, and no bias)
+    int64_t x_stride, y_stride, residual_stride;  // from row to row, in elements; heads lie side by side
+    int64_t heads, width;
+    float eps, offset;     // rms_norm multiplies with offset + weight
+    int32_t type;
+};
+
+struct RotaryArgs {
+    void *q, *k;               // [rows, heads, width], [rows, kv_heads, width], changed in place
+    const float* cos_sin;      // [positions, rotary_width]: the cosines, then the sines
+    const int64_t* positions;  // [rows]
+    int64_t q_stride, k_stride;  // from row to row, in elements
+    int64_t heads, kv_heads, width;
+    int64_t rotary_width;      // even
+    int32_t interleaved;       // pairs are (2 i, 2 i + 1), not (i, i + rotary_width / 2)
+    int32_t type;
+};
+
+// Functions of single elements; what each operation reads:
+//   activate_elements   y = activation(x), or gated: activation(x[:width]) · x[width:]
+//   add_elements        y = x + other
+//   softcap             y = scale · tanh(x / scale)
+//   gather              y = scale · row ids[i] + id_offset of x
+struct ElementArgs {
+    const void *x, *other;
+    void* y;
+    const int64_t* ids;
+    int64_t id_offset;
+    int64_t x_stride, other_stride, y_stride;  // from row to row, in elements
+    int64_t width;         // of y
+    float scale;
+    int32_t activation, gated, type;
 };
 
 struct CheckArgs {
@@ -94,6 +132,9 @@ union Args {
     LinearArgs linear;
     QuantizeArgs quantize;
     AttentionArgs attention;
+    NormArgs norm;
+    RotaryArgs rotary;
+    ElementArgs element;
     int64_t words[32];
 };
 
@@ -109,4 +150,7 @@ struct Kernels {
     Phase quantize;
     int64_t (*quantize_own)(const QuantizeArgs&);
     Phase attention_write, attention_attend;
+    int64_t (*attention_shared)(const AttentionArgs&, int threads);
+    int64_t (*attention_own)(const AttentionArgs&);
+    Phase rms_norm, layer_norm, rotary, activate_elements, add_elements, softcap, gather;
 };

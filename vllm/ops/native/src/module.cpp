@@ -183,6 +183,97 @@ PyObject* all_finite(PyObject*, PyObject* const* values, Py_ssize_t count) {
     return PyBool_FromLong(!found);
 }
 
+PyObject* attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    AttentionArgs& a = op.args.attention;
+    int64_t rows;
+    if (!Reader(values, count)
+             .all(rows, a.q, a.k, a.v, a.out, a.cache, a.plan, a.sinks, a.slopes, a.q_stride, a.k_stride, a.v_stride,
+                  a.out_stride, a.heads, a.kv_heads, a.width, a.value_width, a.window, a.scale, a.softcap, a.type,
+                  a.quantized))
+        return nullptr;
+    a.shared_bytes = kernels->attention_shared(a, team->threads);
+    op.phase = kernels->attention_write;
+    op.shared = a.shared_bytes;
+    op.own = kernels->attention_own(a);
+    Operation second = op;
+    second.phase = kernels->attention_attend;
+    return issue({op, second}, rows);
+}
+
+PyObject* norm(PyObject* const* values, Py_ssize_t count, Phase phase) {
+    Operation op{};
+    NormArgs& a = op.args.norm;
+    int64_t rows;
+    if (!Reader(values, count)
+             .all(rows, a.x, a.y, a.residual, a.weight, a.bias, a.x_stride, a.y_stride, a.residual_stride, a.heads,
+                  a.width, a.eps, a.offset, a.type))
+        return nullptr;
+    op.phase = phase;
+    return issue({op}, rows);
+}
+
+PyObject* rms_norm(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    return norm(values, count, kernels->rms_norm);
+}
+
+PyObject* layer_norm(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    return norm(values, count, kernels->layer_norm);
+}
+
+PyObject* rotary(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    RotaryArgs& a = op.args.rotary;
+    int64_t rows;
+    if (!Reader(values, count)
+             .all(rows, a.q, a.k, a.cos_sin, a.positions, a.q_stride, a.k_stride, a.heads, a.kv_heads, a.width,
+                  a.rotary_width, a.interleaved, a.type))
+        return nullptr;
+    op.phase = kernels->rotary;
+    return issue({op}, rows);
+}
+
+PyObject* activate(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    ElementArgs& a = op.args.element;
+    int64_t rows;
+    if (!Reader(values, count).all(rows, a.x, a.y, a.x_stride, a.y_stride, a.width, a.activation, a.gated, a.type))
+        return nullptr;
+    op.phase = kernels->activate_elements;
+    return issue({op}, rows);
+}
+
+PyObject* add(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    ElementArgs& a = op.args.element;
+    int64_t rows;
+    if (!Reader(values, count)
+             .all(rows, a.x, a.other, a.y, a.x_stride, a.other_stride, a.y_stride, a.width, a.type))
+        return nullptr;
+    op.phase = kernels->add_elements;
+    return issue({op}, rows);
+}
+
+PyObject* softcap(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    ElementArgs& a = op.args.element;
+    int64_t rows;
+    if (!Reader(values, count).all(rows, a.x, a.y, a.x_stride, a.y_stride, a.width, a.scale, a.type)) return nullptr;
+    op.phase = kernels->softcap;
+    return issue({op}, rows);
+}
+
+PyObject* gather(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    ElementArgs& a = op.args.element;
+    int64_t rows;
+    if (!Reader(values, count)
+             .all(rows, a.x, a.y, a.ids, a.id_offset, a.x_stride, a.y_stride, a.width, a.scale, a.type))
+        return nullptr;
+    op.phase = kernels->gather;
+    return issue({op}, rows);
+}
+
 PyMethodDef methods[] = {
     {"variants", variants, METH_NOARGS, "Names of the kernels that run on this processor, best first."},
     {"choose", choose, METH_O, "Use the kernels of this name."},
@@ -193,6 +284,14 @@ PyMethodDef methods[] = {
     {"linear", (PyCFunction)(void*)linear, METH_FASTCALL, "y = activation(x Wᵀ + bias) + residual"},
     {"all_finite", (PyCFunction)(void*)all_finite, METH_FASTCALL, "Whether no value is NaN or infinite; never recorded."},
     {"quantize", (PyCFunction)(void*)quantize, METH_FASTCALL, "Pack rows of a matrix as INT8 or INT4."},
+    {"attention", (PyCFunction)(void*)attention, METH_FASTCALL, "Write k and v into the cache, then attend."},
+    {"rms_norm", (PyCFunction)(void*)rms_norm, METH_FASTCALL, "y = x / rms(x) · (offset + weight) + residual"},
+    {"layer_norm", (PyCFunction)(void*)layer_norm, METH_FASTCALL, "y = (x - mean) / deviation · weight + bias + residual"},
+    {"rotary", (PyCFunction)(void*)rotary, METH_FASTCALL, "Turn pairs of elements of q and k, in place."},
+    {"activate", (PyCFunction)(void*)activate, METH_FASTCALL, "y = activation(x), or activation(gate) · up"},
+    {"add", (PyCFunction)(void*)add, METH_FASTCALL, "y = x + other"},
+    {"softcap", (PyCFunction)(void*)softcap, METH_FASTCALL, "y = scale · tanh(x / scale)"},
+    {"gather", (PyCFunction)(void*)gather, METH_FASTCALL, "y[i] = scale · x[ids[i] + id_offset]"},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -8,11 +8,14 @@
 //   max(a, b), min(a, b)   of a NaN and a number the result is b, as the processors have it
 //   scale2(a, n)           a · 2^n for whole n; overflows to infinity, underflows to 0
 //   if_less(x, y, a, b)    per lane: a where x < y, else b; b if one is NaN
-//   any_greater(x, y)     whether x > y in some lane; a NaN is not
+//   any_greater(x, y)      whether x > y in some lane; false for NaN
 //   first(n, a, b)         a in the first n lanes, b in the others
 //   dot_pairs(acc, a, b)   per lane: acc + the dot product of two pairs of bfloat16
 //   dot_bytes(acc, u, s)   per lane: acc + the dot product of four unsigned and four signed bytes, exact
 //   join_nibbles(low, high)  bytes below 16 of two words as the halves of one
+//   round_to_bf16(a)       still floats
+//   store(p, a, b)         32 neighbours
+//   zip(a, b), unzip(a, b)  32 neighbours in two vectors: from (evens, odds), and to them; in place
 //   store_int8(p, a)       16 integers as bytes, saturated
 //   transpose(rows)        16 rows of 16 words become 16 columns, in place
 //

@@ -144,6 +144,29 @@ INLINE void store(bf16* p, vec x, int n) {
     memcpy(p, copy, 2 * n);
 }
 
+INLINE vec round_to_bf16(vec x) { return {widen(narrow(x.a)), widen(narrow(x.b))}; }
+INLINE void store(float* p, vec x, vec y) { store(p, x), store(p + LANES, y); }
+INLINE void store(bf16* p, vec x, vec y) { store(p, x), store(p + LANES, y); }
+
+INLINE void zip(__m256& x, __m256& y) {  // 8 of each
+    __m256 low = _mm256_unpacklo_ps(x, y), high = _mm256_unpackhi_ps(x, y);
+    x = _mm256_permute2f128_ps(low, high, 0x20), y = _mm256_permute2f128_ps(low, high, 0x31);
+}
+INLINE void unzip(__m256& x, __m256& y) {
+    __m256 low = _mm256_permute2f128_ps(x, y, 0x20), high = _mm256_permute2f128_ps(x, y, 0x31);
+    x = _mm256_shuffle_ps(low, high, 0x88), y = _mm256_shuffle_ps(low, high, 0xdd);
+}
+INLINE void zip(vec& x, vec& y) {
+    zip(x.a, y.a), zip(x.b, y.b);
+    __m256 kept = y.a;
+    y.a = x.b, x.b = kept;
+}
+INLINE void unzip(vec& x, vec& y) {
+    __m256 kept = y.a;
+    y.a = x.b, x.b = kept;
+    unzip(x.a, y.a), unzip(x.b, y.b);
+}
+
 template <class Join>
 INLINE float join_lanes(vec x, Join join) {
     float v[LANES];

@@ -65,6 +65,7 @@ INLINE ivec dot_bytes(ivec acc, ivec unsigned_, ivec signed_) {
 
 #if defined(VARIANT_BF16)
 INLINE __m256i narrow(vec a) { return (__m256i)_mm512_cvtneps_pbh(a.v); }
+INLINE void store(bf16* p, vec a, vec b) { _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v)); }
 // Per lane: acc + the dot product of two pairs of bfloat16.
 INLINE vec dot_pairs(vec acc, ivec a, ivec b) {
     return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)};
@@ -78,6 +79,9 @@ INLINE __m256i narrow(vec a) {  // round to nearest even; a NaN stays one
     rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 }
+INLINE void store(bf16* p, vec a, vec b) {
+    _mm256_storeu_si256((__m256i*)p, narrow(a)), _mm256_storeu_si256((__m256i*)(p + LANES), narrow(b));
+}
 INLINE vec dot_pairs(vec acc, ivec a, ivec b) {
     __m512i high = _mm512_set1_epi32((int)0xffff0000);
     __m512 a0 = _mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16)), a1 = _mm512_castsi512_ps(_mm512_and_si512(a.v, high));
@@ -85,8 +89,23 @@ INLINE vec dot_pairs(vec acc, ivec a, ivec b) {
     return {_mm512_fmadd_ps(a0, b0, _mm512_fmadd_ps(a1, b1, acc.v))};
 }
 #endif
+INLINE vec round_to_bf16(vec a) { return widen(narrow(a)); }
+INLINE void store(float* p, vec a, vec b) { store(p, a), store(p + LANES, b); }
 INLINE void store(bf16* p, vec a) { _mm256_storeu_si256((__m256i*)p, narrow(a)); }
 INLINE void store(bf16* p, vec a, int n) { _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(a)); }
+
+INLINE void unzip(vec& a, vec& b) {
+    __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    vec evens = {_mm512_permutex2var_ps(a.v, even, b.v)};
+    b.v = _mm512_permutex2var_ps(a.v, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b.v);
+    a = evens;
+}
+INLINE void zip(vec& a, vec& b) {
+    __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    vec lows = {_mm512_permutex2var_ps(a.v, low, b.v)};
+    b.v = _mm512_permutex2var_ps(a.v, _mm512_add_epi32(low, _mm512_set1_epi32(8)), b.v);
+    a = lows;
+}
 
 INLINE float sum(vec a) { return _mm512_reduce_add_ps(a.v); }
 INLINE int32_t sum(ivec a) { return _mm512_reduce_add_epi32(a.v); }

@@ -63,6 +63,7 @@ EACH(abs, (vec x), __builtin_fabsf(x.v[i]))
 EACH(round, (vec x), __builtin_rintf(x.v[i]))
 EACH(scale2, (vec x, vec n), __builtin_ldexpf(x.v[i], n.v[i] == n.v[i] ? (int)n.v[i] : 0))
 EACH(if_less, (vec x, vec y, vec p, vec q), x.v[i] < y.v[i] ? p.v[i] : q.v[i])
+EACH(round_to_bf16, (vec x), widen(narrow(x.v[i])))
 EACH(first, (int n, vec p, vec q), i < n ? p.v[i] : q.v[i])
 EACH(to_float, (ivec x), (float)x.v[i])
 EACH(as_float, (ivec x), bits_to_float((uint32_t)x.v[i]))
@@ -80,6 +81,17 @@ INLINE void store(bf16* p, vec x, int n) {
     for (int i = 0; i < n; i++) p[i] = narrow(x.v[i]);
 }
 INLINE void store(bf16* p, vec x) { store(p, x, LANES); }
+INLINE void store(float* p, vec x, vec y) { store(p, x), store(p + LANES, y); }
+INLINE void store(bf16* p, vec x, vec y) { store(p, x), store(p + LANES, y); }
+INLINE void zip(vec& x, vec& y) {
+    vec both[2];
+    for (int i = 0; i < LANES; i++) both[i / 8].v[2 * i % LANES] = x.v[i], both[i / 8].v[2 * i % LANES + 1] = y.v[i];
+    x = both[0], y = both[1];
+}
+INLINE void unzip(vec& x, vec& y) {
+    vec both[2] = {x, y};
+    for (int i = 0; i < LANES; i++) x.v[i] = both[i / 8].v[2 * i % LANES], y.v[i] = both[i / 8].v[2 * i % LANES + 1];
+}
 
 INLINE ivec iload(const void* p) {
     ivec r;

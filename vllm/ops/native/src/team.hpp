@@ -18,6 +18,7 @@ struct Operation {
     Phase phase;
     Args args;
     int64_t shared_per_panel;  // bytes of shared scratch for 16 rows
+    int64_t shared;            // and for any number
     int64_t own;               // bytes of scratch for each thread
 };
 
@@ -60,7 +61,7 @@ class Team {
         operations = first, num_operations = count, rows = rows_;
         int64_t panels = (rows + 15) / 16, shared_bytes = 0, own_bytes = 0;
         for (size_t i = 0; i < count; i++) {
-            shared_bytes = std::max(shared_bytes, first[i].shared_per_panel * panels);
+            shared_bytes = std::max(shared_bytes, first[i].shared_per_panel * panels + first[i].shared);
             own_bytes = std::max(own_bytes, first[i].own);
         }
         own_bytes = (own_bytes + 4095) / 4096 * 4096;
