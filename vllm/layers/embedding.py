@@ -22,8 +22,8 @@ class Embedding(nn.Module):
         self.name = name
         self.matrix = placement.unquantized.matrix(num_rows, width)
 
-    def forward(self, ids: Tensor, scale: float = 1.0) -> Tensor:
-        return self.matrix.look_up(ids, scale)
+    def forward(self, ids: Tensor, scale: float = 1.0, offset: int = 0) -> Tensor:
+        return self.matrix.look_up(ids, scale, offset)
 
     def windows(self) -> Iterator[Window]:
         yield Window(f"{self.name}.weight", self.matrix.place(0, self.matrix.shape.rows))
@@ -54,7 +54,7 @@ class PositionedInput(nn.Module):
 
     def forward(self, step: Step) -> Tensor:
         tokens = self.project(self.tokens(step.token_ids))
-        return ops.add(tokens, self.positions(ops.shift(step.positions, self.offset)))
+        return ops.add(tokens, self.positions(step.positions, offset=self.offset))
 
 
 class TiedLinear(nn.Module):

@@ -7,35 +7,59 @@ truth of the tests and the fallback on any device.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
-from torch import Tensor
 
 from vllm.errors import ConfigError
-from vllm.ops import native
+from vllm.ops import native, norms, rows
+from vllm.ops import rotary as rotary_torch
 from vllm.ops.activations import ACTIVATIONS
 from vllm.ops.attention import AttentionBackend
 from vllm.ops.attention_torch import TorchAttention
 from vllm.ops.matrix import DenseMatrix, Matrix, MatrixShape
 from vllm.ops.moe import moe, route
-from vllm.ops.native.matrix import NativeMatrix, refuses
-from vllm.ops.norms import layer_norm, rms_norm
-from vllm.ops.rotary import rotary
-from vllm.ops.rows import add, all_finite, shift, softcap
+from vllm.ops.native import matrix as native_matrix
+from vllm.ops.native import rows as native_rows
 
 __all__ = [
     "ACTIVATIONS",
     "add",
     "all_finite",
     "attention_backend",
+    "gather",
     "layer_norm",
     "matrix",
     "moe",
     "rms_norm",
     "rotary",
     "route",
-    "shift",
     "softcap",
 ]
+
+
+Operation = TypeVar("Operation", bound=Callable[..., Any])
+
+
+def _either(reference: Operation, kernel: Operation) -> Operation:
+    """Return the operation that runs the kernel where its first argument is one for kernels."""
+
+    @functools.wraps(reference)
+    def operation(x: Any, *args: Any, **options: Any) -> Any:
+        return (kernel if native.takes(x) else reference)(x, *args, **options)
+
+    return operation  # type: ignore[return-value]
+
+
+add = _either(rows.add, native_rows.add)
+all_finite = _either(rows.all_finite, native_rows.all_finite)
+gather = _either(rows.gather, native_rows.gather)
+layer_norm = _either(norms.layer_norm, native_rows.layer_norm)
+rms_norm = _either(norms.rms_norm, native_rows.rms_norm)
+rotary = _either(rotary_torch.rotary, native_rows.rotary)
+softcap = _either(rows.softcap, native_rows.softcap)
 
 
 def attention_backend(device: torch.device) -> AttentionBackend:
@@ -48,9 +72,9 @@ def matrix(shape: MatrixShape) -> Matrix:
     reason = "it is for processors" if shape.device.type != "cpu" else None
     if reason is None and native.library() is None:
         reason = "it needs the native kernels, which are not there"
-    reason = reason or refuses(shape)
+    reason = reason or native_matrix.refuses(shape)
     if reason is None:
-        return NativeMatrix(shape)
+        return native_matrix.NativeMatrix(shape)
     if shape.format is not None:
         raise ConfigError(f"quantization={shape.format!r} can't be used: {reason}")
     return DenseMatrix(shape)

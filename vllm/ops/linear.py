@@ -1,4 +1,4 @@
-"""Products with a weight matrix, and the lookup of rows in one."""
+"""Products with a weight matrix."""
 
 from __future__ import annotations
 
@@ -27,8 +27,3 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not spare_rows:
         return F.linear(x, weight, bias)
     return F.linear(F.pad(x, (0, 0, 0, spare_rows)), weight, bias)[:rows]
-
-
-def embedding(ids: Tensor, table: Tensor) -> Tensor:
-    """Look rows up.  [T], [V, D] -> [T, D]"""
-    return F.embedding(ids, table)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from vllm.ops.activations import activation as activate
 from vllm.ops.activations import gated_activation
-from vllm.ops.linear import embedding, linear
+from vllm.ops.linear import linear
+from vllm.ops.rows import gather
 from vllm.weights import Place, TensorPlace
 
 Format = Literal["int8", "int4"]
@@ -66,8 +67,8 @@ class Matrix(nn.Module):
         """
         raise NotImplementedError
 
-    def look_up(self, ids: Tensor, scale: float = 1.0) -> Tensor:
-        """Return the rows of the ids, each times `scale`.  [T] -> [T, D]"""
+    def look_up(self, ids: Tensor, scale: float = 1.0, offset: int = 0) -> Tensor:
+        """Return rows ids + offset, times `scale`.  [T] -> [T, D]"""
         raise NotImplementedError
 
 
@@ -108,6 +109,5 @@ class DenseMatrix(Matrix):
             y = y + residual
         return y if dtype is None else y.to(dtype)
 
-    def look_up(self, ids: Tensor, scale: float = 1.0) -> Tensor:
-        rows = embedding(ids, self.weight)
-        return rows if scale == 1.0 else rows * scale
+    def look_up(self, ids: Tensor, scale: float = 1.0, offset: int = 0) -> Tensor:
+        return gather(self.weight, ids, scale, offset)

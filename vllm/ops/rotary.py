@@ -12,7 +12,7 @@ def rotary(
     """Rotate the first `rotary_dim` elements of each head.  [T, H, E], [T, G, E], [P, rotary_dim], [T] -> q, k
 
     A row of `cos_sin` holds the cosines, then the sines of one position.  Pairs are (i, i + rotary_dim / 2), or
-    (2 i, 2 i + 1) if interleaved.  https://arxiv.org/abs/2104.09864
+    (2 i, 2 i + 1) if interleaved.  Where a kernel does it, q and k themselves are changed.  https://arxiv.org/abs/2104.09864
     """
     cos, sin = cos_sin[positions].to(q.dtype).unsqueeze(1).chunk(2, dim=-1)  # each [T, 1, rotary_dim / 2]
     turn = _turn_neighbours if interleaved else _turn_halves

@@ -57,7 +57,8 @@ def set_threads(count: int) -> None:
 
 def takes(x: Tensor) -> bool:
     """Whether the kernels can work on the rows of a tensor."""
-    return x.device.type == "cpu" and x.dtype in TYPES and x.stride(-1) == 1 and library() is not None
+    rows = x.dim() > 0 and (x.stride(-1) == 1 or x.shape[-1] == 1)
+    return rows and x.device.type == "cpu" and x.dtype in TYPES and library() is not None
 
 
 def address(x: Tensor | None) -> int:

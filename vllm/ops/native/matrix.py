@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from vllm.ops.activations import CODES
-from vllm.ops.linear import embedding
 from vllm.ops.matrix import Matrix, MatrixShape
 from vllm.ops.memory import empty, zeros
 from vllm.ops.native import TYPES, address, library
+from vllm.ops.native.rows import gather
 from vllm.weights import Place, TensorPlace
 
 _LANES = 16
@@ -114,11 +114,10 @@ class NativeMatrix(Matrix):
         )
         return y
 
-    def look_up(self, ids: Tensor, scale: float = 1.0) -> Tensor:
+    def look_up(self, ids: Tensor, scale: float = 1.0, offset: int = 0) -> Tensor:
         (table,) = self._parts
         assert table.scales is None, "a table that is looked up is not quantized"
-        rows = embedding(ids, table.content)
-        return rows if scale == 1.0 else rows * scale
+        return gather(table.content, ids, scale, offset)
 
     def _table(self) -> tuple[np.ndarray, Tensor | None]:
         """Return the groups, and the biases of their 16 rows each.  Made when the matrix is first used."""
