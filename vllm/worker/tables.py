@@ -18,7 +18,7 @@ from torch import Tensor
 from vllm.kv_cache.spec import NULL_BLOCK
 from vllm.layers.step import Step
 from vllm.messages import Batch, Row, Sequence
-from vllm.ops.attention import AttentionBackend, Layout
+from vllm.ops.attention import AttentionPlan, Layout
 from vllm.ops.memory import zeros
 
 
@@ -62,9 +62,9 @@ class SlotTables:
         self.tokens[slot, position] = token
 
     def pack(
-        self, batch: Batch, backend: AttentionBackend, caches: tuple[Any, ...], group_of: tuple[int, ...]
+        self, batch: Batch, plans: tuple[AttentionPlan, ...], caches: tuple[Any, ...], group_of: tuple[int, ...]
     ) -> Packed:
-        """Lay the rows' tokens one after another."""
+        """Lay the rows' tokens one after another, and place the cache groups' plans for them."""
         slots = np.array([row.slot for row in batch.rows])
         start = np.array([row.start for row in batch.rows])
         count = np.array([row.count for row in batch.rows])
@@ -75,9 +75,8 @@ class SlotTables:
         width = -(-int((start + count).max()) // self.block_size)
         rows = torch.from_numpy(slots)
         first_, start_, count_ = (torch.from_numpy(column) for column in (first, start, count))
-        plans = tuple(
-            backend.plan(Layout(first_, start_, count_, table[rows, :width], self.block_size)) for table in self.blocks
-        )
+        for plan, table in zip(plans, self.blocks, strict=True):
+            plan.place(Layout(first_, start_, count_, table[rows, :width], self.block_size))
         return Packed(Step(token_ids, positions, plans, caches, group_of), slots, first, start + count)
 
     def _apply_row(self, row: Row) -> None:
