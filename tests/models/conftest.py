@@ -59,7 +59,7 @@ def _compute(decoder: Decoder, sequences: list[Tensor], chunk: int | None = None
     longest = max(map(len, sequences))
     per_row = -(-longest // BLOCK_SIZE)
     num_blocks = 1 + per_row * len(sequences)
-    dtype = next(decoder.parameters()).dtype
+    dtype = decoder.entry.tokens.matrix.shape.dtype
     caches = tuple(backend.allocate(spec, num_blocks, BLOCK_SIZE, dtype) for spec in specs)
     for cache in caches:  # no result may depend on what was in a block before
         cache.keys.fill_(torch.nan)

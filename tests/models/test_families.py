@@ -332,8 +332,7 @@ def test_a_checkpoint_of_the_bare_model_lacks_only_the_base_prefix(
     model, decoder = pair(name)
     prompt = torch.randint(3, 96, (LENGTH,))
     expected = compute(decoder, [prompt])[0]
-    bare = tmp_path / "bare"
-    model.base_model.save_pretrained(bare)
-    decoder = build(model.config, Placement(torch.float32, CPU), max_model_len=LENGTH)
-    fill(decoder, bare)
-    assert torch.equal(compute(decoder, [prompt])[0], expected)
+    again = build(model.config, Placement(torch.float32, CPU), max_model_len=LENGTH)
+    model.base_model.save_pretrained(tmp_path / "bare")
+    fill(again, tmp_path / "bare")
+    assert torch.equal(compute(again, [prompt])[0], expected)

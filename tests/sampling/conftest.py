@@ -42,7 +42,7 @@ def run_rows(rows: list[Row], mode: str = "raw_logprobs") -> Sampled:
             bad_words_ids=row.bad_words,
             num_prompt=len(row.prompt),
         )
-    return sampler.sample(torch.stack([row.logits for row in rows]), slots, lengths, table)
+    return sampler.sample(torch.stack([row.logits for row in rows]), slots.tolist(), lengths.tolist(), table)
 
 
 @pytest.fixture(scope="session")

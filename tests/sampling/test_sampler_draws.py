@@ -181,9 +181,9 @@ def test_twenty_thousand_draws_follow_the_distribution(params):
         sampler.admit(slot, params, seed=slot, eos_token_ids=(), bad_words_ids=[], num_prompt=1)
     counts = np.zeros(vocab_size)
     for position in range(num_draws // 1000):
-        lengths = np.full(1000, 1 + position)
+        lengths = [1 + position] * 1000
         table = torch.zeros(1000, 40, dtype=torch.int64)
-        tokens = sampler.sample(logits.expand(1000, -1).clone(), np.arange(1000), lengths, table).tokens
+        tokens = sampler.sample(logits.expand(1000, -1).clone(), list(range(1000)), lengths, table).tokens
         counts += np.bincount(tokens, minlength=vocab_size)
     ids, weights = reference_weights(logits, params)
     expected = np.zeros(vocab_size)
@@ -236,10 +236,10 @@ def test_a_slot_can_be_taken_again_after_release():
     sampler = Sampler(1, 10)
     empty = {"seed": 0, "eos_token_ids": (), "bad_words_ids": [], "num_prompt": 1}
     sampler.admit(0, SamplingParams(temperature=0, allowed_token_ids=[3], logprobs=1), **empty)
-    table, lengths, logits = torch.zeros(1, 4, dtype=torch.int64), np.array([1]), torch.arange(10.0)[None]
-    first = sampler.sample(logits.clone(), np.array([0]), lengths, table)
+    table, lengths, logits = torch.zeros(1, 4, dtype=torch.int64), [1], torch.arange(10.0)[None]
+    first = sampler.sample(logits.clone(), [0], lengths, table)
     sampler.release(0)
     sampler.admit(0, SamplingParams(temperature=0), **empty)
-    second = sampler.sample(logits.clone(), np.array([0]), lengths, table)
+    second = sampler.sample(logits.clone(), [0], lengths, table)
     assert (first.tokens, second.tokens) == ([3], [9])
     assert first.logprobs[0] is not None and second.logprobs == [None]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Future
 from typing import Any
 
 from vllm.config import EngineArgs, EngineConfig, ModelConfig
-from vllm.engine.executor import Executor, InProcessExecutor
+from vllm.engine.executor import Executor, InProcessExecutor, Pending
 from vllm.engine.output_processor import OutputProcessor
 from vllm.engine.setup import resolve
 from vllm.errors import EngineDeadError
@@ -17,7 +16,7 @@ from vllm.inputs.prepare import Limits, Params, Preparer
 from vllm.inputs.prompts import PromptType, parse_prompts
 from vllm.inputs.tokenizer import Tokenizer
 from vllm.kv_cache.cache import KVCache
-from vllm.messages import Batch, EngineRequest, StepOutput
+from vllm.messages import Batch, EngineRequest
 from vllm.outputs import RequestOutput
 from vllm.scheduler.scheduler import Scheduler
 
@@ -35,7 +34,7 @@ class LLMEngine:
         model = config.model
         limits = Limits(model.vocab_size, model.max_model_len, model.max_logprobs)
         self.preparer = Preparer(tokenizer, limits, eos_token_ids=model.eos_token_ids, seed=model.seed)
-        self._inflight: deque[tuple[Batch, Future[StepOutput]]] = deque()
+        self._inflight: deque[tuple[Batch, Pending]] = deque()
         self._depth = 1
         self.restart()
 
@@ -90,9 +89,9 @@ class LLMEngine:
             self._inflight.append((batch, executor.execute(batch)))
         if not self._inflight:
             return []
-        batch, future = self._inflight.popleft()
+        batch, pending = self._inflight.popleft()
         try:
-            result = future.result()
+            result = pending.result()
         except BaseException:
             for name in self.scheduler.drop(batch):
                 self.outputs.abort(name)

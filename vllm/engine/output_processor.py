@@ -86,6 +86,11 @@ class RequestState:
         """More sequences are generated than returned: nothing can be given before all are there."""
         return len(self.streams) > self.params.n
 
+    @property
+    def waits_for_its_end(self) -> bool:
+        """Whether nobody is to see it unfinished."""
+        return self.params.output_kind is RequestOutputKind.FINAL_ONLY or self.is_ranked
+
     def take_prompt_logprobs(self, delta: bool) -> list[PositionLogprobs | None] | None:
         """Return those of the whole prompt; among deltas, only once."""
         given = self.prompt_logprobs
@@ -95,7 +100,7 @@ class RequestState:
 
     @property
     def finished(self) -> bool:
-        return all(stream.finish_reason is not None for stream in self.streams)
+        return None not in [stream.finish_reason for stream in self.streams]
 
 
 class OutputProcessor:
@@ -140,19 +145,22 @@ class OutputProcessor:
                 stopped.append((event.request_id, event.index))
             if event.token_ids and state.metrics.first_token_time is None:
                 state.metrics.first_token_time = now
+        outputs = []
+        for name, indices in touched.items():
+            state = self._states[name]
             if state.finished:
                 state.metrics.finished_time = now
-        outputs = [self._output(self._states[name], indices) for name, indices in touched.items()]
-        for name in touched:
-            if self._states[name].finished:
                 del self._states[name]
-        return [output for output in outputs if output is not None], stopped
+            if state.finished or not state.waits_for_its_end:
+                outputs.append(self._output(state, indices))
+        return outputs, stopped
 
     def _take(self, state: RequestState, event: Event) -> bool:
         """Book an event; return whether the text met a stop string that the scheduler must hear of."""
         stream = state.streams[event.index]
         state.num_cached = max(state.num_cached, event.num_cached)
-        self._take_prompt_logprobs(state, event)
+        if state.prompt_logprobs is not None:
+            self._take_prompt_logprobs(state.prompt_logprobs, state, event)
         stream.token_ids += event.token_ids
         if stream.logprobs is not None and event.logprobs:
             for token, position in zip(event.token_ids, event.logprobs, strict=True):
@@ -171,18 +179,13 @@ class OutputProcessor:
             stream.stop_reason = event.error
         return hit is not None and event.finish_reason is None
 
-    def _take_prompt_logprobs(self, state: RequestState, event: Event) -> None:
-        found = state.prompt_logprobs
-        if found is None:
-            return
+    def _take_prompt_logprobs(self, found: list[PositionLogprobs | None], state: RequestState, event: Event) -> None:
         for position in event.prompt_logprobs:
             token = state.request.token_ids[len(found)]
             found.append(self.names.logprobs(position, token, state.params.detokenize))
 
-    def _output(self, state: RequestState, indices: set[int]) -> RequestOutput | None:
-        kind, finished = state.params.output_kind, state.finished
-        if not finished and (kind is RequestOutputKind.FINAL_ONLY or state.is_ranked):
-            return None
+    def _output(self, state: RequestState, indices: set[int]) -> RequestOutput:
+        kind = state.params.output_kind
         if state.beams:
             completions = [self._beam(state, index, beam) for index, beam in enumerate(state.beams)]
         elif kind is RequestOutputKind.DELTA and not state.is_ranked:
@@ -196,7 +199,7 @@ class OutputProcessor:
             prompt_token_ids=request.token_ids,
             prompt_logprobs=state.take_prompt_logprobs(kind is RequestOutputKind.DELTA),
             outputs=completions,
-            finished=finished,
+            finished=state.finished,
             metrics=state.metrics,
             num_cached_tokens=state.num_cached,
         )

@@ -62,6 +62,8 @@ class KVCache:
         """Take the blocks that `tables` lack for `num_tokens`.  False, and nothing is taken: a pool has too few."""
         total = -(-num_tokens // self.block_size)
         missing = [max(0, total - len(table)) for table in tables]
+        if not any(missing):
+            return True
         if any(count > pool.num_free for count, pool in zip(missing, self.pools, strict=True)):
             return False
         for table, count, pool in zip(tables, missing, self.pools, strict=True):
@@ -71,12 +73,12 @@ class KVCache:
     def trim(self, tables: Tables, num_computed: int) -> None:
         """Release the blocks that no token from position `num_computed` on will read."""
         for spec, pool, table in zip(self.specs, self.pools, tables, strict=True):
-            count = min(spec.num_stale(num_computed, self.block_size), len(table))
-            first = count
+            first = count = min(spec.num_stale(num_computed, self.block_size), len(table))
             while first > 0 and table[first - 1] != NULL_BLOCK:
                 first -= 1
-            pool.release(table[first:count])
-            table[first:count] = [NULL_BLOCK] * (count - first)
+            if first < count:
+                pool.release(table[first:count])
+                table[first:count] = [NULL_BLOCK] * (count - first)
 
     def release(self, tables: Tables) -> None:
         """Give everything back; a sequence's last blocks are the first to be evicted."""

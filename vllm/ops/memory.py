@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _ALIGNMENT = 64  # bytes of a cache line, and of the widest vector
+
+Take = Callable[[int], np.ndarray]
+_take: ContextVar[Take | None] = ContextVar("take", default=None)
 
 
 def zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -18,12 +24,30 @@ def zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
-    raw = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
-    first = -raw.ctypes.data % _ALIGNMENT
-    return torch.from_numpy(raw[first : first + size]).view(dtype).view(shape)
+    raw = raw_zeros(math.prod(shape) * dtype.itemsize)
+    return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Return memory for a result on the CPU."""
-    return torch.empty(shape, dtype=dtype)
+    """Return memory for a result on the CPU: torch's, or from where `taken_from` says."""
+    take = _take.get()
+    if take is None:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(take(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)
+
+
+@contextmanager
+def taken_from(take: Take) -> Iterator[None]:
+    """Have `empty` get its memory from a function of the number of bytes."""
+    token = _take.set(take)
+    try:
+        yield
+    finally:
+        _take.reset(token)
+
+
+def raw_zeros(num_bytes: int) -> np.ndarray:
+    """Return bytes that begin at a cache line."""
+    raw = np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8)
+    first = -raw.ctypes.data % _ALIGNMENT
+    return raw[first : first + num_bytes]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vllm.ops import native
+
 _CHUNK = 1 << 20  # elements that are looked at together: 4 MB in float32, which stay in a core's cache
 
 
@@ -26,9 +28,11 @@ def softcap(x: Tensor, cap: float) -> Tensor:
 def all_finite(x: Tensor) -> bool:
     """Whether no value is NaN or infinite, found without a second tensor of its size.
 
-    A sum is much cheaper than a test of every value, and is not finite if one of its terms isn't; where it overflows
+    Without the kernels: a sum is much cheaper than a test of every value, and is not finite if one of its terms isn't; where it overflows
     without such a term, the values are looked at one by one.
     """
+    if x.is_contiguous() and native.takes(x.reshape(-1)):
+        return native.library().all_finite(x.data_ptr(), x.numel(), native.TYPES[x.dtype])
     rows = x.reshape(1) if x.dim() == 0 else x
     rows_at_once = max(1, _CHUNK * rows.shape[0] // max(1, rows.numel()))
     for chunk in rows.split(rows_at_once):

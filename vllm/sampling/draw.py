@@ -27,7 +27,7 @@ class Scores:
 
     logits: Tensor
     """[R, V]"""
-    peaks: Tensor
+    peaks: np.ndarray
     """[R] the rows' greatest logits; finite where drawn"""
     controls: np.ndarray
     """[R] the rows' sampling parameters; temperatures above 0 where drawn"""
@@ -35,8 +35,7 @@ class Scores:
     def fill(self, mass: Mass, rows: np.ndarray) -> np.ndarray:
         """Fill the buffer with the rows' weights and return the sums of their blocks.  [n] -> [n, blocks]"""
         controls = self.controls[rows]
-        logits, peaks = select(self.logits, rows), select(self.peaks, rows)
-        return mass.fill(logits, peaks, controls["temperature"], controls["min_p"])
+        return mass.fill(select(self.logits, rows), self.peaks[rows], controls["temperature"], controls["min_p"])
 
     def bounds(self, rows: np.ndarray) -> np.ndarray:
         """Return how many tokens top_k leaves.  [n] -> [n]"""

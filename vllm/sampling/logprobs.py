@@ -78,6 +78,6 @@ def _best(logits: Tensor, counts: np.ndarray, shift: np.ndarray) -> list[tuple[l
 
 def _shift(logits: Tensor, temperature: np.ndarray, mass: Mass) -> np.ndarray:
     """Return what to subtract from scaled logits to make them log-probabilities.  [n, V], [n] -> [n] float64"""
-    peaks = logits.amax(dim=-1)
+    peaks = host(logits.amax(dim=-1)).astype(np.float64)
     total = mass.fill(logits, peaks, temperature).sum(axis=1)
-    return host(peaks).astype(np.float64) / temperature + np.log(total)
+    return peaks / temperature + np.log(total)

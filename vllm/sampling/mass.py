@@ -9,6 +9,8 @@ row's sums have the same bits alone and in any batch; a plain sum over [1, V] wo
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +18,9 @@ from torch import Tensor
 from vllm.sampling.rows import host
 
 BLOCK = 512
-_ROWS = 32
+_ROWS = 4  # 2.4 MB at a vocabulary of 152k: what one operation writes is still near when the next reads it
+_PIECE = 32 * BLOCK
+_LN2 = math.log(2)
 
 
 class Mass:
@@ -28,15 +32,16 @@ class Mass:
         self._buffer = torch.zeros(_ROWS, -(-vocab_size // BLOCK) * BLOCK, device=device)
 
     def fill(
-        self, logits: Tensor, peaks: Tensor, temperature: np.ndarray, min_p: np.ndarray | None = None
+        self, logits: Tensor, peaks: np.ndarray, temperature: np.ndarray, min_p: np.ndarray | None = None
     ) -> np.ndarray:
         """Compute the rows' weights, dropping those below `min_p`, and return the sums of their blocks.
 
         [n, V], [n], [n], [n] -> [n, blocks] float64
         """
         weights = self.weights(len(logits))
-        torch.sub(logits, peaks[:, None], out=weights)
-        weights.div_(self._column(temperature)).exp_()
+        torch.sub(logits, self._column(peaks), out=weights)
+        weights.div_(self._column(temperature * _LN2))
+        self._exp2(len(logits))
         if min_p is not None and min_p.any():
             weights.mul_(weights >= self._column(min_p))
         return self._sums(len(logits))
@@ -68,6 +73,16 @@ class Mass:
         """Return the number of logits greater than each row's border.  [n, V], [n] -> [n] int64"""
         torch.gt(logits, border[:, None], out=self.weights(len(logits)))
         return self._sums(len(logits)).sum(axis=1).astype(np.int64)
+
+    def _exp2(self, count: int) -> None:
+        """Raise 2 to the first rows, in place.
+
+        It takes a quarter of the time of torch's exp (measured, AVX-512), but torch computes the last elements of a
+        thread's share in another way.  Pieces too short to be shared, and full of whole vectors, have no such elements.
+        """
+        self._buffer[:count, self._vocab_size :] = float("-inf")
+        for piece in self._buffer[:count].view(-1).split(_PIECE):
+            piece.exp2_()
 
     def _sums(self, count: int) -> np.ndarray:
         return host(self._buffer[:count].view(count, -1, BLOCK).sum(dim=-1)).astype(np.float64)

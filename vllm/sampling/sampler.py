@@ -13,6 +13,7 @@ What a row gets depends on its own logits, parameters, seed and sequence, and on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ from vllm.sampling.logprobs import likely_tokens, token_logprobs
 from vllm.sampling.mass import Mass
 from vllm.sampling.penalties import apply_penalties
 from vllm.sampling.random import as_seed, uniforms
-from vllm.sampling.rows import host, select
+from vllm.sampling.rows import greatest, host, select
 from vllm.sampling_params import SamplingParams
 
 _PROMPT_ROWS = 32  # rows of prompt logits alive at once: 20 MB at a vocabulary of 152k
@@ -96,6 +97,7 @@ class Sampler:
         self._as_logits = logprobs_mode.endswith("logits")
         self._controls = np.zeros(num_slots, dtype=_CONTROLS)
         self._edits: list[Edits | None] = [None] * num_slots
+        self._asks = [False] * num_slots  # for more than the greatest logit
         self._mass = Mass(vocab_size, self.device)
 
     def admit(
@@ -115,6 +117,8 @@ class Sampler:
         check_request(params, vocab_size=self.vocab_size, max_logprobs=self.max_logprobs)
         edits = make_edits(params, eos_token_ids, bad_words_ids, self.vocab_size, self.device)
         penalties = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
+        penalized = penalties != (1.0, 0.0, 0.0)
+        self._asks[slot] = not params.greedy or penalized or edits is not None or params.num_logprobs is not None
         self._edits[slot] = edits
         self._controls[slot] = (
             as_seed(seed),
@@ -124,7 +128,7 @@ class Sampler:
             params.top_p,
             params.min_p,
             *penalties,
-            penalties != (1.0, 0.0, 0.0),
+            penalized,
             edits is not None and edits.always,
             edits.min_tokens if edits else 0,
             _NONE if params.num_logprobs is None else params.num_logprobs,
@@ -133,9 +137,10 @@ class Sampler:
     def release(self, slot: int) -> None:
         """Forget a slot's sequence."""
         self._edits[slot] = None
+        self._asks[slot] = False
         self._controls[slot] = 0
 
-    def sample(self, logits: Tensor, slots: np.ndarray, lengths: np.ndarray, tokens: Tensor) -> Sampled:
+    def sample(self, logits: Tensor, slots: list[int], lengths: list[int], tokens: Tensor) -> Sampled:
         """Choose the next token of R rows.  [R, V] float32 contiguous, [R], [R], [num_slots, L]
 
         tokens[slots[r], :lengths[r]] is row r's sequence so far, prompt and output.  The logits are scratch: what is
@@ -143,16 +148,20 @@ class Sampler:
         gets an error; the others do not notice.
         """
         assert logits.shape == (len(slots), self.vocab_size)
-        controls = self._controls[slots]
-        history = History(tokens, slots, lengths, controls["num_prompt"])
         errors: list[str | None] = [None] * len(slots)
+        if not any(self._asks[slot] for slot in slots):
+            best, peaks = greatest(logits)
+            _mark(errors, peaks, UNSOUND)
+            return Sampled(_of_sound(best, errors), [None] * len(slots), errors)
+        controls = self._controls[slots]
+        history = History(tokens, np.array(slots), np.array(lengths), controls["num_prompt"])
         edited = controls["edited"] | (history.num_output < controls["min_tokens"])
         changed = edited | controls["penalized"]
         wanting = controls["num_logprobs"] != _NONE
         saved = np.flatnonzero(changed & wanting & (not self._processed))
         raw = select(logits, saved).clone() if len(saved) else None
         if changed.any():
-            _mark(errors, logits.amax(dim=-1), UNSOUND)
+            _mark(errors, logits.amax(dim=-1).tolist(), UNSOUND)
             self._edit(logits, history, np.flatnonzero(edited), errors)
             apply_penalties(logits, history, controls, np.flatnonzero(changed))
         chosen = self._choose(logits, history, controls, errors, _EXCLUDED if changed.any() else UNSOUND)
@@ -160,7 +169,7 @@ class Sampler:
             logits[torch.from_numpy(saved).to(logits.device)] = raw
         sound = _sound(errors)
         found = self._logprobs(logits, chosen, controls, np.flatnonzero(wanting & sound))
-        return Sampled(np.where(sound, chosen, -1).tolist(), found, errors)
+        return Sampled(_of_sound(chosen.tolist(), errors), found, errors)
 
     def prompt_logprobs(
         self, hidden: Tensor, targets: Tensor, num_logprobs: int, logits_fn: Callable[[Tensor], Tensor]
@@ -206,12 +215,12 @@ class Sampler:
         self, logits: Tensor, history: History, controls: np.ndarray, errors: list[str | None], cause: str
     ) -> np.ndarray:
         """Return every sound row's token, and note `cause` for rows that have none.  [R, V], …, [R] -> [R]"""
-        peaks, best = logits.max(dim=-1)  # the lowest index of equal values
+        best, peaks = greatest(logits)
         _mark(errors, peaks, cause)
-        chosen = host(best).astype(np.int64)
+        chosen = np.array(best)
         drawn = np.flatnonzero((controls["temperature"] > 0) & _sound(errors))
         if len(drawn):
-            scores = Scores(logits, peaks, controls)
+            scores = Scores(logits, np.array(peaks), controls)
             random = uniforms(controls["seed"][drawn], history.num_output[drawn])
             chosen[drawn] = draw(scores, drawn, random, self._mass)
             if self._processed:
@@ -230,10 +239,16 @@ class Sampler:
         return found
 
 
-def _mark(errors: list[str | None], peaks: Tensor, text: str) -> None:
+def _mark(errors: list[str | None], peaks: list[float], text: str) -> None:
     """Note an error for each row whose greatest logit is no finite number: it holds NaN or +inf, or only -inf.  [R]"""
-    for row in np.flatnonzero(~np.isfinite(host(peaks))).tolist():
-        errors[row] = errors[row] or text
+    for row, peak in enumerate(peaks):
+        if not math.isfinite(peak):
+            errors[row] = errors[row] or text
+
+
+def _of_sound(tokens: list[int], errors: list[str | None]) -> list[int]:
+    """Return the tokens, but -1 for rows with an error."""
+    return [-1 if error else token for token, error in zip(tokens, errors, strict=True)]
 
 
 def _sound(errors: list[str | None]) -> np.ndarray:

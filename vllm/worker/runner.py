@@ -12,6 +12,7 @@ from vllm.kv_cache.spec import CacheGroup
 from vllm.layers.decoder import Decoder
 from vllm.messages import Batch, RowOutput, StepOutput
 from vllm.ops.attention import AttentionBackend
+from vllm.sampling.rows import select
 from vllm.sampling.sampler import UNSOUND, Sampler
 from vllm.worker.tables import Packed, SlotTables
 
@@ -69,35 +70,41 @@ class ModelRunner:
             wanted = self.tables.sequences[row.slot].params.prompt_logprobs
             if wanted is not None:
                 targets = self.tables.prompt_span(row)
-                first = int(packed.first[index])
+                first = packed.last[index] - row.count + 1
                 span = hidden[first : first + len(targets)]
                 outputs[index].prompt_logprobs = self.sampler.prompt_logprobs(span, targets, wanted, self.model.logits)
 
     def _choose(self, batch: Batch, packed: Packed, hidden: Tensor, outputs: list[RowOutput]) -> None:
         """Sample for the rows that reached their last token; list candidates for those that are beams."""
-        wanting = np.flatnonzero([row.wants_token for row in batch.rows])
-        if not len(wanting):
+        wanting = [index for index, row in enumerate(batch.rows) if row.wants_token]
+        if not wanting:
             return
-        last = torch.from_numpy(packed.first[wanting] + [batch.rows[i].count - 1 for i in wanting])
-        logits = self.model.logits(hidden[last.to(hidden.device)])
-        slots, ends = packed.slots[wanting], packed.ends[wanting]
-        num_candidates = np.array([self.tables.sequences[slot].num_candidates for slot in slots.tolist()])
-        beams, plain = np.flatnonzero(num_candidates), np.flatnonzero(num_candidates == 0)
-        if len(beams):
-            temperature = np.array([self.tables.sequences[slot].params.temperature for slot in slots[beams].tolist()])
-            found = self.sampler.candidates(_take(logits, beams), num_candidates[beams], temperature)
-            for index, candidates in zip(wanting[beams].tolist(), found, strict=True):
-                outputs[index].candidates = candidates
-                if not candidates:
-                    outputs[index].error = UNSOUND
-        if len(plain):
-            sampled = self.sampler.sample(_take(logits, plain), slots[plain], ends[plain], self.tables.tokens)
-            for position, index in enumerate(wanting[plain].tolist()):
-                output = outputs[index]
-                output.token, output.logprobs = sampled.tokens[position], sampled.logprobs[position]
-                output.error = sampled.errors[position]
-                self.tables.append(batch.rows[index].slot, int(packed.ends[index]), output.token)
+        logits = self.model.logits(select(hidden, [packed.last[index] for index in wanting]))
+        counts = [self.tables.sequences[batch.rows[index].slot].num_candidates for index in wanting]
+        beams = [place for place, count in enumerate(counts) if count]
+        plain = [place for place, count in enumerate(counts) if not count]
+        if beams:
+            self._list_candidates(batch, [wanting[place] for place in beams], select(logits, beams), outputs)
+        if plain:
+            self._sample(batch, [wanting[place] for place in plain], select(logits, plain), outputs)
 
+    def _list_candidates(self, batch: Batch, rows: list[int], logits: Tensor, outputs: list[RowOutput]) -> None:
+        """Find the tokens that beams may go on with.  …, [n], [n, V]"""
+        sequences = [self.tables.sequences[batch.rows[index].slot] for index in rows]
+        counts = np.array([sequence.num_candidates for sequence in sequences])
+        temperature = np.array([sequence.params.temperature for sequence in sequences])
+        for index, candidates in zip(rows, self.sampler.candidates(logits, counts, temperature), strict=True):
+            outputs[index].candidates = candidates
+            if not candidates:
+                outputs[index].error = UNSOUND
 
-def _take(logits: Tensor, rows: np.ndarray) -> Tensor:
-    return logits if len(rows) == len(logits) else logits[torch.from_numpy(rows).to(logits.device)]
+    def _sample(self, batch: Batch, rows: list[int], logits: Tensor, outputs: list[RowOutput]) -> None:
+        """Choose the rows' next tokens, and write them behind those they have.  …, [n], [n, V]"""
+        slots = [batch.rows[index].slot for index in rows]
+        ends = [batch.rows[index].start + batch.rows[index].count for index in rows]
+        sampled = self.sampler.sample(logits, slots, ends, self.tables.tokens)
+        for place, index in enumerate(rows):
+            output = outputs[index]
+            output.token, output.logprobs = sampled.tokens[place], sampled.logprobs[place]
+            output.error = sampled.errors[place]
+            self.tables.append(slots[place], ends[place], output.token)

@@ -34,6 +34,8 @@ namespace VARIANT {
 //
 #include "math.inl"
 //
+#include "check.inl"
+//
 #include "linear.inl"
 //
 #include "quantized.inl"
@@ -50,7 +52,7 @@ extern const Kernels kernels;
 const Kernels kernels = {
     TEXT(VARIANT),
     linear_prepare, linear_multiply, linear_shared, linear_own,
-    quantize, quantize_own,
+    check_finite, CHECK_RUN, quantize, quantize_own,
     attention_write, attention_attend, attention_shared, attention_own,
     rms_norm, layer_norm, rotary, activate_elements, add_elements, softcap, gather,
 };

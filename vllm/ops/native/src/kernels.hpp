@@ -120,7 +120,15 @@ struct ElementArgs {
     int32_t activation, gated, type;
 };
 
+struct CheckArgs {
+    const void* x;         // [count]; rows are runs of CHECK_RUN of them
+    int64_t count;
+    int32_t type;
+    int32_t* found;        // becomes 1 if a value is not finite
+};
+
 union Args {
+    CheckArgs check;
     LinearArgs linear;
     QuantizeArgs quantize;
     AttentionArgs attention;
@@ -137,6 +145,8 @@ struct Kernels {
     Phase linear_prepare, linear_multiply;
     int64_t (*linear_shared)(const LinearArgs&);  // scratch for 16 rows
     int64_t (*linear_own)(const LinearArgs&);     // scratch for each thread
+    Phase check_finite;
+    int64_t check_run;                            // values in a row of it
     Phase quantize;
     int64_t (*quantize_own)(const QuantizeArgs&);
     Phase attention_write, attention_attend;

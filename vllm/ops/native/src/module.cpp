@@ -170,6 +170,19 @@ PyObject* quantize(PyObject*, PyObject* const* values, Py_ssize_t count) {
     return issue({op}, rows);
 }
 
+PyObject* all_finite(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    CheckArgs& a = op.args.check;
+    int32_t found = 0;
+    if (!Reader(values, count).all(a.x, a.count, a.type)) return nullptr;
+    a.found = &found;
+    op.phase = kernels->check_finite;
+    PyObject* done = run_now(&op, 1, (a.count + kernels->check_run - 1) / kernels->check_run);
+    if (!done) return nullptr;
+    Py_DECREF(done);
+    return PyBool_FromLong(!found);
+}
+
 PyObject* attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
     Operation op{};
     AttentionArgs& a = op.args.attention;
@@ -269,6 +282,7 @@ PyMethodDef methods[] = {
     {"stop_recording", stop_recording, METH_NOARGS, "Return the program."},
     {"run", (PyCFunction)(void*)run, METH_FASTCALL, "Run a program for a number of rows."},
     {"linear", (PyCFunction)(void*)linear, METH_FASTCALL, "y = activation(x Wᵀ + bias) + residual"},
+    {"all_finite", (PyCFunction)(void*)all_finite, METH_FASTCALL, "Whether no value is NaN or infinite; never recorded."},
     {"quantize", (PyCFunction)(void*)quantize, METH_FASTCALL, "Pack rows of a matrix as INT8 or INT4."},
     {"attention", (PyCFunction)(void*)attention, METH_FASTCALL, "Write k and v into the cache, then attend."},
     {"rms_norm", (PyCFunction)(void*)rms_norm, METH_FASTCALL, "y = x / rms(x) · (offset + weight) + residual"},
