@@ -65,13 +65,15 @@ def _compute(decoder: Decoder, sequences: list[Tensor], chunk: int | None = None
         cache.keys.fill_(torch.nan)
         cache.values.fill_(torch.nan)
     tables = [(torch.randperm(num_blocks - 1) + 1).view(len(sequences), per_row).int() for _ in groups]
+    plans = tuple(backend.plan() for _ in groups)
     logits: list[list[Tensor]] = [[] for _ in sequences]
     for start in range(0, longest, chunk or longest):
         rows = [r for r, sequence in enumerate(sequences) if start < len(sequence)]
         parts = [sequences[r][start : start + (chunk or longest)] for r in rows]
         count = torch.tensor([len(part) for part in parts])
         layout = (count.cumsum(0) - count, torch.full_like(count, start), count)
-        plans = tuple(backend.plan(Layout(*layout, table[rows], BLOCK_SIZE)) for table in tables)
+        for plan, table in zip(plans, tables, strict=True):
+            plan.place(Layout(*layout, table[rows], BLOCK_SIZE))
         positions = torch.cat([torch.arange(start, start + len(part)) for part in parts])
         hidden = decoder(Step(torch.cat(parts), positions, plans, caches, group_of))
         for r, part in zip(rows, decoder.logits(hidden).split(count.tolist()), strict=True):

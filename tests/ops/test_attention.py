@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vllm.kv_cache.spec import Full, Window
-from vllm.ops import attention_backend
 from vllm.ops.attention import AttentionOptions, Layout
+from vllm.ops.attention_torch import TorchAttention
 
 CPU = torch.device("cpu")
 
@@ -34,10 +34,14 @@ class Shape:
     window: int | None = None
     softcap: float = 0.0
     block_size: int = 16
+    sinks: bool = False
+    alibi: bool = False
 
     @property
     def options(self) -> AttentionOptions:
-        return AttentionOptions(self.head_dim**-0.5, self.window, self.softcap)
+        sinks = torch.linspace(-1, 2, self.heads) if self.sinks else None
+        slopes = torch.linspace(0.01, 0.3, self.heads) if self.alibi else None
+        return AttentionOptions(self.head_dim**-0.5, self.window, self.softcap, sinks, slopes)
 
     def draw(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Random q [L, H, E], k and v [L, G, E]."""
@@ -57,8 +61,14 @@ def reference(shape: Shape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if shape.softcap:
         scores = shape.softcap * torch.tanh(scores / shape.softcap)
     behind = torch.arange(len(q))[:, None] - torch.arange(len(q))
+    if (slopes := shape.options.alibi_slopes) is not None:
+        scores = scores - slopes.double()[:, None, None] * behind
     visible = (behind >= 0) & (behind < (shape.window or len(q)))
-    return torch.einsum("hqk,khe->qhe", scores.masked_fill(~visible, -torch.inf).softmax(-1), v)
+    weights = scores.masked_fill(~visible, -torch.inf).exp()
+    total = weights.sum(-1, keepdim=True)
+    if (sinks := shape.options.sinks) is not None:
+        total = total + sinks.double().exp()[:, None, None]
+    return torch.einsum("hqk,khe->qhe", weights / total, v)
 
 
 class Paged:
@@ -66,7 +76,8 @@ class Paged:
 
     def __init__(self, shape: Shape, sequences: list[Sequence]) -> None:
         self.shape, self.sequences = shape, sequences
-        self.backend = attention_backend(CPU)
+        self.backend = TorchAttention(CPU)
+        self.plan = self.backend.plan()
         spec = (shape.kv_heads, shape.head_dim, shape.head_dim)
         width = -(-max(len(q) for q, _, _ in sequences) // shape.block_size)
         needed = [-(-len(q) // shape.block_size) for q, _, _ in sequences]
@@ -87,7 +98,8 @@ class Paged:
         count = torch.tensor([ranges[row][1] for row in rows]) - start
         parts = [torch.cat([self.sequences[row][which][slice(*ranges[row])] for row in rows]) for which in range(3)]
         layout = Layout(count.cumsum(0) - count, start, count, self.table[rows], self.shape.block_size)
-        out = self.backend.run(*parts, self.cache, self.backend.plan(layout), self.shape.options)
+        self.plan.place(layout)
+        out = self.backend.run(*parts, self.cache, self.plan, self.shape.options)
         return dict(zip(rows, out.split(count.tolist()), strict=True))
 
     def whole(self, row: int, sizes: list[int]) -> Tensor:
@@ -113,6 +125,9 @@ SHAPES = [
     Shape(5, 1, 48, window=130),
     Shape(4, 2, 8, softcap=3.0),
     Shape(8, 2, 16, window=40, softcap=1.5, block_size=8),
+    Shape(6, 3, 16, sinks=True),
+    Shape(6, 2, 16, alibi=True, block_size=64),
+    Shape(5, 1, 8, window=33, softcap=4.0, sinks=True, alibi=True),
 ]
 
 
@@ -142,7 +157,7 @@ def test_half_precision_loses_only_its_own_rounding(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [SHAPES[i] for i in (0, 2, 3, 4, 8, 9, 11)], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[i] for i in (0, 2, 3, 4, 8, 9, 11, 14)], ids=str)
 def test_a_prompt_gives_the_same_bits_in_any_chunks(shape: Shape, dtype: torch.dtype) -> None:
     paged = Paged(shape, [shape.draw(150, dtype)])
     alone = paged.whole(0, [150])
@@ -152,7 +167,7 @@ def test_a_prompt_gives_the_same_bits_in_any_chunks(shape: Shape, dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [SHAPES[i] for i in (0, 3, 4, 8, 11)], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[i] for i in (0, 3, 4, 8, 11, 14)], ids=str)
 def test_a_row_gives_the_same_bits_in_any_company(shape: Shape, dtype: torch.dtype) -> None:
     lengths = torch.randint(1, 400, (20,)).tolist()
     paged = Paged(shape, [shape.draw(length, dtype) for length in lengths])
@@ -189,17 +204,20 @@ def test_a_copied_block_holds_the_same() -> None:
 
 
 def test_the_backend_refuses_a_cache_it_cannot_compute_with() -> None:
-    backend = attention_backend(CPU)
+    backend = TorchAttention(CPU)
     for spec in (Full(2, 8, 8), Window(2, 8, 8, size=4)):
-        assert all(backend.refuses(spec, dtype) is None for dtype in (torch.float32, torch.bfloat16, torch.float16))
-        assert "float64" in (backend.refuses(spec, torch.float64) or "")
+        assert all(backend.refuses(spec, dtype, 16) is None for dtype in (torch.float32, torch.bfloat16, torch.float16))
+        assert "float64" in (backend.refuses(spec, torch.float64, 16) or "")
+        assert "int8" in (backend.refuses(spec, torch.float32, 16, quantized=True) or "")
 
 
 def test_a_new_cache_is_finite_and_values_may_have_their_own_width() -> None:
-    backend = attention_backend(CPU)
+    backend = TorchAttention(CPU)
     cache = backend.allocate(Full(2, 8, 6), 3, 4, torch.float32)
     assert not cache.keys.any() and not cache.values.any()
     layout = Layout(torch.tensor([0]), torch.tensor([0]), torch.tensor([5]), torch.tensor([[2, 1]]).int(), 4)
     q, k, v = torch.randn(5, 4, 8), torch.randn(5, 2, 8), torch.randn(5, 2, 6)
-    out = backend.run(q, k, v, cache, backend.plan(layout), AttentionOptions(1.0))
+    plan = backend.plan()
+    plan.place(layout)
+    out = backend.run(q, k, v, cache, plan, AttentionOptions(1.0))
     torch.testing.assert_close(out[0], v[0].repeat_interleave(2, 0))

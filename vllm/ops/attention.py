@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -36,22 +36,39 @@ class AttentionOptions:
     """See only the last `window` tokens, the token itself included."""
     softcap: float = 0.0
     """Above 0: scores become softcap · tanh(scores / softcap)."""
+    sinks: Tensor | None = field(default=None, compare=False)
+    """[H] float32: a score per head to which nothing belongs; it only takes its share of the softmax."""
+    alibi_slopes: Tensor | None = field(default=None, compare=False)
+    """[H] float32: slope · (key's position - query's position) is added to a head's scores, after the softcap.
+    https://arxiv.org/abs/2108.12409"""
+
+
+class AttentionPlan(Protocol):
+    """What all layers of a cache group share in a step.  It lives as long as the engine; each step fills it."""
+
+    def place(self, layout: Layout) -> None:
+        """Prepare for a step.  What the layout holds must not change until the step is computed."""
 
 
 class AttentionBackend(Protocol):
     """Kernels that read and write one layout of the paged cache."""
 
-    def refuses(self, spec: CacheSpec, dtype: torch.dtype) -> str | None:
-        """Return the reason, in words, why this backend can't serve such a layer; None if it can."""
+    def refuses(self, spec: CacheSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
+        """Return the reason, in words, why this backend can't serve such a layer of a model of `dtype`; None if it can.
 
-    def allocate(self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype) -> Any:
+        `quantized`: the cache holds 8-bit integers.
+        """
+
+    def allocate(
+        self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
+    ) -> Any:
         """Return one layer's cache in this backend's layout.  Its content is finite from the start."""
 
     def copy_block(self, cache: Any, source: int, target: int) -> None:
         """Copy one block of one layer's cache."""
 
-    def plan(self, layout: Layout) -> Any:
-        """Prepare what all layers of a cache group share in a step."""
+    def plan(self) -> Any:
+        """Return a plan that has yet to be placed."""
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, cache: Any, plan: Any, options: AttentionOptions) -> Tensor:
         """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""

@@ -16,7 +16,7 @@ nothing, not a bit.  So the result depends neither on the batch nor on how a pro
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,6 @@ class Tiles:
     """How many tiles have a first, second, third … chunk."""
 
 
-@dataclass(slots=True)
 class TorchPlan:
     """What the layers of one cache group share in a step."""
 
@@ -71,8 +70,26 @@ class TorchPlan:
     """[T] the block that each token is written to"""
     offsets: Tensor
     """[T] its place in that block"""
-    tilings: dict[int | None, tuple[list[Tiles], Tensor]] = field(default_factory=dict)
-    """By window: the tiles, and where in their output each token is.  Made by the first layer that needs it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._tilings: dict[int | None, tuple[list[Tiles], Tensor]] = {}
+
+    def place(self, layout: Layout) -> None:
+        """Find the place of every token of the step in the cache."""
+        rows = torch.repeat_interleave(torch.arange(len(layout.count)), layout.count)
+        tokens = torch.arange(len(rows))
+        positions = tokens - layout.first[rows] + layout.start[rows]
+        blocks = layout.block_table[rows, positions // layout.block_size].long()
+        self.layout = layout
+        self.blocks, self.offsets = blocks.to(self._device), (positions % layout.block_size).to(self._device)
+        self._tilings.clear()
+
+    def tiling(self, window: int | None) -> tuple[list[Tiles], Tensor]:
+        """Return the tiles for a window, and where in their output each token is; made by the first layer that asks."""
+        if window not in self._tilings:
+            self._tilings[window] = _tile(self.layout, window, self._device)
+        return self._tilings[window]
 
 
 class TorchAttention:
@@ -81,13 +98,17 @@ class TorchAttention:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def refuses(self, spec: CacheSpec, dtype: torch.dtype) -> str | None:
+    def refuses(self, spec: CacheSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
         """Return the reason, in words, why this backend can't serve such a layer; None if it can."""
+        if quantized:
+            return "the torch attention backend has no int8 cache; use one of the model's dtype"
         if dtype in (torch.float32, torch.bfloat16, torch.float16):
             return None
         return f"the torch attention backend has no cache of {dtype}; use float32, bfloat16 or float16"
 
-    def allocate(self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype) -> PagedCache:
+    def allocate(
+        self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
+    ) -> PagedCache:
         """Return one layer's cache, zeroed."""
 
         def paged(width: int) -> Tensor:
@@ -100,14 +121,9 @@ class TorchAttention:
         cache.keys[target] = cache.keys[source]
         cache.values[target] = cache.values[source]
 
-    def plan(self, layout: Layout) -> TorchPlan:
-        """Find the place of every token of the step in the cache."""
-        rows = torch.repeat_interleave(torch.arange(len(layout.count)), layout.count)
-        tokens = torch.arange(len(rows))
-        positions = tokens - layout.first[rows] + layout.start[rows]
-        blocks = layout.block_table[rows, positions // layout.block_size].long()
-        offsets = positions % layout.block_size
-        return TorchPlan(layout, blocks.to(self.device), offsets.to(self.device))
+    def plan(self) -> TorchPlan:
+        """Return a plan that has yet to be placed."""
+        return TorchPlan(self.device)
 
     def run(
         self, q: Tensor, k: Tensor, v: Tensor, cache: PagedCache, plan: TorchPlan, options: AttentionOptions
@@ -115,9 +131,7 @@ class TorchAttention:
         """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""
         cache.keys[plan.blocks, :, plan.offsets] = k.to(cache.keys.dtype)
         cache.values[plan.blocks, :, plan.offsets] = v.to(cache.values.dtype)
-        if options.window not in plan.tilings:
-            plan.tilings[options.window] = _tile(plan.layout, options.window, self.device)
-        tilings, places = plan.tilings[options.window]
+        tilings, places = plan.tiling(options.window)
         outputs = [_attend(q, cache, tiles, options) for tiles in tilings]
         return torch.cat(outputs)[places].to(q.dtype)
 
@@ -130,14 +144,18 @@ def _attend(q: Tensor, cache: PagedCache, tiles: Tiles, options: AttentionOption
     queries = (q[tiles.tokens].float() * options.scale).unflatten(2, (kv_heads, group)).permute(0, 2, 3, 1, 4)
     queries = F.pad(queries.flatten(2, 3), (0, 0, 0, rows - group * slots))  # [N, G, M, E]
     positions = tiles.positions.repeat(1, -(-rows // slots))[:, :rows]  # [N, M]
+    slopes = None if options.alibi_slopes is None else _per_row(options.alibi_slopes, kv_heads, slots, rows)
     highest = queries.new_full(queries.shape[:3], _LOWEST)
     total = torch.zeros_like(highest)
     output = queries.new_zeros((*queries.shape[:3], cache.values.shape[3]))
     for chunk, alive in enumerate(tiles.alive):
-        keys, values, visible = _chunk(cache, tiles, chunk, alive, positions, window=options.window)
+        keys, values, behind = _chunk(cache, tiles, chunk, alive, positions, window=options.window)
         scores = _products(queries[:alive], keys.transpose(-1, -2))  # [n, G, M, C]
         if options.softcap:
             scores = options.softcap * torch.tanh(scores / options.softcap)
+        if slopes is not None:
+            scores = scores - slopes * behind
+        visible = _visible(behind, options.window)
         scores = scores.where(visible, -torch.inf)
         peak = torch.maximum(highest[:alive], scores.amax(-1))
         weights = torch.exp(scores - peak.unsqueeze(-1))
@@ -145,8 +163,24 @@ def _attend(q: Tensor, cache: PagedCache, tiles: Tiles, options: AttentionOption
         total[:alive] = total[:alive] * fade + weights.sum(-1)
         output[:alive] = output[:alive] * fade.unsqueeze(-1) + _products(weights, values)
         highest[:alive] = peak
+    if options.sinks is not None:
+        sinks = _per_row(options.sinks, kv_heads, slots, rows)[..., 0]
+        peak = torch.maximum(highest, sinks)
+        fade = torch.exp(highest - peak)
+        total, output = total * fade + torch.exp(sinks - peak), output * fade.unsqueeze(-1)
     output = (output / total.unsqueeze(-1))[:, :, : group * slots].unflatten(2, (group, slots))
     return output.permute(0, 3, 1, 2, 4).reshape(num_tiles * slots, kv_heads * group, -1)
+
+
+def _per_row(per_head: Tensor, kv_heads: int, slots: int, rows: int) -> Tensor:
+    """Repeat what each head has for the rows of a tile.  [H] -> [1, G, M, 1]"""
+    repeated = per_head.unflatten(0, (kv_heads, -1)).repeat_interleave(slots, dim=1)
+    return F.pad(repeated, (0, rows - repeated.shape[1]))[None, :, :, None]
+
+
+def _visible(behind: Tensor, window: int | None) -> Tensor:
+    """Return which keys a query may see, by how far they are behind it."""
+    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
@@ -163,18 +197,19 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 def _chunk(
     cache: PagedCache, tiles: Tiles, chunk: int, alive: int, positions: Tensor, *, window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather one chunk of each alive tile.  Return keys [n, G, C, E], values [n, G, C, Ev] and visible [n, 1, M, C]."""
+    """Gather one chunk of each alive tile.
+
+    Return keys [n, G, C, E], values [n, G, C, Ev] and how far keys are behind queries [n, 1, M, C].
+    """
     table = tiles.tables[:alive, chunk]  # [n, blocks per chunk]
     keys = cache.keys[table].transpose(1, 2).flatten(2, 3).float()
     values = cache.values[table].transpose(1, 2).flatten(2, 3).float()
     size = keys.shape[2]
     key_positions = tiles.first_key[:alive, None] + chunk * size + torch.arange(size, device=keys.device)  # [n, C]
-    visible = key_positions[:, None] <= positions[:alive, :, None]
-    if window is not None:
-        visible &= key_positions[:, None] > positions[:alive, :, None] - window
+    behind = (positions[:alive, :, None] - key_positions[:, None]).unsqueeze(1)
     # memory that no query of the tile may see can hold anything, and 0 · NaN is NaN
-    values = values.where(visible.any(1)[:, None, :, None], 0.0)
-    return keys, values, visible.unsqueeze(1)
+    values = values.where(_visible(behind, window).any(2)[..., None], 0.0)
+    return keys, values, behind
 
 
 def _tile(layout: Layout, window: int | None, device: torch.device) -> tuple[list[Tiles], Tensor]:

@@ -84,7 +84,7 @@ def _caches(
     backend = attention_backend(device)
     caches = {}
     for group, count in zip(groups, plan.num_blocks, strict=True):
-        if reason := backend.refuses(group.spec, dtype):
+        if reason := backend.refuses(group.spec, dtype, config.cache.block_size):
             raise ConfigError(f"{config.model.model}: {reason}")
         for layer in group.layers:
             caches[layer] = backend.allocate(group.spec, count, config.cache.block_size, dtype)

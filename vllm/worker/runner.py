@@ -34,6 +34,7 @@ class ModelRunner:
         self.groups = groups
         self.caches = caches
         self.backend = backend
+        self.plans = tuple(backend.plan() for _ in groups)
         self.tables = tables
         self.sampler = sampler
         num_layers = sum(len(group.layers) for group in groups)
@@ -57,7 +58,7 @@ class ModelRunner:
         for copy in batch.copies:
             for layer in self.groups[copy.group].layers:
                 self.backend.copy_block(self.caches[layer], copy.source, copy.target)
-        packed = self.tables.pack(batch, self.backend, self.caches, self.group_of)
+        packed = self.tables.pack(batch, self.plans, self.caches, self.group_of)
         hidden = self.model(packed.step)
         outputs = [RowOutput() for _ in batch.rows]
         self._prompt_logprobs(batch, packed, hidden, outputs)

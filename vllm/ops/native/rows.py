@@ -1,7 +1,14 @@
-"""What happens to rows between products, natively.  Signatures and results are those of the torch versions in `ops`."""
+"""What happens to rows between products, with the native kernels.
+
+Each function is its namesake in vllm/ops with one rounding, at the end, where that has several; norms round as theirs do.
+Tensors are float32 or bfloat16 and neighbours in their last dimension.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from vllm.ops.memory import empty
@@ -9,19 +16,23 @@ from vllm.ops.native import TYPES, address, library
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, residual: Tensor | None = None) -> Tensor:
+    """Divide by the root mean square, multiply with `offset + weight`, add the residual.  [T, D] or [T, H, E]"""
     return _norm(library().rms_norm, x, weight, None, eps, offset, residual)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Bring each row to mean 0 and variance 1, then scale and shift.  [T, D] or [T, H, E]"""
     return _norm(library().layer_norm, x, weight, bias, eps, 0.0, None)
 
 
 def rotary(
     q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor, interleaved: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """As `ops.rotary.rotary`, but q and k themselves are changed."""
+    """Rotate the first `rotary_dim` elements of each head, in place.  [T, H, E], [T, G, E], [P, rotary_dim], [T]"""
+    assert cos_sin.dtype == torch.float32 and cos_sin.is_contiguous() and positions.is_contiguous()
+    assert _side_by_side(q) and _side_by_side(k)
     library().rotary(
-        q.shape[0],
+        len(q),
         address(q),
         address(k),
         address(cos_sin),
@@ -38,46 +49,33 @@ def rotary(
     return q, k
 
 
-def add(x: Tensor, y: Tensor) -> Tensor:
-    total = empty(*x.shape, dtype=x.dtype)
-    width = x.shape[1]
-    library().add(
-        x.shape[0], address(x), address(y), address(total), x.stride(0), y.stride(0), width, width, TYPES[x.dtype]
-    )
-    return total
+def add(x: Tensor, other: Tensor) -> Tensor:
+    """Add two tensors of one shape.  [T, D], [T, D] -> [T, D]"""
+    y = empty(*x.shape, dtype=x.dtype)
+    addresses = (address(x), address(other), address(y))
+    strides = (x.stride(0), other.stride(0), y.stride(0))
+    library().add(len(x), *addresses, *strides, x.shape[1], TYPES[x.dtype])
+    return y
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
-    """As `ops.rows.softcap`, but x itself is changed."""
-    rows, width = x.shape
-    library().softcap(rows, address(x), address(x), x.stride(0), x.stride(0), width, cap, TYPES[x.dtype])
+    """Make x cap · tanh(x / cap), in place.  [T, D] -> [T, D]"""
+    library().softcap(len(x), address(x), address(x), x.stride(0), x.stride(0), x.shape[1], cap, TYPES[x.dtype])
     return x
 
 
-def gather(x: Tensor, ids: Tensor, scale: float = 1.0, offset: int = 0) -> Tensor:
-    found = empty(len(ids), x.shape[1], dtype=x.dtype)
-    library().gather(
-        len(ids),
-        address(x),
-        address(found),
-        address(ids),
-        offset,
-        x.stride(0),
-        x.shape[1],
-        x.shape[1],
-        scale,
-        TYPES[x.dtype],
-    )
-    return found
-
-
-def all_finite(x: Tensor) -> bool:
-    x = x.contiguous()
-    return library().all_finite(address(x), x.numel(), TYPES[x.dtype])
+def gather(table: Tensor, ids: Tensor, scale: float = 1.0, offset: int = 0) -> Tensor:
+    """Return the rows `ids + offset` of a table, each times `scale`.  [V, D], [T] -> [T, D]"""
+    assert ids.dtype == torch.int64 and ids.is_contiguous()
+    y = empty(len(ids), table.shape[1], dtype=table.dtype)
+    addresses = (address(table), address(y), address(ids))
+    strides = (table.stride(0), y.stride(0))
+    library().gather(len(ids), *addresses, offset, *strides, table.shape[1], scale, TYPES[table.dtype])
+    return y
 
 
 def _norm(
-    kernel: object,
+    kernel: Callable[..., None],
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -85,11 +83,10 @@ def _norm(
     offset: float,
     residual: Tensor | None,
 ) -> Tensor:
-    """Norm the last dimension.  [T, D] or [T, H, E], heads side by side"""
+    assert x.dim() == 2 or _side_by_side(x)
     y = empty(*x.shape, dtype=x.dtype)
-    heads = x.shape[1] if x.dim() == 3 else 1
-    kernel(  # type: ignore[operator]
-        x.shape[0],
+    kernel(
+        len(x),
         address(x),
         address(y),
         address(residual),
@@ -98,10 +95,21 @@ def _norm(
         x.stride(0),
         y.stride(0),
         0 if residual is None else residual.stride(0),
-        heads,
+        1 if x.dim() == 2 else x.shape[1],
         x.shape[-1],
         eps,
         offset,
         TYPES[x.dtype],
     )
     return y
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    x = x.contiguous()
+    return library().all_finite(address(x), x.numel(), TYPES[x.dtype])
+
+
+def _side_by_side(x: Tensor) -> bool:
+    """Whether the heads of a token follow each other without a gap.  [T, H, E]"""
+    return x.stride(2) == 1 and x.stride(1) == x.shape[2]

@@ -1,0 +1,128 @@
+"""Paged attention with the native kernels.
+
+A layer's cache is one run of pages, 16 tokens each, in the order that attention_cache.inl describes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vllm.kv_cache.spec import CacheSpec
+from vllm.ops.attention import AttentionOptions, Layout
+from vllm.ops.memory import empty, zeros
+from vllm.ops.native import TYPES, address, library
+
+_PAGE = 16  # tokens
+_LANES = 16
+_MOST_WIDTH = 512
+_MEMORY_PAGE = 4096  # bytes; a page of 16 tokens that lies across two of them costs two lookups
+
+_PLAN = np.dtype(
+    [(name, "u8") for name in ("first", "start", "count", "blocks")]
+    + [(name, "i8") for name in ("num_rows", "table_width", "block_size")]
+)
+"""struct AttentionPlan of kernels.hpp"""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeCache:
+    """One layer's keys and values."""
+
+    pages: Tensor
+    """[num_blocks, bytes of a block] uint8"""
+    quantized: bool
+
+
+class NativePlan:
+    """Where the tokens of a step are.  The kernels read it through one address, which stays the same."""
+
+    def __init__(self) -> None:
+        self._facts = np.zeros(1, dtype=_PLAN)
+        self._held: tuple[Tensor, ...] = ()
+        self.address = self._facts.ctypes.data
+
+    def place(self, layout: Layout) -> None:
+        """Point at a step's rows and tables."""
+        places = (layout.first, layout.start, layout.count, layout.block_table)
+        self._held = tuple(tensor.contiguous() for tensor in places)
+        addresses = (tensor.data_ptr() for tensor in self._held)
+        self._facts[0] = (*addresses, *layout.block_table.shape, layout.block_size)
+
+
+class NativeAttention:
+    """The attention backend for processors."""
+
+    def refuses(self, spec: CacheSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
+        """Return the reason, in words, why the kernels can't serve such a layer; None if they can."""
+        if dtype not in TYPES:
+            return f"the kernels' attention computes in float32 and bfloat16, not in {dtype}"
+        if block_size % _PAGE:
+            return f"the kernels' cache has blocks of a multiple of {_PAGE} tokens, not of {block_size}"
+        if max(spec.head_dim, spec.value_dim) > _MOST_WIDTH:
+            return f"the kernels' attention has heads of at most {_MOST_WIDTH} elements, not of {spec.head_dim}"
+        if dtype == torch.bfloat16 and spec.head_dim % 2:
+            return f"the kernels' attention has heads of an even number of bfloat16 elements, not of {spec.head_dim}"
+        return None
+
+    def allocate(
+        self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
+    ) -> NativeCache:
+        """Return one layer's cache, zeroed."""
+        block_bytes = spec.kv_heads * (block_size // _PAGE) * page_bytes(spec, dtype, quantized)
+        size = num_blocks * block_bytes
+        memory = zeros(size + _MEMORY_PAGE, dtype=torch.uint8, device=torch.device("cpu"))
+        first = -memory.data_ptr() % _MEMORY_PAGE
+        return NativeCache(memory[first : first + size].view(num_blocks, block_bytes), quantized)
+
+    def copy_block(self, cache: NativeCache, source: int, target: int) -> None:
+        """Copy one block of one layer's cache."""
+        cache.pages[target] = cache.pages[source]
+
+    def plan(self) -> NativePlan:
+        """Return a plan that has yet to be placed."""
+        return NativePlan()
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: NativeCache, plan: NativePlan, options: AttentionOptions
+    ) -> Tensor:
+        """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""
+        tokens, heads, width = q.shape
+        kv_heads, value_width = v.shape[1:]
+        assert all(x.stride(2) == 1 and x.stride(1) == x.shape[2] for x in (q, k, v)), "heads lie side by side"
+        out = empty(tokens, heads, value_width, dtype=q.dtype)
+        library().attention(
+            tokens,
+            address(q),
+            address(k),
+            address(v),
+            address(out),
+            address(cache.pages),
+            plan.address,
+            address(options.sinks),
+            address(options.alibi_slopes),
+            q.stride(0),
+            k.stride(0),
+            v.stride(0),
+            heads * value_width,
+            heads,
+            kv_heads,
+            width,
+            value_width,
+            options.window or 0,
+            options.scale,
+            options.softcap,
+            TYPES[q.dtype],
+            int(cache.quantized),
+        )
+        return out
+
+
+def page_bytes(spec: CacheSpec, dtype: torch.dtype, quantized: bool) -> int:
+    """Return the bytes of 16 tokens of one kv head.  Values are padded to whole vectors."""
+    padded = -(-spec.value_dim // _LANES) * _LANES
+    elements = _PAGE * (spec.head_dim + padded)
+    return elements + 2 * _PAGE * 4 if quantized else elements * dtype.itemsize
