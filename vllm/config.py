@@ -187,6 +187,11 @@ class EngineArgs:
     )
     seed: int = option(0, "Seed of requests that have none of their own.")
     block_size: int = option(16, "Tokens per cache block.", (8, 16, 32, 64, 128))
+    kv_cache_dtype: Literal["auto", "int8"] = option(
+        "auto",
+        "How keys and values are kept: as the model computes (auto), or int8 with a scale per token.",
+        ("auto", "int8"),
+    )
     enable_prefix_caching: bool = option(True, "Reuse cached blocks of equal prompt beginnings.")
     gpu_memory_utilization: float | None = option(
         None, "Share of the free memory that weights and cache may take; by default 0.5 on a CPU."
@@ -280,6 +285,8 @@ class CacheConfig:
     """The KV cache before its size is known."""
 
     block_size: int
+    quantized: bool
+    """Keys and values are kept as 8-bit integers."""
     prefix_caching: bool
     memory_share: float
     memory_bytes: int | None

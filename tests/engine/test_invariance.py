@@ -107,7 +107,7 @@ def test_with_a_cache_so_small_that_requests_are_preempted(
     model: str, dtype: str, load: Load, alone: dict[tuple[str, str], list[tuple[Any, ...]]]
 ) -> None:
     llm = load(
-        model, dtype=dtype, max_model_len=96, num_gpu_blocks_override=16, block_size=8, max_num_batched_tokens=24
+        model, dtype=dtype, max_model_len=96, num_gpu_blocks_override=8, block_size=16, max_num_batched_tokens=24
     )
     scheduler = llm.llm_engine.scheduler
     before = scheduler.stats.num_preemptions

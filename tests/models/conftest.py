@@ -17,8 +17,9 @@ from vllm.loader.fill import fill as loader_fill
 from vllm.loader.read import tensors, weight_files
 from vllm.ops import attention_backend
 from vllm.ops.attention import Layout
+from vllm.ops.attention_torch import PagedCache
 
-BLOCK_SIZE = 8
+BLOCK_SIZE = 16
 
 
 @pytest.fixture(autouse=True)
@@ -53,17 +54,17 @@ def compute() -> Callable[..., list[Tensor]]:
 
 
 def _compute(decoder: Decoder, sequences: list[Tensor], chunk: int | None = None) -> list[Tensor]:
-    backend, specs = attention_backend(torch.device("cpu")), decoder.cache_specs
+    specs, dtype = decoder.cache_specs, decoder.entry.tokens.matrix.shape.dtype
+    backend = attention_backend(specs, dtype, torch.device("cpu"), BLOCK_SIZE)
     groups = group_layers(specs)
     group_of = tuple(next(g for g, group in enumerate(groups) if i in group.layers) for i in range(len(specs)))
     longest = max(map(len, sequences))
     per_row = -(-longest // BLOCK_SIZE)
     num_blocks = 1 + per_row * len(sequences)
-    dtype = decoder.entry.tokens.matrix.shape.dtype
     caches = tuple(backend.allocate(spec, num_blocks, BLOCK_SIZE, dtype) for spec in specs)
     for cache in caches:  # no result may depend on what was in a block before
-        cache.keys.fill_(torch.nan)
-        cache.values.fill_(torch.nan)
+        for memory in (cache.keys, cache.values) if isinstance(cache, PagedCache) else (cache.pages.view(dtype),):
+            memory.fill_(torch.nan)
     tables = [(torch.randperm(num_blocks - 1) + 1).view(len(sequences), per_row).int() for _ in groups]
     plans = tuple(backend.plan() for _ in groups)
     logits: list[list[Tensor]] = [[] for _ in sequences]
@@ -75,7 +76,7 @@ def _compute(decoder: Decoder, sequences: list[Tensor], chunk: int | None = None
         for plan, table in zip(plans, tables, strict=True):
             plan.place(Layout(*layout, table[rows], BLOCK_SIZE))
         positions = torch.cat([torch.arange(start, start + len(part)) for part in parts])
-        hidden = decoder(Step(torch.cat(parts), positions, plans, caches, group_of))
+        hidden = decoder(Step(torch.cat(parts), positions, plans, caches, group_of, backend))
         for r, part in zip(rows, decoder.logits(hidden).split(count.tolist()), strict=True):
             logits[r].append(part)
     return [torch.cat(parts) for parts in logits]

@@ -12,23 +12,25 @@ from vllm.kv_cache.spec import CacheGroup, Full, Window
 from vllm.worker.memory import MemoryPlan, plan_memory
 
 FULL = CacheGroup(Full(kv_heads=2, head_dim=8, value_dim=8), (0, 1))  # 16 tokens of float32: 4 KiB
+BLOCK = 2 * 16 * 2 * (8 + 8) * 4  # bytes of a block of FULL
 SCHEDULER = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=64, max_model_len=160)
 
 
 def plan(free: int, groups: tuple[CacheGroup, ...] = (FULL,), **given: Any) -> MemoryPlan:
     sizes = {"memory_share": 0.5, "memory_bytes": None, "num_blocks": None, **given}
-    cache = CacheConfig(block_size=16, prefix_caching=True, **sizes)
-    return plan_memory(groups, cache, SCHEDULER, element_bytes=4, weights=1000, activations=24, free=free)
+    cache = CacheConfig(block_size=16, quantized=False, prefix_caching=True, **sizes)
+    block_bytes = [BLOCK * len(group.layers) // 2 for group in groups]
+    return plan_memory(groups, cache, SCHEDULER, block_bytes, weights=1000, activations=24, free=free)
 
 
 def test_the_cache_is_what_all_sequences_need_and_not_more() -> None:
     found = plan(1 << 30)
     assert found.num_blocks == (4 * 10 + 1,)  # the null block included
-    assert (found.cache, found.num_tokens) == (41 * FULL.block_bytes(16, 4), 4 * 160)
+    assert (found.cache, found.num_tokens) == (41 * BLOCK, 4 * 160)
 
 
 def test_the_cache_is_what_the_share_of_free_memory_leaves() -> None:
-    room = 25 * FULL.block_bytes(16, 4) + 1024
+    room = 25 * BLOCK + 1024
     assert plan(2 * room).num_blocks == (26,)
     assert plan(room, memory_share=1.0).num_blocks == (26,)
 

@@ -75,6 +75,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
     scheduler = _scheduler(args, max_model_len)
     cache = CacheConfig(
         block_size=args.block_size,
+        quantized=args.kv_cache_dtype == "int8",
         prefix_caching=args.enable_prefix_caching,
         memory_share=args.gpu_memory_utilization or _CPU_MEMORY_SHARE,
         memory_bytes=args.kv_cache_memory_bytes or env.cpu_kvcache_bytes(),

@@ -53,11 +53,6 @@ class CacheGroup:
     spec: CacheSpec
     layers: tuple[int, ...]
 
-    def block_bytes(self, block_size: int, element_bytes: int) -> int:
-        """Bytes of one block over all layers of the group."""
-        per_token = self.spec.kv_heads * (self.spec.head_dim + self.spec.value_dim)
-        return len(self.layers) * block_size * per_token * element_bytes
-
 
 def group_layers(specs: Sequence[CacheSpec]) -> tuple[CacheGroup, ...]:
     """Collect the layers' specs into groups, in order of first appearance."""

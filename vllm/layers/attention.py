@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from vllm.kv_cache.spec import CacheSpec, Full, Window
 from vllm.layers.linear import Linear
 from vllm.layers.step import Step
-from vllm.ops.attention import AttentionBackend, AttentionOptions
+from vllm.ops.attention import AttentionOptions
 
 
 class Attention(nn.Module):
@@ -22,7 +22,6 @@ class Attention(nn.Module):
         normalize: tuple[nn.Module, nn.Module],
         rotary: nn.Module,
         options: AttentionOptions,
-        backend: AttentionBackend,
     ) -> None:
         """`index` counts the attention layers in call order; `heads` is (H, G, E); `projections` are qkv and out;
         `normalize` is what is applied to each head of q and of k; `rotary` turns (q, k, positions) into (q, k)."""
@@ -33,7 +32,6 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = normalize
         self.rotary = rotary
         self.options = options
-        self.backend = backend
 
     @property
     def cache_spec(self) -> CacheSpec:
@@ -46,4 +44,4 @@ class Attention(nn.Module):
         q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
         q, k = self.rotary(self.q_norm(q), self.k_norm(k), step.positions)
         cache, plan = step.caches[self.index], step.plans[step.group_of[self.index]]
-        return self.out(self.backend.run(q, k, v, cache, plan, self.options).flatten(1), residual)
+        return self.out(step.attention.run(q, k, v, cache, plan, self.options).flatten(1), residual)

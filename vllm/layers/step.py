@@ -5,10 +5,12 @@ T tokens of R rows lie one after another, unpadded; row r owns tokens [first[r],
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
+
+from vllm.ops.attention import AttentionBackend, AttentionPlan
 
 
 @dataclass(slots=True)
@@ -19,9 +21,15 @@ class Step:
     """[T] int64"""
     positions: Tensor
     """[T] int64"""
-    plans: tuple[Any, ...]
-    """One per cache group, made by the attention backend from the group's Layout."""
+    plans: tuple[AttentionPlan, ...]
+    """One per cache group, placed for this step."""
     caches: tuple[Any, ...]
-    """One per attention layer in call order; made by the attention backend."""
+    """One per attention layer in call order."""
     group_of: tuple[int, ...]
     """The cache group of each attention layer."""
+    attention: AttentionBackend
+    """Made the caches and the plans."""
+
+    def first(self, num_tokens: int) -> Step:
+        """Return the step's first tokens as a step."""
+        return replace(self, token_ids=self.token_ids[:num_tokens], positions=self.positions[:num_tokens])

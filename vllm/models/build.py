@@ -113,7 +113,6 @@ class _Builder:
             normalize=(self.head_norm("q_norm", index, attention), self.head_norm("k_norm", index, attention)),
             rotary=self.rotary(attention.rope),
             options=AttentionOptions(attention.scale, attention.window, attention.softcap),
-            backend=ops.attention_backend(self.placement.device),
         )
 
     def qkv_parts(self, index: int, attention: AttentionSpec) -> list[Part]:

@@ -53,6 +53,9 @@ class AttentionPlan(Protocol):
 class AttentionBackend(Protocol):
     """Kernels that read and write one layout of the paged cache."""
 
+    recordable: bool
+    """`run` is made of kernels that can be recorded, in `ops.record`."""
+
     def refuses(self, spec: CacheSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
         """Return the reason, in words, why this backend can't serve such a layer of a model of `dtype`; None if it can.
 
@@ -63,6 +66,9 @@ class AttentionBackend(Protocol):
         self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
     ) -> Any:
         """Return one layer's cache in this backend's layout.  Its content is finite from the start."""
+
+    def block_bytes(self, spec: CacheSpec, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
+        """Return the bytes of a block of one layer's cache."""
 
     def copy_block(self, cache: Any, source: int, target: int) -> None:
         """Copy one block of one layer's cache."""

@@ -95,6 +95,8 @@ class TorchPlan:
 class TorchAttention:
     """The attention backend that runs on any device."""
 
+    recordable = False
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
@@ -115,6 +117,10 @@ class TorchAttention:
             return zeros(num_blocks, spec.kv_heads, block_size, width, dtype=dtype, device=self.device)
 
         return PagedCache(paged(spec.head_dim), paged(spec.value_dim))
+
+    def block_bytes(self, spec: CacheSpec, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
+        """Return the bytes of a block of one layer's cache."""
+        return block_size * spec.kv_heads * (spec.head_dim + spec.value_dim) * dtype.itemsize
 
     def copy_block(self, cache: PagedCache, source: int, target: int) -> None:
         """Copy one block of one layer's cache."""

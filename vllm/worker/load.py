@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vllm.config import EngineConfig
+from vllm.config import CacheConfig, EngineConfig
 from vllm.device import free_memory
-from vllm.errors import ConfigError
 from vllm.kv_cache.spec import CacheGroup, group_layers
 from vllm.layers.decoder import Decoder
 from vllm.layers.placement import Placement
@@ -41,15 +41,35 @@ def load(config: EngineConfig, progress: bool) -> tuple[ModelRunner, MemoryPlan]
     check_files(files)
     model = build(settings.hf_config, Placement(dtype, device, settings.quantization), settings.max_model_len).eval()
     groups = group_layers(model.cache_specs)
-    plan = _plan(config, model, groups, dtype.itemsize)
+    memory = _CacheMemory(
+        attention_backend(model.cache_specs, dtype, device, config.cache.block_size, config.cache.quantized),
+        config.cache,
+        dtype,
+    )
+    plan = plan_memory(
+        groups,
+        config.cache,
+        scheduler,
+        [memory.block_bytes(group) for group in groups],
+        model.num_bytes,
+        _activations(config, model),
+        free_memory(),
+    )
     name = settings.model or "default model"
     logger.info("%s: %s, %s, %d threads; %s", name, settings.architecture, settings.dtype, config.cores, plan)
     _fill(config, model, files, progress)
     runner = ModelRunner(
         model,
         groups,
-        *_caches(config, groups, plan, dtype, device),
-        SlotTables(scheduler.max_num_seqs, scheduler.max_model_len, len(groups), config.cache.block_size),
+        memory.allocate(groups, plan.num_blocks),
+        memory.backend,
+        SlotTables(
+            scheduler.max_num_seqs,
+            scheduler.max_model_len,
+            len(groups),
+            config.cache.block_size,
+            scheduler.max_num_batched_tokens,
+        ),
         Sampler(
             scheduler.max_num_seqs,
             settings.vocab_size,
@@ -62,13 +82,6 @@ def load(config: EngineConfig, progress: bool) -> tuple[ModelRunner, MemoryPlan]
     return runner, plan
 
 
-def _plan(config: EngineConfig, model: Decoder, groups: tuple[CacheGroup, ...], element_bytes: int) -> MemoryPlan:
-    activations = _activations(config, model)
-    return plan_memory(
-        groups, config.cache, config.scheduler, element_bytes, model.num_bytes, activations, free_memory()
-    )
-
-
 def _fill(config: EngineConfig, model: Decoder, files: list[Path], progress: bool) -> None:
     if not files:
         fill_dummy(model.windows(), seed=config.model.seed)
@@ -77,18 +90,28 @@ def _fill(config: EngineConfig, model: Decoder, files: list[Path], progress: boo
     fill(model.windows(), found, model.ignored_names, where=config.model.path, prefixes=(model.base_prefix,))
 
 
-def _caches(
-    config: EngineConfig, groups: tuple[CacheGroup, ...], plan: MemoryPlan, dtype: torch.dtype, device: torch.device
-) -> tuple[tuple[Any, ...], AttentionBackend]:
-    """Make one cache per attention layer, in call order.  Raises ConfigError if the backend can't serve a layer."""
-    backend = attention_backend(device)
-    caches = {}
-    for group, count in zip(groups, plan.num_blocks, strict=True):
-        if reason := backend.refuses(group.spec, dtype, config.cache.block_size):
-            raise ConfigError(f"{config.model.model}: {reason}")
-        for layer in group.layers:
-            caches[layer] = backend.allocate(group.spec, count, config.cache.block_size, dtype)
-    return tuple(caches[layer] for layer in range(len(caches))), backend
+@dataclass(frozen=True, slots=True)
+class _CacheMemory:
+    """The layers' caches before they are made."""
+
+    backend: AttentionBackend
+    config: CacheConfig
+    dtype: torch.dtype
+
+    def block_bytes(self, group: CacheGroup) -> int:
+        """Return the bytes of a block over all layers of a group."""
+        cache = self.config
+        each = self.backend.block_bytes(group.spec, cache.block_size, self.dtype, cache.quantized)
+        return each * len(group.layers)
+
+    def allocate(self, groups: tuple[CacheGroup, ...], num_blocks: tuple[int, ...]) -> tuple[Any, ...]:
+        """Make one cache per attention layer, in call order."""
+        caches = {
+            layer: self.backend.allocate(group.spec, count, self.config.block_size, self.dtype, self.config.quantized)
+            for group, count in zip(groups, num_blocks, strict=True)
+            for layer in group.layers
+        }
+        return tuple(caches[layer] for layer in range(len(caches)))
 
 
 def _activations(config: EngineConfig, model: Decoder) -> int:

@@ -32,21 +32,20 @@ def plan_memory(
     groups: Sequence[CacheGroup],
     cache: CacheConfig,
     scheduler: SchedulerConfig,
-    element_bytes: int,
+    block_bytes: Sequence[int],
     weights: int,
     activations: int,
     free: int,
 ) -> MemoryPlan:
     """Give the cache what `max_num_seqs` sequences of `max_model_len` need, if the memory that is free has it.
 
-    `weights`, `activations` and `free` are bytes.  Raises ConfigError, with the arithmetic, when not even one sequence
+    `block_bytes` are those of a block over all layers of each group; `weights`, `activations` and `free` are bytes, too.  Raises ConfigError, with the arithmetic, when not even one sequence
     fits, or when a cache of a given size is more than is free.
     """
     size = cache.block_size
     needs = [
         group.spec.blocks_at_most(scheduler.max_model_len, scheduler.max_num_batched_tokens, size) for group in groups
     ]
-    block_bytes = [group.block_bytes(size, element_bytes) for group in groups]
     per_sequence = sum(need * each for need, each in zip(needs, block_bytes, strict=True))
     if cache.num_blocks is not None:
         num_blocks = [cache.num_blocks] * len(groups)

@@ -1,4 +1,4 @@
-"""Computes batches: slots → Step → model → sampler → StepOutput.  It decides nothing."""
+"""Computes batches: slots → buffers → model → sampler → StepOutput.  It decides nothing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from vllm.kv_cache.spec import CacheGroup
 from vllm.layers.decoder import Decoder
+from vllm.layers.step import Step
 from vllm.messages import Batch, RowOutput, StepOutput
 from vllm.ops.attention import AttentionBackend
 from vllm.sampling.rows import select
 from vllm.sampling.sampler import UNSOUND, Sampler
+from vllm.worker.forward import Forward
 from vllm.worker.tables import Packed, SlotTables
 
 
@@ -34,11 +36,12 @@ class ModelRunner:
         self.groups = groups
         self.caches = caches
         self.backend = backend
-        self.plans = tuple(backend.plan() for _ in groups)
         self.tables = tables
         self.sampler = sampler
-        num_layers = sum(len(group.layers) for group in groups)
-        self.group_of = tuple(next(g for g, group in enumerate(groups) if i in group.layers) for i in range(num_layers))
+        self.plans = tuple(backend.plan() for _ in groups)
+        group_of = [next(g for g, group in enumerate(groups) if i in group.layers) for i in range(len(caches))]
+        step = Step(tables.token_ids, tables.positions, self.plans, caches, tuple(group_of), backend)
+        self.forward = Forward(model, step, max_rows=tables.num_slots)
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> StepOutput:
@@ -58,8 +61,8 @@ class ModelRunner:
         for copy in batch.copies:
             for layer in self.groups[copy.group].layers:
                 self.backend.copy_block(self.caches[layer], copy.source, copy.target)
-        packed = self.tables.pack(batch, self.plans, self.caches, self.group_of)
-        hidden = self.model(packed.step)
+        packed = self.tables.pack(batch, self.plans)
+        hidden = self.forward.hidden(packed.num_tokens)
         outputs = [RowOutput() for _ in batch.rows]
         self._prompt_logprobs(batch, packed, hidden, outputs)
         self._choose(batch, packed, hidden, outputs)
@@ -79,7 +82,7 @@ class ModelRunner:
         wanting = [index for index, row in enumerate(batch.rows) if row.wants_token]
         if not wanting:
             return
-        logits = self.model.logits(select(hidden, [packed.last[index] for index in wanting]))
+        logits = self.forward.logits(hidden, [packed.last[index] for index in wanting])
         counts = [self.tables.sequences[batch.rows[index].slot].num_candidates for index in wanting]
         beams = [place for place, count in enumerate(counts) if count]
         plain = [place for place, count in enumerate(counts) if not count]

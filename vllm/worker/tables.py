@@ -3,21 +3,19 @@
     tokens        [slots, max_model_len + 1]     prompt and output
     block tables  [slots, blocks] per cache group
 
-Batches carry only changes; `apply` books them, `pack` turns a batch's rows into a Step.
+Batches carry only changes; `apply` books them, `pack` lays a batch's rows into buffers, one after another.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vllm.kv_cache.spec import NULL_BLOCK
-from vllm.layers.step import Step
 from vllm.messages import Batch, Row, Sequence
 from vllm.ops.attention import AttentionPlan, Layout
 from vllm.ops.memory import zeros
@@ -25,9 +23,9 @@ from vllm.ops.memory import zeros
 
 @dataclass(slots=True)
 class Packed:
-    """A batch's rows on the device, and where each lies."""
+    """How a batch's tokens lie in the buffers."""
 
-    step: Step
+    num_tokens: int
     last: list[int]
     """[R] each row's last token in the step"""
 
@@ -35,12 +33,17 @@ class Packed:
 class SlotTables:
     """Tokens and block tables by slot."""
 
-    def __init__(self, num_slots: int, max_model_len: int, num_groups: int, block_size: int) -> None:
+    def __init__(
+        self, num_slots: int, max_model_len: int, num_groups: int, block_size: int, max_step_tokens: int
+    ) -> None:
         num_blocks = -(-max_model_len // block_size)
         self.block_size = block_size
+        self.num_slots = num_slots
         self.tokens = zeros(num_slots, max_model_len + 1, dtype=torch.int64, device=torch.device("cpu"))
         self.blocks = [np.full((num_slots, num_blocks), NULL_BLOCK, dtype=np.int32) for _ in range(num_groups)]
         self.sequences: dict[int, Sequence] = {}
+        self.token_ids = torch.zeros(max_step_tokens, dtype=torch.int64)
+        self.positions = torch.zeros(max_step_tokens, dtype=torch.int64)
         self._tokens = self.tokens.numpy()  # the same memory: numpy finds its way about small arrays sooner
         self._positions = np.arange(max_model_len + 1)
         self._num_blocks = [[0] * num_groups for _ in range(num_slots)]
@@ -60,10 +63,8 @@ class SlotTables:
         """Write a chosen token."""
         self._tokens[slot, position] = token
 
-    def pack(
-        self, batch: Batch, plans: tuple[AttentionPlan, ...], caches: tuple[Any, ...], group_of: tuple[int, ...]
-    ) -> Packed:
-        """Lay the rows' tokens one after another, and place the cache groups' plans for them.
+    def pack(self, batch: Batch, plans: tuple[AttentionPlan, ...]) -> Packed:
+        """Lay the rows' tokens and positions one after another, and place the cache groups' plans for them.
 
         Slices are copied row by row: after a forward pass has emptied the processor's caches, numpy's indexing with
         arrays takes longer for a few rows than this does (measured: 123 against 60 µs for one).
@@ -71,7 +72,7 @@ class SlotTables:
         rows = batch.rows
         stops = list(accumulate(row.count for row in rows))
         width = -(-max(row.start + row.count for row in rows) // self.block_size)
-        token_ids, positions = np.empty(stops[-1], dtype=np.int64), np.empty(stops[-1], dtype=np.int64)
+        token_ids, positions = self.token_ids.numpy(), self.positions.numpy()
         tables = [np.empty((len(rows), width), dtype=np.int32) for _ in self.blocks]
         for index, (row, stop) in enumerate(zip(rows, stops, strict=True)):
             first, end = stop - row.count, row.start + row.count
@@ -83,8 +84,7 @@ class SlotTables:
         starts, counts = _column([row.start for row in rows]), _column([row.count for row in rows])
         for plan, table in zip(plans, tables, strict=True):
             plan.place(Layout(firsts, starts, counts, torch.from_numpy(table), self.block_size))
-        step = Step(torch.from_numpy(token_ids), torch.from_numpy(positions), plans, caches, group_of)
-        return Packed(step, [stop - 1 for stop in stops])
+        return Packed(stops[-1], [stop - 1 for stop in stops])
 
     def _apply_row(self, row: Row) -> None:
         if row.tokens:

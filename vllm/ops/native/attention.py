@@ -56,6 +56,8 @@ class NativePlan:
 class NativeAttention:
     """The attention backend for processors."""
 
+    recordable = True
+
     def refuses(self, spec: CacheSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
         """Return the reason, in words, why the kernels can't serve such a layer; None if they can."""
         if dtype not in TYPES:
@@ -72,11 +74,17 @@ class NativeAttention:
         self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
     ) -> NativeCache:
         """Return one layer's cache, zeroed."""
-        block_bytes = spec.kv_heads * (block_size // _PAGE) * page_bytes(spec, dtype, quantized)
+        block_bytes = self.block_bytes(spec, block_size, dtype, quantized)
         size = num_blocks * block_bytes
         memory = zeros(size + _MEMORY_PAGE, dtype=torch.uint8, device=torch.device("cpu"))
         first = -memory.data_ptr() % _MEMORY_PAGE
         return NativeCache(memory[first : first + size].view(num_blocks, block_bytes), quantized)
+
+    def block_bytes(self, spec: CacheSpec, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
+        """Return the bytes of a block of one layer's cache.  Values are padded to whole vectors."""
+        elements = block_size * (spec.head_dim + -(-spec.value_dim // _LANES) * _LANES)
+        scales = 2 * block_size * 4
+        return spec.kv_heads * (elements + scales if quantized else elements * dtype.itemsize)
 
     def copy_block(self, cache: NativeCache, source: int, target: int) -> None:
         """Copy one block of one layer's cache."""
@@ -119,10 +127,3 @@ class NativeAttention:
             int(cache.quantized),
         )
         return out
-
-
-def page_bytes(spec: CacheSpec, dtype: torch.dtype, quantized: bool) -> int:
-    """Return the bytes of 16 tokens of one kv head.  Values are padded to whole vectors."""
-    padded = -(-spec.value_dim // _LANES) * _LANES
-    elements = _PAGE * (spec.head_dim + padded)
-    return elements + 2 * _PAGE * 4 if quantized else elements * dtype.itemsize

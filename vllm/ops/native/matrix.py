@@ -52,6 +52,14 @@ class _Part:
     scales: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    groups: np.ndarray
+    """[groups] of struct Group"""
+    biases: np.ndarray | None
+    """[groups, 16] float32"""
+
+
 class NativeMatrix(Matrix):
     """Rows of weights in float32, bfloat16, int8 or int4."""
 
@@ -59,8 +67,7 @@ class NativeMatrix(Matrix):
         super().__init__(shape, _bytes(shape))
         self.bias = torch.zeros(shape.rows, dtype=torch.float32) if shape.bias else None
         self._parts: list[_Part] = []
-        self._groups: np.ndarray | None = None
-        self._lanes: Tensor | None = None
+        self._made: _Table | None = None
 
     def place(self, first: int, rows: int) -> Place:
         return _RowsPlace(self, first, rows)
@@ -80,7 +87,7 @@ class NativeMatrix(Matrix):
             self._parts.append(_Part(first, rows, *_quantize(content, self.shape)))
         else:
             self._parts.append(_Part(first, rows, content if content.stride(1) == 1 else content.contiguous()))
-        self._groups = None
+        self._made = None
 
     def multiply(
         self,
@@ -91,7 +98,7 @@ class NativeMatrix(Matrix):
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         shape = self.shape
-        groups, lanes = self._table()
+        table = self._table()
         columns = shape.rows // 2 if shape.gated else shape.rows
         y = empty(x.shape[0], columns, dtype=dtype or x.dtype)
         library().linear(
@@ -99,9 +106,9 @@ class NativeMatrix(Matrix):
             address(x),
             address(y),
             address(residual),
-            address(lanes),
-            groups.ctypes.data,
-            len(groups),
+            0 if table.biases is None else table.biases.ctypes.data,
+            table.groups.ctypes.data,
+            len(table.groups),
             shape.width,
             x.stride(0),
             columns,
@@ -119,20 +126,15 @@ class NativeMatrix(Matrix):
         assert table.scales is None, "a table that is looked up is not quantized"
         return gather(table.content, ids, scale, offset)
 
-    def _table(self) -> tuple[np.ndarray, Tensor | None]:
-        """Return the groups, and the biases of their 16 rows each.  Made when the matrix is first used."""
-        if self._groups is None:
+    def _table(self) -> _Table:
+        """Return the matrix as the kernels want it; made when it is first used."""
+        if self._made is None:
             parts = sorted(self._parts, key=lambda part: part.first)
             assert sum(part.rows for part in parts) == self.shape.rows, "a matrix is used before it is filled"
             columns = self.shape.rows // 2 if self.shape.gated else self.shape.rows
-            self._groups = np.concatenate([_groups(part, self.shape, columns) for part in parts])
-            if self.bias is not None:
-                self._lanes = torch.zeros(len(self._groups), _LANES)
-                firsts = np.concatenate([part.first + np.arange(0, part.rows, _LANES) for part in parts])
-                for lanes, first, group in zip(self._lanes, firsts.tolist(), self._groups, strict=True):
-                    count = int(group["count"])
-                    lanes[:count] = self.bias[first : first + count]
-        return self._groups, self._lanes
+            groups = np.concatenate([_groups(part, self.shape, columns) for part in parts])
+            self._made = _Table(groups, None if self.bias is None else _lanes(self.bias.numpy(), parts))
+        return self._made
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,12 @@ def _groups(part: _Part, shape: MatrixShape, columns: int) -> np.ndarray:
         groups["rows"] = part.content.data_ptr() + index * (part.content.nbytes // len(first))
         groups["scales"] = part.scales.data_ptr() + index * (part.scales.nbytes // len(first))
     return groups
+
+
+def _lanes(bias: np.ndarray, parts: list[_Part]) -> np.ndarray:
+    """Lay biases out as the groups lie; where a group has fewer than 16 rows, the rest is 0.  [rows] -> [groups, 16]"""
+    padded = [np.pad(bias[part.first : part.first + part.rows], (0, -part.rows % _LANES)) for part in parts]
+    return np.concatenate(padded).reshape(-1, _LANES)
 
 
 def _quantize(content: Tensor, shape: MatrixShape) -> tuple[Tensor, Tensor]:

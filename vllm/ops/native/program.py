@@ -30,18 +30,18 @@ class NotRecordable(Exception):
 
 
 class Program:
-    """Recorded operations, the memory that they work in, and their result."""
+    """Recorded operations, the memory that they work in, and their result for as many rows as there can be."""
 
     def __init__(self, operations: Any, output: Tensor, memory: Any) -> None:
+        self.output = output
         self._operations = operations
-        self._output = output
         self._memory = memory
         self._run = library().run
 
     def run(self, rows: int) -> Tensor:
         """Compute; the result is overwritten by the next run.  -> [rows, …]"""
         self._run(self._operations, rows)
-        return self._output[:rows]
+        return self.output[:rows]
 
 
 def record(function: Callable[[], Tensor]) -> Program:

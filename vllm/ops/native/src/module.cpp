@@ -17,7 +17,11 @@
 
 namespace {
 
-using Program = std::vector<Operation>;
+// Scratch was planned for a number of threads: a program is run with as many as it was recorded with.
+struct Program {
+    std::vector<Operation> operations;
+    int threads;
+};
 
 const Kernels* kernels = nullptr;
 Team* team = new Team;  // never destroyed: its threads may outlive the interpreter
@@ -60,10 +64,10 @@ class Reader {
     Py_ssize_t count, at = 0;
 };
 
-PyObject* run_now(const Operation* first, size_t count, int64_t rows) {
+PyObject* run_now(const Operation* first, size_t count, int threads, int64_t rows) {
     bool enough;
     Py_BEGIN_ALLOW_THREADS;
-    enough = team->run(first, count, rows);
+    enough = team->run(first, count, threads, rows);
     Py_END_ALLOW_THREADS;
     if (!enough) return PyErr_NoMemory();
     Py_RETURN_NONE;
@@ -71,10 +75,10 @@ PyObject* run_now(const Operation* first, size_t count, int64_t rows) {
 
 PyObject* issue(std::initializer_list<Operation> operations, int64_t rows) {
     if (recording) {
-        recording->insert(recording->end(), operations);
+        recording->operations.insert(recording->operations.end(), operations);
         Py_RETURN_NONE;
     }
-    return run_now(operations.begin(), operations.size(), rows);
+    return run_now(operations.begin(), operations.size(), team->threads, rows);
 }
 
 // ---- set-up ----
@@ -117,7 +121,7 @@ PyObject* start_recording(PyObject*, PyObject*) {
         PyErr_SetString(PyExc_RuntimeError, "a program is being recorded already");
         return nullptr;
     }
-    recording = new Program;
+    recording = new Program{{}, team->threads};
     Py_RETURN_NONE;
 }
 
@@ -138,7 +142,7 @@ PyObject* run(PyObject*, PyObject* const* values, Py_ssize_t count) {
     if (!program) return nullptr;
     int64_t rows = PyLong_AsLongLong(values[1]);
     if (PyErr_Occurred()) return nullptr;
-    return run_now(program->data(), program->size(), rows);
+    return run_now(program->operations.data(), program->operations.size(), program->threads, rows);
 }
 
 // ---- operations: (rows, fields of the arguments in order) ----
@@ -177,7 +181,7 @@ PyObject* all_finite(PyObject*, PyObject* const* values, Py_ssize_t count) {
     if (!Reader(values, count).all(a.x, a.count, a.type)) return nullptr;
     a.found = &found;
     op.phase = kernels->check_finite;
-    PyObject* done = run_now(&op, 1, (a.count + kernels->check_run - 1) / kernels->check_run);
+    PyObject* done = run_now(&op, 1, team->threads, (a.count + kernels->check_run - 1) / kernels->check_run);
     if (!done) return nullptr;
     Py_DECREF(done);
     return PyBool_FromLong(!found);

@@ -56,9 +56,11 @@ class Team {
         }
     }
 
-    // Run the operations one after another for so many rows.  False if memory for scratch is short.
-    bool run(const Operation* first, size_t count, int64_t rows_) {
+    // Run the operations one after another for so many rows, with at most `wanted` threads.  False if memory for
+    // scratch is short.
+    bool run(const Operation* first, size_t count, int wanted, int64_t rows_) {
         operations = first, num_operations = count, rows = rows_;
+        running = std::min(wanted, threads);
         int64_t panels = (rows + 15) / 16, shared_bytes = 0, own_bytes = 0;
         for (size_t i = 0; i < count; i++) {
             shared_bytes = std::max(shared_bytes, first[i].shared_per_panel * panels + first[i].shared);
@@ -66,20 +68,20 @@ class Team {
         }
         own_bytes = (own_bytes + 4095) / 4096 * 4096;
         if (shared_bytes && !shared.at_least(shared_bytes)) return false;
-        if (own_bytes && !own.at_least(own_bytes * threads)) return false;
+        if (own_bytes && !own.at_least(own_bytes * running)) return false;
         own_size = own_bytes;
         next[0] = next[1] = 0;
         arrived = 0;
-        if (threads == 1) {
+        if (running == 1) {
             work(0, 1);
         } else if (region) {
             region([](void* self) { ((Team*)self)->work(((Team*)self)->number(), ((Team*)self)->members()); }, this,
-                   threads, 0);
+                   running, 0);
         } else {
             round.fetch_add(1, std::memory_order_acq_rel);
             { std::lock_guard<std::mutex> hold(lock); }
             wake.notify_all();
-            work(0, threads);
+            work(0, running);
         }
         return true;
     }
@@ -119,7 +121,7 @@ class Team {
                 wake.wait(hold, [&] { return round.load(std::memory_order_acquire) != seen; });
             }
             seen = round.load(std::memory_order_acquire);
-            work(id, threads);
+            if (id < running) work(id, running);
         }
     }
 
@@ -146,6 +148,7 @@ class Team {
     const Operation* operations = nullptr;
     size_t num_operations = 0;
     int64_t rows = 0, own_size = 0;
+    int running = 1;
     Scratch shared, own;
     alignas(64) std::atomic<int64_t> next[2];
     alignas(64) std::atomic<int> arrived{0};
