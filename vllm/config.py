@@ -7,7 +7,7 @@ One field of EngineArgs is one keyword of `LLM(...)`, one flag of the command li
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any
 
 from vllm.errors import ConfigError, did_you_mean
 from vllm.names import take_names
@@ -36,7 +36,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "pipeline_parallel_size": (1, None),
     "data_parallel_size": (1, None),
     "quantization_config": (None,),
-    "kv_cache_dtype": ("auto", None),
     "enable_lora": (False, None),
     "convert": ("auto", "none", None),
     "speculative_config": (None,),
@@ -171,11 +170,11 @@ class EngineArgs:
     load_format: str = option(
         "auto", "auto: safetensors, else .bin; dummy: random weights.", ("auto", "safetensors", "pt", "dummy")
     )
-    quantization: Literal["int8", "int4"] | None = option(
+    quantization: str | None = option(
         None,
-        "convert the weights while they are loaded: int8 (one scale per row) or int4 (one per 32 weights); products "
-        "then round activations to 8 bits",
-        choices=(None, "int8", "int4"),
+        "Convert weights while they are loaded: int8 (one scale per row), int4 (one per 32 weights). Products round "
+        "activations to 8 bits then.",
+        (None, "int8", "int4"),
     )
     generation_config: str = option(
         "auto", "Where default sampling parameters come from: auto (the model), vllm (none), or a folder."
@@ -187,10 +186,8 @@ class EngineArgs:
     )
     seed: int = option(0, "Seed of requests that have none of their own.")
     block_size: int = option(16, "Tokens per cache block.", (8, 16, 32, 64, 128))
-    kv_cache_dtype: Literal["auto", "int8"] = option(
-        "auto",
-        "How keys and values are kept: as the model computes (auto), or int8 with a scale per token.",
-        ("auto", "int8"),
+    kv_cache_dtype: str = option(
+        "auto", "How keys and values are kept: auto, as the model computes; int8, a scale per token.", ("auto", "int8")
     )
     enable_prefix_caching: bool = option(True, "Reuse cached blocks of equal prompt beginnings.")
     gpu_memory_utilization: float | None = option(
@@ -257,7 +254,7 @@ class ModelConfig:
     """Sampling defaults of the generation config."""
     trust_remote_code: bool
     load_format: str
-    quantization: Literal["int8", "int4"] | None
+    quantization: str | None
     """What weights are quantized to while they are loaded."""
     chat_template: str | None
     max_logprobs: int

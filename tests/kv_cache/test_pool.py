@@ -122,4 +122,3 @@ def test_layers_with_equal_needs_form_a_group() -> None:
     full, window = Full(2, 8, 8), Window(2, 8, 8, 4)
     groups = group_layers([window, full, window, full])
     assert [(group.spec, group.layers) for group in groups] == [(window, (0, 2)), (full, (1, 3))]
-    assert groups[0].block_bytes(block_size=16, element_bytes=2) == 2 * 16 * 2 * 16 * 2

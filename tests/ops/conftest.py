@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from vllm import ops
-from vllm.ops.matrix import Format, Matrix, MatrixShape
+from vllm.ops.matrix import Matrix, MatrixShape
 
 
 def matrix_of(
@@ -15,7 +15,7 @@ def matrix_of(
     bias: Tensor | None = None,
     *,
     gated: bool = False,
-    format: Format | None = None,
+    format: str | None = None,
     kind: Callable[[MatrixShape], Matrix] = ops.matrix,
 ) -> Matrix:
     """Make a matrix that holds a tensor.  [N, D], [N]"""

@@ -85,7 +85,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         else:
-            group.add_argument(flag, type=kind, choices=option.metadata["choices"], metavar=_metavar(option), **common)
+            choices = [choice for choice in option.metadata["choices"] or () if choice is not None] or None
+            group.add_argument(flag, type=kind, choices=choices, metavar=_metavar(option), **common)
 
     for name in (*UNSUPPORTED, *WITHOUT_EFFECT):  # of the interface; the engine says what it does with them
         flag, common = f"--{name.replace('_', '-')}", {"dest": name, "default": argparse.SUPPRESS}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vllm import ops
-from vllm.ops.matrix import Format, Matrix, MatrixShape
+from vllm.ops.matrix import Matrix, MatrixShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,8 @@ class Placement:
 
     dtype: torch.dtype
     device: torch.device
-    format: Format | None = None
-    """What matrices are quantized to."""
+    format: str | None = None
+    """What matrices are quantized to: int8 or int4."""
 
     @property
     def unquantized(self) -> Placement:

@@ -7,7 +7,6 @@ checkpoint's parts lie, or quantized.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,6 @@ from vllm.ops.activations import gated_activation
 from vllm.ops.linear import linear
 from vllm.ops.rows import gather
 from vllm.weights import Place, TensorPlace
-
-Format = Literal["int8", "int4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +29,8 @@ class MatrixShape:
     bias: bool = False
     gated: bool = False
     """The first half of the rows is the gate of the second half: products are activation(gate) · up."""
-    format: Format | None = None
-    """What it is quantized to."""
+    format: str | None = None
+    """What it is quantized to: int8 or int4."""
 
 
 class Matrix(nn.Module):

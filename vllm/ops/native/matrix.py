@@ -122,9 +122,14 @@ class NativeMatrix(Matrix):
         return y
 
     def look_up(self, ids: Tensor, scale: float = 1.0, offset: int = 0) -> Tensor:
+        return gather(self.content, ids, scale, offset)
+
+    @property
+    def content(self) -> Tensor:
+        """The rows, where they came in one part and are not quantized, as tables that are looked up.  [rows, width]"""
         (table,) = self._parts
-        assert table.scales is None, "a table that is looked up is not quantized"
-        return gather(table.content, ids, scale, offset)
+        assert table.scales is None
+        return table.content
 
     def _table(self) -> _Table:
         """Return the matrix as the kernels want it; made when it is first used."""
