@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
 
+from tests.ops.paged import Paged, Shape, reference
 from vllm.kv_cache.spec import Full, Window
 from vllm.ops.attention import AttentionOptions, Layout
 from vllm.ops.attention_torch import TorchAttention
@@ -24,92 +23,6 @@ def _two_threads_and_a_seed() -> Iterator[None]:
     with torch.inference_mode():
         yield
     torch.set_num_threads(threads)
-
-
-@dataclass(slots=True)
-class Shape:
-    heads: int
-    kv_heads: int
-    head_dim: int
-    window: int | None = None
-    softcap: float = 0.0
-    block_size: int = 16
-    sinks: bool = False
-    alibi: bool = False
-
-    @property
-    def options(self) -> AttentionOptions:
-        sinks = torch.linspace(-1, 2, self.heads) if self.sinks else None
-        slopes = torch.linspace(0.01, 0.3, self.heads) if self.alibi else None
-        return AttentionOptions(self.head_dim**-0.5, self.window, self.softcap, sinks, slopes)
-
-    def draw(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Random q [L, H, E], k and v [L, G, E]."""
-        counts = (self.heads, self.kv_heads, self.kv_heads)
-        q, k, v = (torch.randn(length, count, self.head_dim).to(dtype) for count in counts)
-        return q, k, v
-
-
-Sequence = tuple[Tensor, Tensor, Tensor]
-
-
-def reference(shape: Shape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Dense attention of one sequence, in float64.  [L, H, E], [L, G, E], [L, G, E] -> [L, H, E]"""
-    group = shape.heads // shape.kv_heads
-    k, v = k.double().repeat_interleave(group, 1), v.double().repeat_interleave(group, 1)
-    scores = torch.einsum("qhe,khe->hqk", q.double(), k) * shape.options.scale
-    if shape.softcap:
-        scores = shape.softcap * torch.tanh(scores / shape.softcap)
-    behind = torch.arange(len(q))[:, None] - torch.arange(len(q))
-    if (slopes := shape.options.alibi_slopes) is not None:
-        scores = scores - slopes.double()[:, None, None] * behind
-    visible = (behind >= 0) & (behind < (shape.window or len(q)))
-    weights = scores.masked_fill(~visible, -torch.inf).exp()
-    total = weights.sum(-1, keepdim=True)
-    if (sinks := shape.options.sinks) is not None:
-        total = total + sinks.double().exp()[:, None, None]
-    return torch.einsum("hqk,khe->qhe", weights / total, v)
-
-
-class Paged:
-    """Sequences whose tokens live in shuffled blocks that first held NaN."""
-
-    def __init__(self, shape: Shape, sequences: list[Sequence]) -> None:
-        self.shape, self.sequences = shape, sequences
-        self.backend = TorchAttention(CPU)
-        self.plan = self.backend.plan()
-        spec = (shape.kv_heads, shape.head_dim, shape.head_dim)
-        width = -(-max(len(q) for q, _, _ in sequences) // shape.block_size)
-        needed = [-(-len(q) // shape.block_size) for q, _, _ in sequences]
-        blocks = torch.randperm(sum(needed)) + 1
-        self.table = torch.zeros(len(sequences), width, dtype=torch.int32)
-        for row, mine in enumerate(blocks.split(needed)):
-            self.table[row, : len(mine)] = mine.int()
-        dtype = sequences[0][1].dtype
-        kind = Full(*spec) if shape.window is None else Window(*spec, size=shape.window)
-        self.cache = self.backend.allocate(kind, sum(needed) + 1, shape.block_size, dtype)
-        self.cache.keys.fill_(torch.nan)
-        self.cache.values.fill_(torch.nan)
-
-    def step(self, ranges: dict[int, tuple[int, int]]) -> dict[int, Tensor]:
-        """Compute tokens [start, end) of some of the sequences.  Row -> [count, H, E]"""
-        rows = list(ranges)
-        start = torch.tensor([ranges[row][0] for row in rows])
-        count = torch.tensor([ranges[row][1] for row in rows]) - start
-        parts = [torch.cat([self.sequences[row][which][slice(*ranges[row])] for row in rows]) for which in range(3)]
-        layout = Layout(count.cumsum(0) - count, start, count, self.table[rows], self.shape.block_size)
-        self.plan.place(layout)
-        out = self.backend.run(*parts, self.cache, self.plan, self.shape.options)
-        return dict(zip(rows, out.split(count.tolist()), strict=True))
-
-    def whole(self, row: int, sizes: list[int]) -> Tensor:
-        """Compute one sequence alone in steps of the given sizes, the last one again and again."""
-        parts, start, length = [], 0, len(self.sequences[row][0])
-        while start < length:
-            size = sizes[min(len(parts), len(sizes) - 1)]
-            parts.append(self.step({row: (start, min(length, start + size))})[row])
-            start += size
-        return torch.cat(parts)
 
 
 SHAPES = [
@@ -134,7 +47,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_mixed_steps_over_shuffled_blocks_agree_with_dense_attention(shape: Shape) -> None:
     lengths = [1, 2, 37, 64, 65, 129, 300, 700]
-    paged = Paged(shape, [shape.draw(length, torch.float32) for length in lengths])
+    paged = Paged(TorchAttention(CPU), shape, [shape.draw(length, torch.float32) for length in lengths])
     # first all but a tail of each, then the tails in one step: single tokens beside chunks of a prompt
     tails = [1, 1, 1, 30, 65, 1, 140, 1]
     heads = {
@@ -150,7 +63,7 @@ def test_mixed_steps_over_shuffled_blocks_agree_with_dense_attention(shape: Shap
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_loses_only_its_own_rounding(dtype: torch.dtype) -> None:
     shape = Shape(8, 2, 64, window=90)
-    paged = Paged(shape, [shape.draw(200, dtype)])
+    paged = Paged(TorchAttention(CPU), shape, [shape.draw(200, dtype)])
     got = paged.whole(0, [200])
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), reference(shape, *paged.sequences[0]), rtol=1e-2, atol=1e-3)
@@ -159,7 +72,7 @@ def test_half_precision_loses_only_its_own_rounding(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [SHAPES[i] for i in (0, 2, 3, 4, 8, 9, 11, 14)], ids=str)
 def test_a_prompt_gives_the_same_bits_in_any_chunks(shape: Shape, dtype: torch.dtype) -> None:
-    paged = Paged(shape, [shape.draw(150, dtype)])
+    paged = Paged(TorchAttention(CPU), shape, [shape.draw(150, dtype)])
     alone = paged.whole(0, [150])
     assert alone.isfinite().all()
     for size in (1, 3, 7, 31, 64, 65):
@@ -170,7 +83,7 @@ def test_a_prompt_gives_the_same_bits_in_any_chunks(shape: Shape, dtype: torch.d
 @pytest.mark.parametrize("shape", [SHAPES[i] for i in (0, 3, 4, 8, 11, 14)], ids=str)
 def test_a_row_gives_the_same_bits_in_any_company(shape: Shape, dtype: torch.dtype) -> None:
     lengths = torch.randint(1, 400, (20,)).tolist()
-    paged = Paged(shape, [shape.draw(length, dtype) for length in lengths])
+    paged = Paged(TorchAttention(CPU), shape, [shape.draw(length, dtype) for length in lengths])
     alone = [paged.whole(row, [length]) for row, length in enumerate(lengths)]
     together = paged.step({row: (0, length) for row, length in enumerate(lengths)})
     decoded = paged.step({row: (length - 1, length) for row, length in enumerate(lengths)})
@@ -183,11 +96,10 @@ def test_a_row_gives_the_same_bits_in_any_company(shape: Shape, dtype: torch.dty
 
 def test_blocks_out_of_the_window_may_be_null_and_hold_anything() -> None:
     shape = Shape(4, 2, 16, window=20, block_size=8)
-    paged = Paged(shape, [shape.draw(150, torch.float32)])
+    paged = Paged(TorchAttention(CPU), shape, [shape.draw(150, torch.float32)])
     expected = paged.whole(0, [150])
     stale = (140 - 20 + 1) // 8  # blocks that no token from position 140 on sees
-    paged.cache.keys[paged.table[0, :stale].long()] = torch.nan
-    paged.cache.values[paged.table[0, :stale].long()] = torch.nan
+    paged.spoil(paged.table[0, :stale])
     paged.table[0, :stale] = 0
     assert torch.equal(paged.step({0: (140, 150)})[0], expected[140:])
     assert torch.equal(paged.step({0: (149, 150)})[0], expected[149:])
@@ -195,7 +107,7 @@ def test_blocks_out_of_the_window_may_be_null_and_hold_anything() -> None:
 
 def test_a_copied_block_holds_the_same() -> None:
     shape = Shape(2, 1, 8, block_size=4)
-    paged = Paged(shape, [shape.draw(10, torch.float32), shape.draw(4, torch.float32)])
+    paged = Paged(TorchAttention(CPU), shape, [shape.draw(10, torch.float32), shape.draw(4, torch.float32)])
     expected = paged.whole(0, [10])
     source, target = int(paged.table[0, 1]), int(paged.table[1, 0])
     paged.backend.copy_block(paged.cache, source, target)

@@ -85,9 +85,9 @@ INLINE float quantize(const T* x, int64_t width, int8_t* bytes) {
         spoilt = fma(v, zero(), spoilt);
     }
     float scale = greatest(most) / 127.f + sum(spoilt);
-    vec inverse = set1(scale > 0 ? 1.f / scale : 0.f);
+    vec by = set1(scale > 0 ? scale : 1.f);
     for (int64_t i = 0; i < width; i += LANES)
-        store_int8(bytes + i, to_int(mul(load(x + i, (int)std::min<int64_t>(LANES, width - i)), inverse)));
+        store_int8(bytes + i, to_int(div(load(x + i, (int)std::min<int64_t>(LANES, width - i)), by)));
     return scale;
 }
 
