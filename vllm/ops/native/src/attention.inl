@@ -261,7 +261,7 @@ int64_t attention_own(const AttentionArgs& a) {
 
 void attention_write(const Args& args, const Worker& me) {
     const AttentionArgs& a = args.attention;
-    if (me.thread == 0)  // no part is done
+    if (me.thread == 0 && a.shared_bytes)  // no part is done
         memset(me.shared, 0, std::min<int64_t>(a.shared_bytes, ITEMS_TO_SHARE * me.threads * 4));
     a.type == BFLOAT16 ? write_all<bf16>(a, me) : write_all<float>(a, me);
 }
