@@ -10,9 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vllm import ops
 from vllm.ops import native
-from vllm.ops.activations import activation, gated_activation
 from vllm.ops.native import rows
 from vllm.ops.norms import layer_norm, rms_norm
 from vllm.ops.rotary import rotary
@@ -121,24 +119,6 @@ def test_rotary_gives_a_token_the_same_bits_in_any_company(dtype: torch.dtype) -
     check_company(turn, torch.arange(11))
 
 
-@BOTH
-@pytest.mark.parametrize("name", ops.ACTIVATIONS)
-def test_activations_compute_what_the_plain_ones_do(name: str, dtype: torch.dtype) -> None:
-    x = torch.cat((torch.linspace(-12, 12, 2001), torch.tensor(SPECIAL)))[None].to(dtype)
-    expected = activation(x.float(), name)
-    near(rows.activation(x, name), expected)
-    for width in WIDTHS:
-        both = (3 * torch.randn(5, 2 * width)).to(dtype)
-        near(rows.gated_activation(strided(both), name), gated_activation(both.float(), name))
-
-
-@BOTH
-def test_activations_give_a_row_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
-    x = (4 * torch.randn(9, 2100)).to(dtype)
-    for name in ops.ACTIVATIONS:
-        check_company(lambda x, name=name: rows.gated_activation(x, name), x)
-
-
 @examples
 @given(st.data())
 def test_lookups_sums_and_caps(data: st.DataObject) -> None:
@@ -150,7 +130,7 @@ def test_lookups_sums_and_caps(data: st.DataObject) -> None:
     x, y = table[:count], strided(torch.randn(12, width).to(dtype))[:count]
     assert torch.equal(rows.add(x, y), x + y)
     far = strided(30 * x)
-    near(rows.softcap(far, 5.0), 5 * torch.tanh(far.float() / 5))
+    near(rows.softcap(far.clone(), 5.0), 5 * torch.tanh(far.float() / 5))
 
 
 def test_elements_that_are_not_finite_stay_so_alone() -> None:
@@ -158,7 +138,7 @@ def test_elements_that_are_not_finite_stay_so_alone() -> None:
     x[1, 7], x[1, 8] = torch.nan, -torch.inf
     for got, plain in (
         (rows.add(x, x), x + x),
-        (rows.softcap(x, 2.0), 2 * torch.tanh(x / 2)),
+        (rows.softcap(x.clone(), 2.0), 2 * torch.tanh(x / 2)),
         (rows.gather(x, torch.arange(3), 3.0), 3 * x),
     ):
         near(got, plain)
