@@ -49,6 +49,16 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert run(f"import sys, vllm; print([name for name in {heavy} if name in sys.modules])") == "[]\n"
 
 
+def test_a_first_token_needs_nothing_that_only_some_requests_do() -> None:
+    rare = ["transformers", "huggingface_hub", "jinja2", "psutil"]
+    code = (
+        "import sys; from vllm import LLM, SamplingParams\n"
+        "LLM().generate('A', SamplingParams(max_tokens=1), use_tqdm=False)\n"
+        f"print([name for name in {rare} if name in sys.modules])"
+    )
+    assert run(code) == "[]\n"
+
+
 def test_deciding_needs_no_torch() -> None:
     run(WITHOUT_TENSORS)
 

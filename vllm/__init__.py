@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vllm.garbage import no_collections
 from vllm.version import __version__, __version_tuple__
 
 _HOME = {
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'vllm' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    with no_collections():
+        value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

@@ -15,9 +15,7 @@ def usable_cores() -> int:
 
 def free_memory() -> int:
     """Bytes of main memory that can be taken without swapping, a cgroup's limit respected."""
-    import psutil
-
-    free = psutil.virtual_memory().available
+    free = _available()
     limit, used = _number("/sys/fs/cgroup/memory.max"), _number("/sys/fs/cgroup/memory.current")
     return min(free, max(0, limit - used + _page_cache())) if limit and used is not None else free
 
@@ -28,6 +26,20 @@ def native_bfloat16() -> bool:
         return "avx512_bf16" in Path("/proc/cpuinfo").read_text() or "bf16" in _arm_features()
     except OSError:
         return False
+
+
+def _available() -> int:
+    """Bytes that the system can give: as it says itself, or as psutil finds out where there is no /proc."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    if kilobytes is not None:
+        return int(kilobytes) * 1024
+    import psutil
+
+    return psutil.virtual_memory().available
 
 
 def _arm_features() -> list[str]:

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 from vllm.entrypoints.chat_utils import load_chat_template, resolve_hf_chat_template
 from vllm.errors import ConfigError, ModelError, RequestError
 from vllm.inputs.chat import ChatOptions, ChatRenderer, parse_conversations
-from vllm.inputs.chat_template import content_format, find_templates
+from vllm.inputs.chat_template import find_templates
+from vllm.inputs.jinja import content_format
 from vllm.inputs.prepare import Limits, Preparer
 from vllm.inputs.tokenizer import load_tokenizer
 from vllm.sampling_params import SamplingParams

@@ -10,6 +10,7 @@ from vllm.engine.executor import Executor, InProcessExecutor, Pending
 from vllm.engine.output_processor import OutputProcessor
 from vllm.engine.setup import resolve
 from vllm.errors import EngineDeadError
+from vllm.garbage import no_collections
 from vllm.inputs.chat import ChatRenderer
 from vllm.inputs.chat_template import find_templates
 from vllm.inputs.prepare import Limits, Params, Preparer
@@ -41,8 +42,9 @@ class LLMEngine:
     @classmethod
     def from_engine_args(cls, args: EngineArgs, progress: bool = False) -> LLMEngine:
         """Make an engine.  Raises ConfigError or ModelError for what cannot work, before weights are read if it can."""
-        config, tokenizer = resolve(args)
-        return cls(config, tokenizer, InProcessExecutor(config, progress))
+        with no_collections():
+            config, tokenizer = resolve(args)
+            return cls(config, tokenizer, InProcessExecutor(config, progress))
 
     @property
     def model_config(self) -> ModelConfig:

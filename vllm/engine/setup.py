@@ -60,7 +60,9 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         dtype=_dtype(args.dtype, text_config, hf_config),
         max_model_len=max_model_len,
         vocab_size=text_config.vocab_size,
-        eos_token_ids=find_eos_token_ids(generation, text_config.to_dict(), tokenizer),
+        eos_token_ids=find_eos_token_ids(
+            generation, {"eos_token_id": getattr(text_config, "eos_token_id", None)}, tokenizer
+        ),
         default_sampling=_default_sampling(
             args.override_generation_config if args.generation_config == "vllm" else generation
         ),

@@ -1,4 +1,7 @@
-"""Read a model folder's config.json into a transformers configuration, and generation_config.json into a dict.
+"""Read a model folder's config.json into a configuration, and generation_config.json into a dict.
+
+The configuration has the attributes that transformers' has; where all is as usual, transformers is not needed for it
+(`plain_config`).
 
 Overrides are merged into the file's content before the configuration is built, so that whatever transformers derives
 from it (head sizes, layer types, rope tables) follows them.
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.errors import ConfigError, ModelError, did_you_mean
+from vllm.loader.plain_config import PlainConfig, plain_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,7 +29,7 @@ _LEGACY_NAMES = ("rope_theta", "rope_scaling", "torch_dtype")
 
 def read_config(
     path: Path, *, trust_remote_code: bool = False, hf_overrides: Overrides | None = None
-) -> PretrainedConfig:
+) -> PretrainedConfig | PlainConfig:
     """Return the configuration of the model in the folder `path`.
 
     `hf_overrides` is a mapping that is merged into config.json, or a function from the configuration to a changed
@@ -33,12 +37,8 @@ def read_config(
     Raises ModelError if the file is missing, damaged or not understood, ConfigError for an override without effect.
     """
     raw = _read_model_json(path)
-    overrides = dict(hf_overrides) if isinstance(hf_overrides, Mapping) else {}
-    model_type = overrides.get("model_type", raw.get("model_type"))
-    config_class = _config_class(path, raw, model_type, trust_remote_code)
-    config = _build(path, config_class, _merged(raw, overrides, config_class, "hf_overrides"))
-    if callable(hf_overrides):
-        config = hf_overrides(config)
+    plain = None if hf_overrides else plain_config(raw, path)
+    config = plain or _config_of_transformers(path, raw, trust_remote_code, hf_overrides)
     if not getattr(config, "architectures", None):
         raise ModelError(
             f"{path}/config.json names no `architectures`; add the model's class name, "
@@ -51,6 +51,17 @@ def read_generation_config(path: Path) -> dict[str, Any]:
     """Return the content of generation_config.json; an empty dict if the model comes without one."""
     file = path / "generation_config.json"
     return _read_object(file) if file.exists() else {}
+
+
+def _config_of_transformers(
+    path: Path, raw: dict[str, Any], trust_remote_code: bool, hf_overrides: Overrides | None
+) -> PretrainedConfig:
+    """Have the configuration made by the class of its model type, and changed by overrides."""
+    overrides = dict(hf_overrides) if isinstance(hf_overrides, Mapping) else {}
+    model_type = overrides.get("model_type", raw.get("model_type"))
+    config_class = _config_class(path, raw, model_type, trust_remote_code)
+    config = _build(path, config_class, _merged(raw, overrides, config_class, "hf_overrides"))
+    return hf_overrides(config) if callable(hf_overrides) else config
 
 
 def _read_model_json(path: Path) -> dict[str, Any]:

@@ -10,9 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vllm import ops
 from vllm.ops import native
-from vllm.ops.activations import activation, gated_activation
 from vllm.ops.native import rows
 from vllm.ops.norms import layer_norm, rms_norm
 from vllm.ops.rotary import rotary
@@ -119,24 +117,6 @@ def test_rotary_gives_a_token_the_same_bits_in_any_company(dtype: torch.dtype) -
         return rows.rotary(q[tokens], q[tokens], table, places[tokens])[0].flatten(1)
 
     check_company(turn, torch.arange(11))
-
-
-@BOTH
-@pytest.mark.parametrize("name", ops.ACTIVATIONS)
-def test_activations_compute_what_the_plain_ones_do(name: str, dtype: torch.dtype) -> None:
-    x = torch.cat((torch.linspace(-12, 12, 2001), torch.tensor(SPECIAL)))[None].to(dtype)
-    expected = activation(x.float(), name)
-    near(rows.activation(x, name), expected)
-    for width in WIDTHS:
-        both = (3 * torch.randn(5, 2 * width)).to(dtype)
-        near(rows.gated_activation(strided(both), name), gated_activation(both.float(), name))
-
-
-@BOTH
-def test_activations_give_a_row_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
-    x = (4 * torch.randn(9, 2100)).to(dtype)
-    for name in ops.ACTIVATIONS:
-        check_company(lambda x, name=name: rows.gated_activation(x, name), x)
 
 
 @examples

@@ -54,7 +54,7 @@ const Kernels kernels = {
     linear_prepare, linear_multiply, linear_shared, linear_own,
     check_finite, CHECK_RUN, quantize, quantize_own,
     attention_write, attention_attend, attention_shared, attention_own,
-    rms_norm, layer_norm, rotary, activate_elements, add_elements, softcap, gather,
+    rms_norm, layer_norm, rotary, add_elements, softcap, gather,
 };
 }  // namespace VARIANT
 

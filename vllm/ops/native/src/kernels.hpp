@@ -105,7 +105,6 @@ struct RotaryArgs {
 };
 
 // Functions of single elements; what each operation reads:
-//   activate_elements   y = activation(x), or gated: activation(x[:width]) · x[width:]
 //   add_elements        y = x + other
 //   softcap             y = scale · tanh(x / scale)
 //   gather              y = scale · row ids[i] + id_offset of x
@@ -117,7 +116,7 @@ struct ElementArgs {
     int64_t x_stride, other_stride, y_stride;  // from row to row, in elements
     int64_t width;         // of y
     float scale;
-    int32_t activation, gated, type;
+    int32_t type;
 };
 
 struct CheckArgs {
@@ -152,5 +151,5 @@ struct Kernels {
     Phase attention_write, attention_attend;
     int64_t (*attention_shared)(const AttentionArgs&, int threads);
     int64_t (*attention_own)(const AttentionArgs&);
-    Phase rms_norm, layer_norm, rotary, activate_elements, add_elements, softcap, gather;
+    Phase rms_norm, layer_norm, rotary, add_elements, softcap, gather;
 };

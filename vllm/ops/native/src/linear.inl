@@ -7,8 +7,6 @@
 //   few rows of x:    lane = row of W.  A tile of 16 rows x 16 words is transposed in registers as it comes from memory.
 //   many rows of x:   lane = row of x.  x is transposed once, into panels; words of W are broadcast from where they are.
 
-constexpr int FEW_ROWS = 12;
-
 INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // ---- what a word is ----
@@ -25,7 +23,7 @@ struct Pairs {
 
 // ---- the end of a product: 16 neighbouring columns of one row ----
 
-INLINE void finish(const LinearArgs& a, int64_t row, int64_t group, vec v, vec up) {
+NOINLINE void finish(const LinearArgs& a, int64_t row, int64_t group, vec v, vec up) {
     if (a.bias) v = add(v, load(a.bias + group * LANES));
     const Group& g = a.groups[group];
     if (a.activation) v = activate(a.activation, v);
@@ -60,7 +58,7 @@ UNROLL(16)
 }
 
 template <class Word, int ROWS>
-INLINE void few_sum(vec* sum, const Group& g, const char* const* x, int64_t words, int64_t ahead) {
+NOINLINE void few_sum(vec* sum, const Group& g, const char* const* x, int64_t words, int64_t ahead) {
 UNROLL(12)
     for (int r = 0; r < ROWS; r++) sum[r] = zero();
     for (int64_t at = 0; at + LANES <= words; at += LANES) {
@@ -107,11 +105,15 @@ NOINLINE void few_dense(const LinearArgs& a, const Worker&, int64_t group) {
 
 using FewRows = void (*)(const LinearArgs&, const Worker&, int64_t group);
 
+#if defined(VARIANT_AVX512)
+constexpr int FEW_ROWS = 12;
 #define BY_ROWS(F, W)                                                                                          \
-    {                                                                                                          \
-        nullptr, F<W, 1>, F<W, 2>, F<W, 3>, F<W, 4>, F<W, 5>, F<W, 6>, F<W, 7>, F<W, 8>, F<W, 9>, F<W, 10>, F<W, 11>, \
-            F<W, 12>                                                                                           \
-    }
+    {nullptr, F<W, 1>, F<W, 2>, F<W, 3>, F<W, 4>, F<W, 5>, F<W, 6>, F<W, 7>, F<W, 8>, F<W, 9>, F<W, 10>, F<W, 11>, \
+     F<W, 12>}
+#else  // with fewer registers more rows gain nothing
+constexpr int FEW_ROWS = 4;
+#define BY_ROWS(F, W) {nullptr, F<W, 1>, F<W, 2>, F<W, 3>, F<W, 4>}
+#endif
 
 // Neighbouring groups in runs of about 256 KiB: shorter ones read from memory at two thirds of the speed (measured).
 INLINE void few(const LinearArgs& a, const Worker& me, FewRows group, int64_t group_bytes) {
@@ -213,8 +215,8 @@ NOINLINE void many_dense(const LinearArgs& a, const Worker& me, int64_t group, i
     int64_t words = a.width * Word::SIZE / 4, ahead = panel ? 0 : a.groups[group].stride * LANES;
     alignas(64) float sums[2][PANELS * LANES * LANES];
     const char* x = me.shared + panel * words * 64;
-    many_group<Word, PANELS>(a.groups[group], x, words, ahead, sums[0]);
-    if (a.gated) many_group<Word, PANELS>(a.groups[group + a.num_groups / 2], x, words, ahead, sums[1]);
+    for (int half = 0; half < (a.gated ? 2 : 1); half++)
+        many_group<Word, PANELS>(a.groups[group + half * a.num_groups / 2], x, words, ahead, sums[half]);
     finish_panels<PANELS>(a, me, group, panel, sums[0], sums[1]);
 }
 

@@ -237,16 +237,6 @@ PyObject* rotary(PyObject*, PyObject* const* values, Py_ssize_t count) {
     return issue({op}, rows);
 }
 
-PyObject* activate(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Operation op{};
-    ElementArgs& a = op.args.element;
-    int64_t rows;
-    if (!Reader(values, count).all(rows, a.x, a.y, a.x_stride, a.y_stride, a.width, a.activation, a.gated, a.type))
-        return nullptr;
-    op.phase = kernels->activate_elements;
-    return issue({op}, rows);
-}
-
 PyObject* add(PyObject*, PyObject* const* values, Py_ssize_t count) {
     Operation op{};
     ElementArgs& a = op.args.element;
@@ -292,7 +282,6 @@ PyMethodDef methods[] = {
     {"rms_norm", (PyCFunction)(void*)rms_norm, METH_FASTCALL, "y = x / rms(x) · (offset + weight) + residual"},
     {"layer_norm", (PyCFunction)(void*)layer_norm, METH_FASTCALL, "y = (x - mean) / deviation · weight + bias + residual"},
     {"rotary", (PyCFunction)(void*)rotary, METH_FASTCALL, "Turn pairs of elements of q and k, in place."},
-    {"activate", (PyCFunction)(void*)activate, METH_FASTCALL, "y = activation(x), or activation(gate) · up"},
     {"add", (PyCFunction)(void*)add, METH_FASTCALL, "y = x + other"},
     {"softcap", (PyCFunction)(void*)softcap, METH_FASTCALL, "y = scale · tanh(x / scale)"},
     {"gather", (PyCFunction)(void*)gather, METH_FASTCALL, "y[i] = scale · x[ids[i] + id_offset]"},

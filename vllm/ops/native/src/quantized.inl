@@ -120,7 +120,7 @@ INLINE void quantize_panels(const LinearArgs& a, const Worker& me) {
 INLINE ivec word_of(const int8_t* values, int64_t word) { return iset1(*(const int32_t*)(values + word * 4)); }
 
 template <int ROWS>
-INLINE void few_sum(Int8, vec* sum, const Group& g, const Quantized& q) {
+NOINLINE void few_sum(Int8, vec* sum, const Group& g, const Quantized& q) {
     for (int64_t b = 0; b < q.blocks; b++) {
         const char* p = g.rows + b * WORDS * 64;
         ivec s[ROWS], odd = izero();
@@ -145,7 +145,7 @@ UNROLL(12)
 }
 
 template <int ROWS>
-INLINE void few_sum(Int4, vec* sum, const Group& g, const Quantized& q) {
+NOINLINE void few_sum(Int4, vec* sum, const Group& g, const Quantized& q) {
     for (int64_t b = 0; b < q.blocks; b++) {
         vec block[ROWS];
 UNROLL(12)

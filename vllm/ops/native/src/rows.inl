@@ -1,4 +1,4 @@
-// What happens to rows between products: norms, rotary embedding, activations, lookups, sums.
+// What happens to rows between products: norms, rotary embedding, lookups, sums.
 //
 // Elements are float32 or bfloat16; everything is computed in float32.  A row's sums are taken in one order, lane by lane,
 // whatever stands beside it.
@@ -135,19 +135,6 @@ void rotary(const Args& args, const Worker& me) {
 // ---- element by element ----
 
 template <class T>
-INLINE void activate_rows(const ElementArgs& a, const Worker& me) {
-    each_piece(me, a.width, [&](int64_t row, int64_t begin, int64_t end) INLINE_LAMBDA {
-        const T *x = (const T*)a.x + row * a.x_stride, *up = x + a.width;
-        T* y = (T*)a.y + row * a.y_stride;
-        for (int64_t i = begin; i < end; i += LANES) {
-            int n = lanes(end - i);
-            vec v = activate(a.activation, load(x + i, n));
-            store(y + i, a.gated ? mul(v, load(up + i, n)) : v, n);
-        }
-    });
-}
-
-template <class T>
 INLINE void add_rows(const ElementArgs& a, const Worker& me) {
     each_piece(me, a.width, [&](int64_t row, int64_t begin, int64_t end) INLINE_LAMBDA {
         const T *x = (const T*)a.x + row * a.x_stride, *other = (const T*)a.other + row * a.other_stride;
@@ -185,11 +172,6 @@ INLINE void gather_rows(const ElementArgs& a, const Worker& me) {
             store(y + i, mul(load(x + i, n), set1(a.scale)), n);
         }
     });
-}
-
-void activate_elements(const Args& args, const Worker& me) {
-    const ElementArgs& a = args.element;
-    a.type == BFLOAT16 ? activate_rows<bf16>(a, me) : activate_rows<float>(a, me);
 }
 
 void add_elements(const Args& args, const Worker& me) {

@@ -1,0 +1,149 @@
+"""Products of the native kernels against products in float32, for every format of the weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.ops.conftest import matrix_of
+from vllm.ops.activations import ACTIVATIONS
+from vllm.ops.activations import activation as activate
+from vllm.ops.matrix import MatrixShape
+from vllm.ops.native import set_threads
+from vllm.ops.native.matrix import NativeMatrix, refuses
+
+CPU = torch.device("cpu")
+FORMATS = [None, "int8", "int4"]
+TOLERANCE = {None: 1e-5, "int8": 0.03, "int4": 0.2}
+"""Of the error's size to the result's, for normally distributed weights; measured are 5e-7, 0.009 and 0.07."""
+examples = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(dtype)
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    return float((got.float() - expected.float()).norm() / expected.float().norm().clamp(min=1e-9))
+
+
+@given(
+    rows=st.integers(1, 70),
+    height=st.integers(1, 100),
+    width=st.integers(1, 300),
+    format=st.sampled_from(FORMATS),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    gated=st.booleans(),
+    biased=st.booleans(),
+    name=st.sampled_from([None, *ACTIVATIONS]),
+    seed=st.integers(0, 1000),
+)
+@examples
+def test_any_shape_agrees_with_a_product_in_float32(
+    rows: int,
+    height: int,
+    width: int,
+    format: str | None,
+    dtype: torch.dtype,
+    gated: bool,
+    biased: bool,
+    name: str | None,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    width += width % 2 if dtype == torch.bfloat16 else 0
+    height += height % 2 if gated else 0
+    name = "silu" if gated and name is None else name
+    weight = normal(height, width, dtype=dtype) * width**-0.5
+    bias = normal(height, dtype=dtype) if biased else None
+    columns = height // 2 if gated else height
+    x, residual = normal(rows, width + 3, dtype=dtype)[:, :width], normal(rows, columns + 2, dtype=dtype)[:, :columns]
+    matrix = matrix_of(weight, bias, gated=gated, format=format)
+    assert isinstance(matrix, NativeMatrix)
+    got = matrix.multiply(x, activation=name, residual=residual, dtype=torch.float32)
+
+    expected = x.float() @ weight.float().T + (0 if bias is None else bias.float())
+    gate, up = expected.chunk(2, 1) if gated else (expected, 1.0)
+    expected = (gate if name is None else activate(gate, name)) * up
+    # what is left when the residual is taken away again may be small: measured against all of it
+    scale = float((expected + residual.float()).norm().clamp(min=1e-6))
+    error = float((got - expected - residual.float()).norm()) / scale
+    limit = TOLERANCE[format] * (4 if gated or name else 1)
+    assert error < limit or float((got - expected - residual.float()).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_row_gets_the_same_bits_among_any_others(format: str | None, dtype: torch.dtype) -> None:
+    for height, width, gated in ((40, 256, True), (33, 130, False)):
+        matrix = matrix_of(normal(height, width, dtype=dtype), normal(height, dtype=dtype), gated=gated, format=format)
+        x = normal(70, width, dtype=dtype)
+        name = "gelu" if gated else None
+        together = matrix.multiply(x, activation=name)
+        for threads in (1, 2, 3):
+            set_threads(threads)
+            for rows in (1, 2, 3, 5, 8, 12, 13, 16, 17, 31, 33, 48, 49, 64, 70):
+                assert torch.equal(matrix.multiply(x[-rows:], activation=name), together[-rows:])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_not_finite_stays_in_its_row(format: str | None) -> None:
+    matrix = matrix_of(normal(20, 200), format=format)
+    x = normal(30, 200)
+    clean = matrix.multiply(x)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        spoiled = x.clone()
+        spoiled[7, 150] = value
+        for rows in (slice(None), slice(5, 12)):
+            got = matrix.multiply(spoiled[rows])
+            good = torch.arange(30)[rows] != 7
+            assert not got[~good].isfinite().any()
+            assert torch.equal(got[good], clean[rows][good])
+
+
+def test_parts_may_come_in_any_order_and_from_anywhere() -> None:
+    q, k, v = normal(24, 64), normal(7, 128)[:, ::2].contiguous(), normal(64, 10).T
+    matrix = NativeMatrix(MatrixShape(41, 64, torch.float32, CPU))
+    for first, part in ((31, v), (0, q), (24, k)):
+        matrix.place(first, len(part)).put(part)
+    x = normal(3, 64)
+    torch.testing.assert_close(matrix.multiply(x), x @ torch.cat((q, k, v)).T)
+
+
+def test_a_gate_that_comes_with_up_in_one_tensor_is_told_apart() -> None:
+    both, x = normal(2 * 21, 32), normal(5, 32)
+    expected = torch.relu(x @ both[:21].T) * (x @ both[21:].T)
+    torch.testing.assert_close(matrix_of(both, gated=True).multiply(x, activation="relu"), expected)
+
+
+def test_weights_that_need_no_conversion_are_not_copied() -> None:
+    weight = normal(32, 64)
+    matrix = matrix_of(weight)
+    x = normal(1, 64)
+    before = matrix.multiply(x)
+    weight.mul_(2)
+    assert torch.equal(matrix.multiply(x), 2 * before)
+
+
+@pytest.mark.parametrize("format, limit", [("int8", 0.009), ("int4", 0.09)])
+def test_quantized_weights_are_near_the_weights(format: str, limit: float) -> None:
+    weight = normal(64, 256)
+    recovered = matrix_of(weight, format=format).multiply(torch.eye(256) * 127).T / 127  # activations are exact
+    assert relative(recovered, weight) < limit
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_rows_of_zeros_are_quantized_to_zeros(format: str) -> None:
+    weight = normal(20, 128)
+    weight[3] = 0
+    assert (matrix_of(weight, format=format).multiply(normal(4, 128))[:, 3] == 0).all()
+
+
+def test_the_kernels_refuse_what_they_cannot_hold_in_words() -> None:
+    assert refuses(MatrixShape(4, 4, torch.float16, CPU)) is not None
+    assert refuses(MatrixShape(4, 5, torch.bfloat16, CPU)) is not None
+    assert refuses(MatrixShape(4, 5, torch.bfloat16, CPU, format="int8")) is None
+    assert refuses(MatrixShape(4, 5, torch.float32, CPU)) is None
