@@ -101,7 +101,7 @@ def llamacpp(python: Path, jobs: int) -> None:
 
 
 def openvino(python: Path, jobs: int) -> None:
-    pip(python, "openvino-genai==2026.4.1.0")
+    pip(python, GGUF, "openvino-genai==2026.4.1.0")
 
 
 RECIPES: dict[str, Callable[[Path, int], None]] = {

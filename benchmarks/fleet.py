@@ -1,113 +1,162 @@
-"""Engines as child processes, of which one computes at a time.
+"""The engines of a run as child processes, of which one computes at a time.
 
-A child that waits is stopped (SIGSTOP for its whole session): a thread pool that spins for work would otherwise take a
-core from whoever is measured.  All that a session holds is killed with it.
+    loading ─▶ warmed up ─▶ waiting ⇄ working      waiting is being stopped (SIGSTOP)
+
+Whoever waits is stopped by a signal: a thread pool that spins for work would otherwise take a core from whoever is
+measured.  As many engines as memory has room for stay loaded; to make room, those go first that load fastest.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import signal
-import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import members_of
+from benchmarks import checkpoints
+from benchmarks.conversation import Child, EngineFailed, NotLoaded
+from benchmarks.engines import GIB, Engine
+from benchmarks.floor import cache_bytes
+from benchmarks.processes import Memory, PeakMemory, available
+from benchmarks.shapes import QWEN_HALF_BILLION
+from benchmarks.workloads import Request, start_up, workloads
 
-EXIT_SECONDS = 20
-TAIL_CHARACTERS = 400
+MAX_LEN = 4096
+MAX_REQUESTS = 64
+KV_TOKENS = 32768  # 0.4 GB at 16 bits; the mix needs 22,737 of them
+SMALL_KV_BYTES = 200_000_000  # for start-up and peak memory
+LOAD_SECONDS = 600
+RUN_SECONDS = 1200
+RESERVE = 1 * GIB
+WARM_UP_ROUND = -1
 
 
-class EngineFailed(Exception):
-    """An engine refused, broke or did not answer; the message says which and how."""
+@dataclass(slots=True)
+class Loaded:
+    """An engine that is ready."""
+
+    engine: Engine
+    child: Child
+    load_seconds: float
 
 
-class Child:
-    """An engine in a process of its own, spoken to in lines of JSON (`adapters/protocol.py`)."""
+class Fleet:
+    """Starts engines when they are needed, and keeps all but one of them still."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        self.log = log
-        self.started = time.perf_counter()
-        self._printed_before = log.stat().st_size if log.exists() else 0
-        with log.open("ab") as file:
-            self._process = subprocess.Popen(
-                command,
-                env=dict(environment),
-                cwd=log.parent,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                start_new_session=True,
-            )
-        self.session = self._process.pid
-        self._unread = b""
+    def __init__(self, work: Path, cores: list[int]) -> None:
+        self.work = work.absolute()
+        self.cores = cores
+        self._loaded: dict[str, Loaded] = {}
 
-    def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Send one message and return the answer to it.  Raises EngineFailed."""
-        self.send(message)
-        return self.receive(seconds)
+    def load(self, engine: Engine) -> None:
+        """Have an engine loaded, warmed up and still.  Raises NotLoaded."""
+        self._ready(engine)
 
-    def send(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
+    def run(self, engine: Engine, requests: Sequence[Request]) -> dict[str, Any]:
+        """Have an engine answer requests; return its readings.  Raises EngineFailed, and then it is not loaded."""
+        child = self._ready(engine)
+        child.resume()
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise EngineFailed(f"the process ended{self._last_words()}") from None
+            return child.ask(_run_message(requests), RUN_SECONDS)
+        except EngineFailed:
+            self.drop(engine)
+            raise
+        finally:
+            child.pause()
 
-    def receive(self, seconds: float) -> dict[str, Any]:
-        """Return the next answer.  Raises EngineFailed if it is an error, or none comes."""
-        reply = json.loads(self._line(time.monotonic() + seconds, seconds))
-        if "error" in reply:
-            raise EngineFailed(reply["error"])
-        return reply["ok"]
-
-    def pause(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def stop(self) -> None:
-        """Ask it to exit, and see to it that nothing of it stays."""
-        self.resume()
-        with suppress(EngineFailed):
-            self.send({"do": "exit"})
+    def start(self, engine: Engine) -> float:
+        """Return the seconds from the start of a fresh process to its first token, with the checkpoint in memory."""
+        self._make_room(engine)
+        _read_through(checkpoints.path_of(engine.checkpoint, self.work))
+        child = self._start(engine)
         try:
-            self._process.wait(EXIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
-        self._signal(signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
+            child.send(self._load_message(engine, SMALL_KV_BYTES // cache_bytes(QWEN_HALF_BILLION)))
+            child.send(_run_message(start_up()))
+            child.receive(LOAD_SECONDS)
+            child.receive(RUN_SECONDS)
+            return time.perf_counter() - child.started
+        finally:
+            child.stop()
 
-    def _signal(self, number: signal.Signals) -> None:
-        for pid in members_of(self.session):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+    def peak_memory(self, engine: Engine, requests: Sequence[Request]) -> Memory:
+        """Return the most memory that a fresh process takes while it loads and answers requests."""
+        self._make_room(engine)
+        child = self._start(engine)
+        try:
+            with PeakMemory(child.session) as watch:
+                child.ask(self._load_message(engine, SMALL_KV_BYTES // cache_bytes(QWEN_HALF_BILLION)), LOAD_SECONDS)
+                child.ask(_run_message(requests), RUN_SECONDS)
+            return watch.peak
+        finally:
+            child.stop()
 
-    def _line(self, deadline: float, seconds: float) -> bytes:
-        assert self._process.stdout is not None
-        while b"\n" not in self._unread:
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise EngineFailed(f"no answer within {seconds:.0f} s{self._last_words()}")
-            piece = os.read(self._process.stdout.fileno(), 1 << 16)
-            if not piece:
-                self._process.wait()
-                raise EngineFailed(f"the process ended with {self._process.returncode}{self._last_words()}")
-            self._unread += piece
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line
+    def drop(self, engine: Engine) -> None:
+        """Stop an engine if it is loaded."""
+        if loaded := self._loaded.pop(engine.name, None):
+            loaded.child.stop()
 
-    def _last_words(self) -> str:
-        printed = self.log.read_bytes()[self._printed_before :].decode(errors="replace").strip()
-        return f": …{printed[-TAIL_CHARACTERS:]}" if printed else ""
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for loaded in list(self._loaded.values()):
+            self.drop(loaded.engine)
+
+    def _ready(self, engine: Engine) -> Child:
+        """Return an engine's child, loaded, warmed up and still."""
+        if loaded := self._loaded.get(engine.name):
+            return loaded.child
+        self._make_room(engine)
+        child = self._start(engine)
+        try:
+            reply = child.ask(self._load_message(engine, KV_TOKENS), LOAD_SECONDS)
+            for workload in workloads(quick=True, round_number=WARM_UP_ROUND).values():
+                child.ask(_run_message(workload.requests), RUN_SECONDS)
+        except EngineFailed as error:
+            child.stop()
+            raise NotLoaded(str(error)) from None
+        except BaseException:
+            child.stop()
+            raise
+        child.pause()
+        self._loaded[engine.name] = Loaded(engine, child, reply["seconds"])
+        print(f"  {engine.name} loaded in {reply['seconds']:.1f} s", file=sys.stderr, flush=True)
+        return child
+
+    def _make_room(self, engine: Engine) -> None:
+        waiting = sorted(self._loaded.values(), key=lambda loaded: loaded.load_seconds)
+        while waiting and available() < engine.memory + RESERVE:
+            self.drop(waiting.pop(0).engine)
+
+    def _start(self, engine: Engine) -> Child:
+        logs = self.work / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        return Child(
+            engine.command(self.work), engine.variables_for(self.work, self.cores), logs / f"{engine.name}.log"
+        )
+
+    def _load_message(self, engine: Engine, kv_tokens: int) -> dict[str, Any]:
+        options = {
+            "threads": len(self.cores),
+            "max_len": MAX_LEN,
+            "max_requests": MAX_REQUESTS,
+            "kv_tokens": kv_tokens,
+            "kv_bytes": kv_tokens * cache_bytes(QWEN_HALF_BILLION),
+            "engine": engine.settings,
+        }
+        model = checkpoints.path_of(engine.checkpoint, self.work)
+        return {"do": "load", "model": str(model), "options": options}
+
+
+def _run_message(requests: Sequence[Request]) -> dict[str, Any]:
+    return {"do": "run", "requests": [[request.prompt, request.num_output] for request in requests]}
+
+
+def _read_through(path: Path) -> None:
+    """Have a checkpoint's bytes in the system's page cache."""
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with file.open("rb", buffering=0) as source:
+            while source.read(1 << 24):
+                pass

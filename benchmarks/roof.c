@@ -20,7 +20,7 @@
 #endif
 
 #define ROUNDS 3            /* the best of so many: a roof is what was possible */
-#define CHAINS 16           /* independent sums, to hide the latency of one */
+#define CHAINS 12           /* independent sums, to hide the latency of one */
 #define STEPS 8000000       /* of all chains */
 #define LANE_OPERATIONS 2   /* a multiplication and an addition */
 
@@ -48,16 +48,19 @@ static void read_run(const char *begin, size_t bytes) {
     sink = (char)all;
 }
 
-/* Each returns how many operations one step of all chains is; 0: there is no such instruction. */
+/* One step adds to CHAINS sums.  The instruction is written out, because compilers copy registers about otherwise.
+   Each run returns the operations of one step; 0: there is no such instruction. */
+#define CHAIN(instruction, k) __asm__ volatile(instruction " %2, %1, %0" : "+v"(sums[k]) : "v"(a), "v"(b))
+#define FOUR(instruction, k) \
+    CHAIN(instruction, k); CHAIN(instruction, k + 1); CHAIN(instruction, k + 2); CHAIN(instruction, k + 3)
+#define STEP(instruction) FOUR(instruction, 0); FOUR(instruction, 4); FOUR(instruction, 8)
+
 static double bf16_run(long steps) {
 #if defined(__AVX512BF16__)
     __m512 sums[CHAINS];
-    __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80), b = a; /* ones */
+    __m512i a = _mm512_set1_epi16(0x3f80), b = a; /* ones */
     for (int k = 0; k < CHAINS; k++) sums[k] = _mm512_setzero_ps();
-    for (long i = 0; i < steps; i++) {
-        for (int k = 0; k < CHAINS; k++) sums[k] = _mm512_dpbf16_ps(sums[k], a, b);
-        __asm__ volatile("" : "+v"(a)); /* the product must be taken again */
-    }
+    for (long i = 0; i < steps; i++) { STEP("vdpbf16ps"); }
     for (int k = 1; k < CHAINS; k++) sums[0] = _mm512_add_ps(sums[0], sums[k]);
     sink = (char)_mm512_reduce_add_ps(sums[0]);
     return CHAINS * 32.0 * LANE_OPERATIONS;
@@ -71,20 +74,14 @@ static double int8_run(long steps) {
 #if defined(__AVX512VNNI__)
     __m512i sums[CHAINS], a = _mm512_set1_epi8(1), b = a;
     for (int k = 0; k < CHAINS; k++) sums[k] = _mm512_setzero_si512();
-    for (long i = 0; i < steps; i++) {
-        for (int k = 0; k < CHAINS; k++) sums[k] = _mm512_dpbusd_epi32(sums[k], a, b);
-        __asm__ volatile("" : "+v"(a));
-    }
+    for (long i = 0; i < steps; i++) { STEP("vpdpbusd"); }
     for (int k = 1; k < CHAINS; k++) sums[0] = _mm512_add_epi32(sums[0], sums[k]);
     sink = (char)_mm512_reduce_add_epi32(sums[0]);
     return CHAINS * 64.0 * LANE_OPERATIONS;
 #elif defined(__AVXVNNI__)
     __m256i sums[CHAINS], a = _mm256_set1_epi8(1), b = a;
     for (int k = 0; k < CHAINS; k++) sums[k] = _mm256_setzero_si256();
-    for (long i = 0; i < steps; i++) {
-        for (int k = 0; k < CHAINS; k++) sums[k] = _mm256_dpbusd_avx_epi32(sums[k], a, b);
-        __asm__ volatile("" : "+x"(a));
-    }
+    for (long i = 0; i < steps; i++) { STEP("%{vex%} vpdpbusd"); }
     for (int k = 1; k < CHAINS; k++) sums[0] = _mm256_add_epi32(sums[0], sums[k]);
     sink = (char)_mm256_extract_epi8(sums[0], 0);
     return CHAINS * 32.0 * LANE_OPERATIONS;
@@ -138,7 +135,9 @@ int main(int argc, char **argv) {
     memory = mmap(NULL, share_bytes * num_threads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return perror("mmap"), 1;
     madvise(memory, share_bytes * num_threads, MADV_HUGEPAGE);
-    memset(memory, 1, share_bytes * num_threads);
+    uint64_t word = 1; /* no two pages alike: a host may keep equal pages once */
+    for (uint64_t *p = (uint64_t *)memory; (char *)p < memory + share_bytes * num_threads; p++)
+        *p = word = word * 6364136223846793005u + 1442695040888963407u;
     pthread_barrier_init(&gate, NULL, num_threads);
     pthread_t *threads = calloc(num_threads, sizeof *threads);
     for (int i = 1; i < num_threads; i++) pthread_create(&threads[i], NULL, helper, (void *)(intptr_t)i);

@@ -11,7 +11,7 @@ from types import TracebackType
 from benchmarks.floor import Roof
 
 SOURCE = Path(__file__).with_name("roof.c")
-MEGABYTES = 256  # many times the caches
+MEGABYTES = 512  # many times the caches
 
 
 class NoCompiler(Exception):
@@ -54,6 +54,8 @@ class RoofMeter:
     def __enter__(self) -> RoofMeter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.kill()
         self._process.communicate()

@@ -28,6 +28,9 @@ class Engine:
         properties = {"INFERENCE_NUM_THREADS": options["threads"]}
         self.pipeline = openvino_genai.ContinuousBatchingPipeline(model, schedule, "CPU", properties)
 
+    def prepare(self, requests: Sequence[Asked]) -> None:
+        """Nothing helps."""
+
     def run(self, requests: Sequence[Asked]) -> Clock:
         import numpy as np
         import openvino

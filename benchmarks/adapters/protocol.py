@@ -27,7 +27,11 @@ class Engine(Protocol):
     """What an adapter offers.  It has taken no memory and no time until `load`."""
 
     def load(self, model: str, options: dict[str, Any]) -> None:
-        """Get ready.  Common options: threads, max_len (tokens of prompt and output), kv_bytes, max_requests."""
+        """Get ready.  Common options: threads, max_len (tokens of a prompt with its output), max_requests,
+        kv_tokens (in the cache) and kv_bytes (what these take at 16 bits)."""
+
+    def prepare(self, requests: Sequence[Asked]) -> None:
+        """Do what helps with such requests and may be done before anybody waits.  Nothing of their content is used."""
 
     def run(self, requests: Sequence[Asked]) -> Clock:
         """Answer all requests, handed over at once, and note on the clock when tokens come."""
@@ -94,6 +98,7 @@ def _answer(engine: Engine, message: dict[str, Any]) -> dict[str, Any]:
             return {"seconds": time.perf_counter() - began}
         case "run":
             requests = [(list(prompt), int(num_output)) for prompt, num_output in message["requests"]]
+            engine.prepare(requests)
             clock = engine.run(requests)
             clock.check(requests)
             return asdict(clock)

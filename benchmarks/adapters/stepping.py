@@ -18,12 +18,20 @@ class SteppingEngine:
         self.llm: Any = None
         self.num_requests = 0
 
+    def prepare(self, requests: Sequence[Asked]) -> None:
+        """Nothing helps."""
+
     def run(self, requests: Sequence[Asked]) -> Clock:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         engine = self.llm.llm_engine
-        fields = {"temperature": 0.0, "ignore_eos": True, "detokenize": False, "output_kind": RequestOutputKind.DELTA}
+        fields: dict[str, Any] = {
+            "temperature": 0.0,
+            "ignore_eos": True,
+            "detokenize": False,
+            "output_kind": RequestOutputKind.DELTA,
+        }
         params = [SamplingParams(max_tokens=num_output, **fields) for _, num_output in requests]
         index_of: dict[str, int] = {}
         clock = Clock(len(requests))

@@ -26,6 +26,9 @@ class Engine:
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, **options.get("engine", {}))
         self.model.eval()
 
+    def prepare(self, requests: Sequence[Asked]) -> None:
+        """Nothing helps."""
+
     def run(self, requests: Sequence[Asked]) -> Clock:
         clock = Clock(len(requests))
         for first in range(0, len(requests), MOST_TOGETHER):
