@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.shapes import QWEN_HALF_BILLION, Shape
 
@@ -164,7 +163,7 @@ def read_bf16(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             yield name, (upper_halves << 16).view(np.float32).reshape(entry["shape"])
 
 
-def _add_tokenizer(writer: object, vocab: int) -> None:
+def _add_tokenizer(writer: Any, vocab: int) -> None:
     """A byte-level tokenizer that nobody uses, because some engines do not load a model without one."""
     import gguf
 
@@ -184,4 +183,4 @@ def _add_tokenizer(writer: object, vocab: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,9 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import members_of
+from benchmarks.processes import is_stopped, members_of
 
 EXIT_SECONDS = 20
+PAUSE_SECONDS = 10
 TAIL_CHARACTERS = 400
 
 
@@ -68,18 +69,26 @@ class Child:
         return reply["ok"]
 
     def pause(self) -> None:
-        self._signal(signal.SIGSTOP)
+        """Stop its processes, and return when they have stopped."""
+        deadline = time.monotonic() + PAUSE_SECONDS
+        while moving := [pid for pid in members_of(self.session) if not is_stopped(pid)]:
+            if time.monotonic() > deadline:
+                raise EngineFailed(f"{len(moving)} of its processes do not stop when they are told to")
+            self._signal(signal.SIGSTOP)
+            time.sleep(0.002)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
-    def stop(self) -> None:
-        """Ask it to exit, and see to it that nothing of it stays."""
+    def stop(self, seconds: float = EXIT_SECONDS) -> None:
+        """Ask it to exit, and see to it that nothing of it stays.  Calling it twice does no harm."""
+        if self._process.returncode is not None and not members_of(self.session):
+            return
         self.resume()
         with suppress(EngineFailed):
             self.send({"do": "exit"})
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(EXIT_SECONDS)
+            self._process.wait(seconds)
         self._signal(signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):

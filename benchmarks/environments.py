@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 TORCH = "torch==2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -45,13 +46,14 @@ def install(name: str, work: Path, jobs: int) -> str | None:
         return None
     python = interpreter(name, work)
     state.parent.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {}
     try:
         run([sys.executable, "-m", "venv", "--clear", str(python.parent.parent)])
         RECIPES[name](python, jobs)
-        found = {"versions": listed(python)}
+        found["versions"] = listed(python)
     except subprocess.CalledProcessError as error:
         last = [line for line in error.output.splitlines() if line.strip()][-3:]
-        found = {"error": f"{' '.join(error.cmd[3:])}: {' / '.join(last)}"}
+        found["error"] = f"{' '.join(error.cmd[3:])}: {' / '.join(last)}"
     state.write_text(json.dumps(found, indent=1) + "\n")
     return found.get("error")
 

@@ -27,12 +27,16 @@ class Memory:
 def members_of(session: int) -> list[int]:
     """The processes of a session, which is a child started as its leader and all that it started."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(path.parent.name))
+    for path in Path("/proc").glob("[0-9]*"):
+        state, *fields = _stat(int(path.name))
+        if state not in "ZX" and int(fields[2]) == session:
+            found.append(int(path.name))
     return found
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process stands still, or is no more."""
+    return _stat(pid)[0] in "TtZX"
 
 
 def resident(session: int) -> int:
@@ -87,6 +91,13 @@ class PeakMemory:
         pss, anonymous = proportional(self.session) if turn % PSS_EVERY == 0 else (0, 0)
         peak = self.peak
         self.peak = Memory(max(peak.rss, rss), max(peak.pss, pss), max(peak.anonymous, anonymous))
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, group, session and so on, as the system numbers them; state X where there is no such process."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return ["X"]
 
 
 def _kib(path: Path, names: tuple[str, ...]) -> dict[str, int]:

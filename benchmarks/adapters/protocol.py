@@ -81,7 +81,7 @@ def serve(engine: Engine) -> None:
     for line in sys.stdin:
         message = json.loads(line)
         try:
-            reply = {"ok": _answer(engine, message)}
+            reply: dict[str, Any] = {"ok": _answer(engine, message)}
         except Exception as error:
             traceback.print_exc()
             reply = {"error": f"{type(error).__name__}: {error}"}
