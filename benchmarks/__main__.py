@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -28,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else NICE_ROUNDS)
     out = options.out or options.work / ("quick" if options.quick else "results")
     engines = [ENGINES[name] for name in options.engines]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))  # engines that wait are stopped: nobody else would end them
     run(Plan(engines, options.workloads, rounds, options.quick, options.work), out / report.RECORD)
     print(report.write(out))
     print(f"written to {os.path.relpath(out)}/")

@@ -66,8 +66,3 @@ def ratio(name: str, ours: Sequence[float], theirs: Sequence[float]) -> float:
     """How many times as fast we are: the median over rounds of the ratio within a round."""
     pairs = zip(ours, theirs, strict=True)
     return statistics.median(mine / other if name in RATES else other / mine for mine, other in pairs)
-
-
-def share(name: str, values: Sequence[float], floors: Sequence[float]) -> float:
-    """How much of the floor is reached, 1 being all of it: the median over rounds."""
-    return ratio(name, values, floors)

@@ -58,7 +58,7 @@ class Clock:
 
     def saw(self, request: int, tokens: Sequence[int]) -> None:
         """Note that tokens of a request are there now."""
-        now = time.perf_counter() - self._began
+        now = round(time.perf_counter() - self._began, 6)
         if not self.counts[request]:
             self.first[request] = now
         self.last[request] = now
