@@ -21,7 +21,7 @@ from benchmarks.engines import GIB, Engine
 from benchmarks.floor import cache_bytes
 from benchmarks.processes import Memory, PeakMemory, available
 from benchmarks.shapes import QWEN_HALF_BILLION
-from benchmarks.workloads import Request, start_up, workloads
+from benchmarks.workloads import WARM_UP_ROUND, Request, start_up, workloads
 
 MAX_LEN = 4096
 MAX_REQUESTS = 64
@@ -30,7 +30,6 @@ SMALL_KV_BYTES = 200_000_000  # for start-up and peak memory
 LOAD_SECONDS = 600
 RUN_SECONDS = 1200
 RESERVE = 1 * GIB
-WARM_UP_ROUND = -1
 
 
 @dataclass(slots=True)
@@ -50,21 +49,26 @@ class Fleet:
         self.cores = cores
         self._loaded: dict[str, Loaded] = {}
 
-    def load(self, engine: Engine) -> None:
-        """Have an engine loaded, warmed up and still.  Raises NotLoaded."""
+    def wake(self, engine: Engine) -> None:
+        """Have an engine loaded, and answer a short request.
+
+        It stood still for minutes, in which the system may have taken pages of mapped files from it.  Raises NotLoaded
+        if it does not even load, EngineFailed if it breaks.
+        """
         self._ready(engine)
+        self.run(engine, start_up())
 
     def run(self, engine: Engine, requests: Sequence[Request]) -> dict[str, Any]:
         """Have an engine answer requests; return its readings.  Raises EngineFailed, and then it is not loaded."""
         child = self._ready(engine)
         child.resume()
         try:
-            return child.ask(_run_message(requests), RUN_SECONDS)
+            reply = child.ask(_run_message(requests), RUN_SECONDS)
+            child.pause()
+            return reply
         except EngineFailed:
             self.drop(engine)
             raise
-        finally:
-            child.pause()
 
     def start(self, engine: Engine) -> float:
         """Return the seconds from the start of a fresh process to its first token, with the checkpoint in memory."""

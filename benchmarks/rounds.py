@@ -87,7 +87,7 @@ class _Turns:
         if name == START:
             self.record["starts"].append(entry | {"seconds": self.fleet.start(engine)})
             return
-        self.fleet.load(engine)
+        self.fleet.wake(engine)
         before = self._roof()
         readings = self.fleet.run(engine, asked[name].requests)
         self.record["measurements"].append(entry | {"roof": [before, self._roof()], "readings": readings})

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 IDS = range(100, 30000)
 SEED = 20250101
+WARM_UP_ROUND, START_UP_ROUND = -1, -2
+"""Rounds that are not measured, so that what is measured begins with ids never seen before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def workloads(quick: bool = False, round_number: int = 0) -> dict[str, Workload]
 
 def start_up() -> list[Request]:
     """The first request of a fresh process: 16 tokens in, one out."""
-    return [Request(_ids(random.Random(SEED), 16), 1)]
+    return [Request(_ids(random.Random(SEED + START_UP_ROUND), 16), 1)]
 
 
 def _one_reader(rng: random.Random, quick: bool) -> Workload:

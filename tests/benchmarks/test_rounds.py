@@ -30,7 +30,7 @@ class FakeFleet:
     def __init__(self, work: Path, cores: list[int]) -> None:
         type(self).turns = []
 
-    def load(self, engine: Engine) -> None:
+    def wake(self, engine: Engine) -> None:
         if engine.name == "refused":
             raise NotLoaded("no such option")
 
@@ -126,6 +126,9 @@ class FakeChild(Child):
     def pause(self) -> None:
         pass
 
+    def resume(self) -> None:
+        pass
+
     def stop(self, seconds: float = 0.0) -> None:
         self.alive.remove(self.name)
 
@@ -136,8 +139,8 @@ def test_room_is_made_by_those_that_load_fastest(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Engine, "command", lambda self, work: [self.name])
     with fleets.Fleet(tmp_path, [0]) as fleet:
         for name in ("80", "2", "5"):
-            fleet.load(engine(name))
+            fleet.wake(engine(name))
         assert FakeChild.alive == ["80", "5"]
-        fleet.load(engine("80"))
+        fleet.wake(engine("80"))
         assert FakeChild.alive == ["80", "5"]
     assert FakeChild.alive == []
