@@ -67,7 +67,7 @@ def _vllm(name: str, title: str, settings: dict[str, Any]) -> Engine:
     return Engine(name, title, "vllm_cpu", "bf16", "safetensors", "vllm", settings, variables, memory=6 * GIB)
 
 
-# By default OpenVINO computes 256 tokens in a step, and is several times as slow at long prompts.
+# By default OpenVINO computes 256 tokens in a step, which took 13 % more processor time for W2 and 19 % for W3.
 LONG_STEPS = {"max_num_batched_tokens": 4096}
 ENGINES = {
     each.name: each

@@ -10,7 +10,7 @@ from benchmarks.summary import Summary
 
 COLORS = {"bf16": ("#1b5e9c", "#9fc3e3"), "int8": ("#2b7a3d", "#a9d6b3"), "int4": ("#a3490f", "#f0bf9a")}
 """By precision: ours, and the peers'."""
-LABELS, BARS, RIGHT = 170, 520, 60
+LABELS, BARS, RIGHT = 170, 520, 90
 BAR, GAP, TITLE, TOP = 14, 4, 34, 56
 WIDTH = LABELS + BARS + RIGHT
 
