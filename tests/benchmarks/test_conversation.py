@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +117,32 @@ def test_nothing_of_an_engine_stays(start: Callable[..., Child]) -> None:
     assert members_of(child.session) == []
 
 
+def stand_alone(folder: Path, serve: str) -> list[str]:
+    """The command for a child whose conversation is the given code."""
+    (folder / "adapters").mkdir()
+    (folder / "child.py").write_text((ROOT / "benchmarks" / "child.py").read_text())
+    (folder / "adapters" / "protocol.py").write_text(f"import os, sys, time\ndef serve(engine): {serve}\n")
+    (folder / "adapters" / "some.py").write_text("Engine = int\n")
+    return [sys.executable, str(folder / "child.py"), "some"]
+
+
 def test_an_adapter_leaves_the_search_path_as_the_peers_environment_has_it(tmp_path: Path) -> None:
-    (tmp_path / "adapters").mkdir()
-    (tmp_path / "child.py").write_text((ROOT / "benchmarks" / "child.py").read_text())
-    (tmp_path / "adapters" / "protocol.py").write_text("import sys\ndef serve(engine): print(sys.path)\n")
-    (tmp_path / "adapters" / "some.py").write_text("Engine = int\n")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, str(tmp_path / "child.py"), "some"]
+    command = stand_alone(tmp_path, "print(*sys.path, sep='\\n')")
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert str(tmp_path) not in done.stdout
-    assert f"'{ROOT}'" not in done.stdout.replace(f"'{ROOT}/.venv", "")
+    assert not {str(tmp_path), str(ROOT), ""} & set(done.stdout.splitlines())
+
+
+def test_an_engine_that_waits_dies_with_a_benchmark_that_is_killed(tmp_path: Path) -> None:
+    command = stand_alone(tmp_path, "print(os.getpid(), flush=True); time.sleep(60)")
+    parent = f"import subprocess, time; subprocess.Popen({command!r}, start_new_session=True); time.sleep(60)"
+    benchmark = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert benchmark.stdout is not None
+    engine = int(benchmark.stdout.readline())
+    os.kill(engine, signal.SIGSTOP)
+    benchmark.kill()
+    benchmark.wait()
+    gone, _, _ = select.select([benchmark.stdout], [], [], 20)  # the engine holds the other end of the pipe
+    with suppress(ProcessLookupError):
+        os.kill(engine, signal.SIGKILL)
+    assert gone
