@@ -2,7 +2,8 @@
 #   make demo     run a model in the terminal            make test    run the tests
 #   make lint     check style, types and imports         make format  rewrite the code in the house style
 #   make env      make the environment .venv alone       make clean   remove what these commands made
-# PYTHON=python3.12 chooses the interpreter, ARGS="..." is handed on to pytest.
+#   make bench    measure this engine beside its peers   make peers   install the peers, in .bench
+# PYTHON=python3.12 chooses the interpreter, ARGS="..." is handed on to pytest, the benchmark or the peers' installer.
 
 PYTHON ?=
 ARGS ?=
@@ -11,7 +12,7 @@ PACKAGE_STAMP := .venv/.package-installed
 TEST_STAMP := .venv/.test-tools-installed
 INSTALLED_BY := pyproject.toml vllm/version.py tools/environment.sh
 
-.PHONY: demo test lint lint-code lint-types lint-imports format env clean
+.PHONY: demo test lint lint-code lint-types lint-imports format env bench peers clean
 
 demo: $(PACKAGE_STAMP)
 	$(BIN)/vllm run "Hello, my name is"
@@ -36,6 +37,12 @@ format: $(TEST_STAMP)
 	$(BIN)/ruff format
 
 env: $(TEST_STAMP)
+
+bench: $(PACKAGE_STAMP)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+peers: $(PACKAGE_STAMP)
+	$(BIN)/python -m benchmarks.environments $(ARGS)
 
 $(PACKAGE_STAMP): $(INSTALLED_BY)
 	PYTHON="$(PYTHON)" tools/environment.sh
