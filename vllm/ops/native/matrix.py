@@ -25,7 +25,7 @@ from vllm.weights import Place, TensorPlace
 
 _LANES = 16
 _BLOCK = 128  # elements of x that share a scale
-_FINE = 32  # weights that share a scale in int4
+_INT4_SCALES = 96  # bytes of struct Int4Scales of native/src/quantized.inl
 _CODES = {None: None, "int8": 2, "int4": 3}
 
 _GROUP = np.dtype([("rows", "u8"), ("scales", "u8"), ("stride", "i8"), ("count", "i4"), ("column", "i4")], align=True)
@@ -190,7 +190,7 @@ def _quantize(content: Tensor, shape: MatrixShape) -> tuple[Tensor, Tensor]:
         scales = zeros(groups, _LANES, dtype=torch.float32, device=cpu)
     else:
         packed = zeros(groups, blocks * _BLOCK * _LANES // 2, dtype=torch.uint8, device=cpu)
-        scales = zeros(groups, blocks * _BLOCK // _FINE, _LANES, dtype=torch.bfloat16, device=cpu)
+        scales = zeros(groups, blocks, _INT4_SCALES, dtype=torch.uint8, device=cpu)
     library().quantize(
         content.shape[0],
         address(content),
@@ -209,5 +209,5 @@ def _bytes(shape: MatrixShape) -> int:
     if shape.format == "int8":
         return shape.rows * (blocks * _BLOCK + 4)
     if shape.format == "int4":
-        return shape.rows * blocks * (_BLOCK // 2 + _BLOCK // _FINE * 2)
+        return shape.rows * blocks * (_BLOCK // 2 + _INT4_SCALES // _LANES)
     return shape.rows * shape.width * shape.dtype.itemsize

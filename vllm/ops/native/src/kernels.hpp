@@ -25,7 +25,7 @@ enum Format : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 // 16 neighbouring rows of a weight matrix.
 struct Group {
     const char* rows;      // the first one; of packed formats, the group's words
-    const void* scales;    // INT8: float [16]; INT4: bf16 [groups of 32][16]
+    const void* scales;    // INT8: float [16]; INT4: Int4Scales [blocks]
     int64_t stride;        // bytes from row to row; of packed formats, unused
     int32_t count;         // how many of the 16 there are
     int32_t column;        // where the first one's result goes

@@ -223,13 +223,14 @@ NOINLINE void many_dense(const LinearArgs& a, const Worker& me, int64_t group, i
 using ManyRows = void (*)(const LinearArgs&, const Worker&, int64_t group, int64_t panel);
 
 #define BY_PANELS(F, W) {nullptr, F<W, 1>, F<W, 2>, F<W, 3>}
+#define BY_TWO_PANELS(F, W) {nullptr, F<W, 1>, F<W, 2>, nullptr}  // three would leave too few registers
 
 // A group meets all panels before the next group's turn, so that it is read from memory once.
 INLINE void many(const LinearArgs& a, const Worker& me, const ManyRows* by_panels) {
     int64_t items = a.gated ? a.num_groups / 2 : a.num_groups, panels = (me.rows + LANES - 1) / LANES;
     for (int64_t group; (group = me.take(1)) < items;)
         for (int64_t panel = 0; panel < panels;) {
-            int64_t left = panels - panel, count = left >= 3 && left != 4 ? 3 : left >= 2 ? 2 : 1;
+            int64_t left = panels - panel, count = by_panels[3] && left >= 3 && left != 4 ? 3 : left >= 2 ? 2 : 1;
             by_panels[count](a, me, group, panel);
             panel += count;
         }

@@ -2,7 +2,7 @@
 //
 //   INT8   group of 16 rows: [width / 4][16] words of four values + 128; a float scale per row
 //   INT4   group of 16 rows: [width / 32][4][16] words of eight values + 8; the low nibbles of word j are elements
-//          4 j … 4 j + 3 of the 32, the high ones elements 16 + 4 j …; a bfloat16 scale per row and 32 elements
+//          4 j … 4 j + 3 of the 32, the high ones elements 16 + 4 j …; struct Int4Scales per 128 elements
 //
 // Widths are padded to whole blocks of 128 elements.  Rows of x are quantized as they come, block by block: a float
 // scale, and -offset times the sum of the values, from which a product starts so that the weights' offset cancels out.
@@ -11,15 +11,24 @@
 constexpr int64_t BLOCK = 128, FINE = 32;
 constexpr int WORDS = BLOCK / 4;
 
+// A weight of INT4 is scale · factor · (nibble - 8).  With whole factors of at most 15, factor · (nibble - 8) is an
+// 8-bit integer: for many rows of x, INT4 becomes INT8, and no sum is rounded before the block is whole.
+struct Int4Scales {
+    bf16 scale[LANES];
+    int8_t factor[BLOCK / FINE][LANES];
+};
+
 struct Int8 {
-    static constexpr int PARTS = 1;  // scales of the weights, or offsets, per block
+    static constexpr int PARTS = 1;  // sums of x that few rows need per block
     static constexpr int OFFSET = 128;
+    static constexpr bool UNPACKED = false;  // for many rows
     static constexpr int64_t WORD_BYTES = 64;  // of a group
 };
 
 struct Int4 {
     static constexpr int PARTS = BLOCK / FINE;
     static constexpr int OFFSET = 8;
+    static constexpr bool UNPACKED = true;
     static constexpr int64_t WORD_BYTES = 32;
 };
 
@@ -89,8 +98,8 @@ INLINE void quantize_rows(const LinearArgs& a, const Worker& me) {
                           q.starts + item * W::PARTS);
 }
 
-template <class W>
 INLINE void quantize_panels(const LinearArgs& a, const Worker& me) {
+    using W = Int8;
     Quantized q = quantized<W>(a, me);
     int64_t items = (me.rows + LANES - 1) / LANES * q.blocks;
     for (int64_t item = items * me.thread / me.threads; item < items * (me.thread + 1) / me.threads; item++) {
@@ -98,13 +107,13 @@ INLINE void quantize_panels(const LinearArgs& a, const Worker& me) {
         alignas(64) int8_t values[LANES][BLOCK];
         for (int i = 0; i < LANES; i++) {
             float scale = 0;
-            int32_t starts[W::PARTS] = {};
+            int32_t start = 0;
             if (panel * LANES + i < me.rows)
-                quantize_block<W>(a, panel * LANES + i, block, values[i], scale, starts);
+                quantize_block<W>(a, panel * LANES + i, block, values[i], scale, &start);
             else
                 memset(values[i], 0, BLOCK);
             q.scales[item * LANES + i] = scale;
-            for (int part = 0; part < W::PARTS; part++) q.starts[(item * W::PARTS + part) * LANES + i] = starts[part];
+            q.starts[item * LANES + i] = start;
         }
         for (int half = 0; half < 2; half++) {
             ivec words[LANES];
@@ -146,10 +155,12 @@ UNROLL(12)
 
 template <int ROWS>
 NOINLINE void few_sum(Int4, vec* sum, const Group& g, const Quantized& q) {
+    auto* scales = (const Int4Scales*)g.scales;
     for (int64_t b = 0; b < q.blocks; b++) {
         vec block[ROWS];
 UNROLL(12)
         for (int r = 0; r < ROWS; r++) block[r] = zero();
+        prefetch(scales + b + 16);
 UNROLL(4)
         for (int part = 0; part < 4; part++) {
             const char* p = g.rows + (b * 4 + part) * 256;
@@ -160,7 +171,7 @@ UNROLL(4)
                 prefetch(p + j * 64 + 2048);
                 w[j] = low_nibbles(both), w[j + 4] = high_nibbles(both);
             }
-            vec scale = load((const bf16*)g.scales + (b * 4 + part) * LANES);
+            vec factor = load_int8(scales[b].factor[part]);
 UNROLL(12)
             for (int r = 0; r < ROWS; r++) {
                 int64_t at = r * q.blocks + b;
@@ -170,10 +181,12 @@ UNROLL(4)
                     s = dot_bytes(s, w[j], word_of(q.values, at * WORDS + part * 8 + j));
                     odd = dot_bytes(odd, w[j + 4], word_of(q.values, at * WORDS + part * 8 + j + 4));
                 }
-                block[r] = fma(to_float(iadd(s, odd)), scale, block[r]);
+                block[r] = fma(to_float(iadd(s, odd)), factor, block[r]);  // exact: integers below 2^24
             }
         }
-        for (int r = 0; r < ROWS; r++) sum[r] = fma(block[r], set1(q.scales[r * q.blocks + b]), sum[r]);
+        vec scale = load(scales[b].scale);
+        for (int r = 0; r < ROWS; r++)
+            sum[r] = fma(block[r], mul(scale, set1(q.scales[r * q.blocks + b])), sum[r]);
     }
 }
 
@@ -189,49 +202,35 @@ NOINLINE void few_quantized(const LinearArgs& a, const Worker& me, int64_t group
 
 // ---- many rows ----
 
-// Words of a group as the inner loop wants them, [words][16] of four values, and the scales per part as floats.
+// A group as the inner loop wants it: [words][16] of four values + 128, and INT4's scales, [blocks][16].
 struct Unpacked {
     const char* words;
     const float* scales;
 };
 
-INLINE Unpacked unpack(Int8, const Group& g, int64_t, const Worker&) { return {g.rows, nullptr}; }
+INLINE int64_t unpacked_bytes(int64_t width) { return blocks_of(width) * (WORDS * 64 + LANES * 4); }
 
-INLINE Unpacked unpack(Int4, const Group& g, int64_t blocks, const Worker& me) {
-    char* words = me.own;
-    auto* scales = (float*)(words + blocks * WORDS * 64);
-    for (int64_t part = 0; part < blocks * 4; part++) {
-        for (int j = 0; j < 4; j++) {
-            const char* p = g.rows + (part * 4 + j) * 64;
-            ivec both = iload(p);
-            prefetch_far(p + blocks * WORDS * Int4::WORD_BYTES);
-            istore(words + (part * 8 + j) * 64, low_nibbles(both));
-            istore(words + (part * 8 + j + 4) * 64, high_nibbles(both));
-        }
-        store(scales + part * LANES, load((const bf16*)g.scales + part * LANES));
-    }
-    return {words, scales};
-}
-
-template <int ROWS, int PANELS>
-INLINE void add_words(ivec (*s)[PANELS], const char* w, const int8_t* x, int64_t panel_bytes, int words) {
-UNROLL(4)
-    for (int j = 0; j < words; j++) {
-        ivec v[PANELS];
-UNROLL(3)
-        for (int p = 0; p < PANELS; p++) v[p] = iload(x + p * panel_bytes + j * 64);
-UNROLL(16)
-        for (int n = 0; n < ROWS; n++) {
-            ivec word = iset1(*(const int32_t*)(w + j * 64 + n * 4));
-UNROLL(3)
-            for (int p = 0; p < PANELS; p++) s[n][p] = dot_bytes(s[n][p], word, v[p]);
+INLINE void unpack(Int4, const Group& g, int64_t blocks, char* words, float* scales) {
+    for (int64_t b = 0; b < blocks; b++) {
+        const Int4Scales& s = ((const Int4Scales*)g.scales)[b];
+        store(scales + b * LANES, load(s.scale));
+        for (int part = 0; part < 4; part++) {
+            ivec factor = spread_int8(s.factor[part]), offset = offsets_of(factor);
+            for (int j = 0; j < 4; j++) {
+                const char* p = g.rows + ((b * 4 + part) * 4 + j) * 64;
+                ivec both = iload(p);
+                prefetch_far(p + blocks * WORDS * Int4::WORD_BYTES);
+                char* out = words + ((b * 4 + part) * 8 + j) * 64;
+                istore(out, scale_bytes(low_nibbles(both), factor, offset));
+                istore(out + 4 * 64, scale_bytes(high_nibbles(both), factor, offset));
+            }
         }
     }
 }
 
-// ROWS of a group's rows from `n` on, times PANELS panels.
-template <int ROWS, int PANELS>
-INLINE void many_tile(Int8, const Unpacked& u, int n, const Quantized& q, int64_t panel, float* out) {
+// ROWS of a group's rows from `n` on, times PANELS panels of x -> out [PANELS][16][16].
+template <class W, int ROWS, int PANELS>
+INLINE void many_tile(const Unpacked& u, int n, const Quantized& q, int64_t panel, float* out) {
     for (int i = 0; i < PANELS * ROWS; i++) store(out + (i / ROWS * LANES + n + i % ROWS) * LANES, zero());
     for (int64_t b = 0; b < q.blocks; b++) {
         ivec s[ROWS][PANELS];
@@ -242,46 +241,20 @@ UNROLL(16)
             for (int r = 0; r < ROWS; r++) s[r][p] = start;
         }
         const char* w = u.words + b * WORDS * 64 + n * 4;
-        for (int i = n; i < n + ROWS; i += 4)  // the next group, 1/4 of a block per tile of four
-            for (int j = 0; j < WORDS / 4; j++) prefetch_far(w + (q.blocks * WORDS + i / 4 * WORDS / 4 + j) * 64);
-        add_words<ROWS, PANELS>(s, w, q.values + (panel * q.blocks + b) * WORDS * 64, q.blocks * WORDS * 64, WORDS);
+        const int8_t* x = q.values + (panel * q.blocks + b) * WORDS * 64;
+        if (!W::UNPACKED)  // each tile of rows fetches its share of the next group
+            for (int j = n * WORDS / LANES; j < (n + ROWS) * WORDS / LANES; j++)
+                prefetch_far(u.words + ((q.blocks + b) * WORDS + j) * 64);
+UNROLL(4)
+        for (int j = 0; j < WORDS; j++) {
+            ivec v[PANELS];
 UNROLL(3)
-        for (int p = 0; p < PANELS; p++) {
-            vec scale = load(q.scales + ((panel + p) * q.blocks + b) * LANES);
+            for (int p = 0; p < PANELS; p++) v[p] = iload(x + (p * q.blocks * WORDS + j) * 64);
 UNROLL(16)
             for (int r = 0; r < ROWS; r++) {
-                float* at = out + (p * LANES + n + r) * LANES;
-                store(at, fma(to_float(s[r][p]), scale, load(at)));
-            }
-        }
-    }
-}
-
-template <int ROWS, int PANELS>
-INLINE void many_tile(Int4, const Unpacked& u, int n, const Quantized& q, int64_t panel, float* out) {
-    for (int i = 0; i < PANELS * ROWS; i++) store(out + (i / ROWS * LANES + n + i % ROWS) * LANES, zero());
-    for (int64_t b = 0; b < q.blocks; b++) {
-        vec block[ROWS][PANELS];
-UNROLL(16)
-        for (int r = 0; r < ROWS; r++)
+                ivec word = iset1(*(const int32_t*)(w + j * 64 + r * 4));
 UNROLL(3)
-            for (int p = 0; p < PANELS; p++) block[r][p] = zero();
-        for (int part = 0; part < 4; part++) {
-            int64_t fine = b * 4 + part;
-            ivec s[ROWS][PANELS];
-UNROLL(3)
-            for (int p = 0; p < PANELS; p++) {
-                ivec start = iload(q.starts + ((panel + p) * q.blocks * 4 + fine) * LANES);
-UNROLL(16)
-                for (int r = 0; r < ROWS; r++) s[r][p] = start;
-            }
-            add_words<ROWS, PANELS>(s, u.words + fine * 8 * 64 + n * 4,
-                                    q.values + (panel * q.blocks * WORDS + fine * 8) * 64, q.blocks * WORDS * 64, 8);
-UNROLL(16)
-            for (int r = 0; r < ROWS; r++) {
-                vec scale = set1(u.scales[fine * LANES + n + r]);
-UNROLL(3)
-                for (int p = 0; p < PANELS; p++) block[r][p] = fma(to_float(s[r][p]), scale, block[r][p]);
+                for (int p = 0; p < PANELS; p++) s[r][p] = dot_bytes(s[r][p], word, v[p]);
             }
         }
 UNROLL(3)
@@ -290,66 +263,39 @@ UNROLL(3)
 UNROLL(16)
             for (int r = 0; r < ROWS; r++) {
                 float* at = out + (p * LANES + n + r) * LANES;
-                store(at, fma(block[r][p], scale, load(at)));
+                vec both = W::UNPACKED ? mul(set1(u.scales[b * LANES + n + r]), scale) : scale;
+                store(at, fma(to_float(s[r][p]), both, load(at)));
             }
         }
-    }
-}
-
-template <int PANELS>
-INLINE void many_group(Int8 w, const Unpacked& u, const Quantized& q, int64_t panel, float* out) {
-    constexpr int ROWS = PANELS == 1 ? 16 : 8;
-    for (int n = 0; n < LANES; n += ROWS) many_tile<ROWS, PANELS>(w, u, n, q, panel, out);
-}
-
-template <int PANELS>
-INLINE void many_group(Int4 w, const Unpacked& u, const Quantized& q, int64_t panel, float* out) {
-    constexpr int ROWS = PANELS == 1 ? 8 : 4;
-    for (int n = 0; n < LANES; n += ROWS) many_tile<ROWS, PANELS>(w, u, n, q, panel, out);
-}
-
-INLINE void scale_rows(Int4, const Group&, float*, int) {}
-
-INLINE void scale_rows(Int8, const Group& g, float* sums, int panels) {
-    for (int i = 0; i < panels * LANES; i++) {
-        float* at = sums + i * LANES;
-        store(at, mul(load(at), set1(((const float*)g.scales)[i % LANES])));
     }
 }
 
 template <class W, int PANELS>
 NOINLINE void many_quantized(const LinearArgs& a, const Worker& me, int64_t group, int64_t panel) {
-    Quantized q = quantized<W>(a, me);
+    constexpr int ROWS = PANELS == 1 ? 16 : 8;
+    Quantized q = quantized<Int8>(a, me);
     alignas(64) float sums[2][PANELS * LANES * LANES];
     for (int half = 0; half < (a.gated ? 2 : 1); half++) {
         const Group& g = a.groups[group + half * a.num_groups / 2];
-        many_group<PANELS>(W(), unpack(W(), g, q.blocks, me), q, panel, sums[half]);
-        scale_rows(W(), g, sums[half], PANELS);
+        Unpacked u = {g.rows, nullptr};
+        if constexpr (W::UNPACKED) {
+            char* words = me.own + half * unpacked_bytes(a.width);
+            auto* scales = (float*)(words + q.blocks * WORDS * 64);
+            if (panel == 0) unpack(W(), g, q.blocks, words, scales);
+            u = {words, scales};
+        }
+        for (int n = 0; n < LANES; n += ROWS) many_tile<W, ROWS, PANELS>(u, n, q, panel, sums[half]);
+        if (!W::UNPACKED)
+            for (int i = 0; i < PANELS * LANES; i++) {
+                float* at = sums[half] + i * LANES;
+                store(at, mul(load(at), set1(((const float*)g.scales)[i % LANES])));
+            }
     }
     finish_panels<PANELS>(a, me, group, panel, sums[0], sums[1]);
 }
 
 // ---- quantizing weights ----
 
-
-// The scale for 32 values that makes the least squared error of a few: the greatest value at -9 … -6 steps.
-INLINE float best_scale(vec a, vec b) {
-    float high = greatest(max(a, b)), low = -greatest(max(sub(zero(), a), sub(zero(), b)));
-    float most = high > -low ? high : low, best = 0, least = INFINITY;
-    if (most == 0) return 0;
-    for (int i = 0; i < 8; i++) {
-        float scale;
-        bf16 rounded[LANES];
-        store(rounded, set1(most / (-9.f + .375f * i)));
-        store(&scale, load(rounded), 1);
-        vec inverse = set1(1 / scale), low_ = set1(-8), high_ = set1(7), step = set1(scale);
-        vec qa = min(high_, max(low_, round(mul(a, inverse)))), qb = min(high_, max(low_, round(mul(b, inverse))));
-        vec ea = fma(sub(zero(), qa), step, a), eb = fma(sub(zero(), qb), step, b);
-        float error = sum(fma(ea, ea, mul(eb, eb)));
-        if (error < least) least = error, best = scale;
-    }
-    return best;
-}
 
 // 16 rows as floats [16][padded width]; what is not there is zero.
 INLINE void load_rows(const QuantizeArgs& a, int64_t first, int64_t rows, int64_t padded, float* out) {
@@ -375,61 +321,99 @@ INLINE void load_rows(const QuantizeArgs& a, int64_t first, int64_t rows, int64_
         }
 }
 
-INLINE void pack_int8(const float* rows, int64_t padded, char* packed, float* scales, int8_t* values) {
-    for (int i = 0; i < LANES; i++) {
-        vec peak = zero();
-        for (int64_t k = 0; k < padded; k += LANES) peak = max(peak, abs(load(rows + i * padded + k)));
-        float most = greatest(peak);
-        scales[i] = most / 127;
-        vec inverse = set1(most > 0 ? 127 / most : 0);
-        for (int64_t k = 0; k < padded; k += LANES)
-            store_int8(values + i * padded + k, to_int(mul(load(rows + i * padded + k), inverse)));
+// 16 elements of each row, as columns: lane = row.
+INLINE void load_block(const float* rows, int64_t padded, int64_t k, vec* columns) {
+    ivec words[LANES];
+    for (int i = 0; i < LANES; i++) words[i] = iload(rows + i * padded + k);
+    transpose(words);
+    for (int j = 0; j < LANES; j++) columns[j] = as_float(words[j]);
+}
+
+INLINE void pack_int8(const float* rows, int64_t padded, char* packed, float* scales) {
+    vec peak = zero(), columns[LANES];
+    for (int64_t k = 0; k < padded; k += LANES) {
+        load_block(rows, padded, k, columns);
+        for (int j = 0; j < LANES; j++) peak = max(peak, abs(columns[j]));
     }
-    for (int64_t k = 0; k < padded; k += 64) {
-        ivec words[LANES];
-        for (int i = 0; i < LANES; i++) words[i] = flip_signs(iload(values + i * padded + k));
-        transpose(words);
-        for (int j = 0; j < LANES; j++) istore(packed + (k / 4 + j) * 64, words[j]);
+    store(scales, div(peak, set1(127)));
+    vec inverse = if_less(zero(), peak, div(set1(127), peak), zero()), offset = set1(128);
+    for (int64_t k = 0; k < padded; k += LANES) {
+        load_block(rows, padded, k, columns);
+        ivec q[LANES];
+        for (int j = 0; j < LANES; j++) q[j] = to_int(fma(columns[j], inverse, offset));
+        for (int j = 0; j < LANES; j += 4)
+            istore(packed + (k + j) / 4 * 64, join_bytes(q[j], q[j + 1], q[j + 2], q[j + 3]));
     }
 }
 
-INLINE void pack_int4(const float* rows, int64_t padded, char* packed, bf16* scales, int8_t* values) {
-    for (int64_t k = 0; k < padded; k += FINE) {
-        alignas(64) float found[LANES];
-        for (int i = 0; i < LANES; i++) {
-            vec a = load(rows + i * padded + k), b = load(rows + i * padded + k + LANES);
-            found[i] = best_scale(a, b);
-            vec inverse = set1(found[i] ? 1 / found[i] : 0), offset = set1(8), low = zero(), high = set1(15);
-            store_int8(values + i * padded + k, to_int(min(high, max(low, fma(a, inverse, offset)))));
-            store_int8(values + i * padded + k + LANES, to_int(min(high, max(low, fma(b, inverse, offset)))));
-        }
-        store(scales + k / FINE * LANES, load(found));
+// The nearest of 16 steps, as a number from 0 to 15.
+INLINE vec nibble(vec x, vec inverse) { return min(set1(15), max(zero(), round(fma(x, inverse, set1(8))))); }
+
+// The squared error of 32 columns with a scale per lane; 1 / 0 stands for a scale of 0.
+INLINE vec error_of(const vec* columns, vec scale) {
+    vec inverse = div(set1(1), scale), total = zero();
+    for (int j = 0; j < FINE; j++) {
+        vec e = sub(columns[j], mul(sub(nibble(columns[j], inverse), set1(8)), scale));
+        total = fma(e, e, total);
     }
-    for (int64_t k = 0; k < padded; k += 64) {
-        ivec words[LANES];
-        for (int i = 0; i < LANES; i++) words[i] = iload(values + i * padded + k);
-        transpose(words);
-        for (int part = 0; part < 2; part++)
-            for (int j = 0; j < 4; j++)
-                istore(packed + ((k / FINE + part) * 4 + j) * 64,
-                       join_nibbles(words[part * 8 + j], words[part * 8 + j + 4]));
+    return total;
+}
+
+// Per lane the scale, of a few, with the least error: the greatest value stands at -9 … -6.75 steps.
+INLINE vec best_scale(const vec* columns) {
+    vec high = columns[0], low = columns[0];
+    for (int j = 1; j < FINE; j++) high = max(high, columns[j]), low = min(low, columns[j]);
+    vec most = if_less(sub(zero(), low), high, high, low), best = zero(), least = set1(INFINITY);
+    for (int i = 0; i < 4; i++) {
+        vec scale = mul(most, set1(-1 / (9 - .75f * i))), error = error_of(columns, scale);
+        best = if_less(error, least, scale, best), least = if_less(error, least, error, least);
+    }
+    return best;
+}
+
+INLINE void pack_int4_block(const vec* columns, char* packed, Int4Scales& scales) {
+    vec found[4], largest = zero();
+    for (int part = 0; part < 4; part++) {
+        found[part] = best_scale(columns + part * FINE);
+        largest = max(largest, abs(found[part]));
+    }
+    store(scales.scale, mul(largest, set1(1.f / 15)));
+    vec scale = load(scales.scale);
+    vec inverse = if_less(zero(), scale, div(set1(1), scale), zero());
+    for (int part = 0; part < 4; part++) {
+        vec factor = round(mul(found[part], inverse));
+        factor = if_less(set1(15), factor, set1(15), if_less(factor, set1(-15), set1(-15), factor));
+        store_int8(scales.factor[part], to_int(factor));
+        vec step = mul(scale, factor);
+        vec per_step = if_less(zero(), abs(step), div(set1(1), step), zero());
+        ivec q[FINE], words[8];
+        for (int j = 0; j < FINE; j++) q[j] = to_int(nibble(columns[part * FINE + j], per_step));
+        for (int j = 0; j < 8; j++) words[j] = join_bytes(q[4 * j], q[4 * j + 1], q[4 * j + 2], q[4 * j + 3]);
+        for (int j = 0; j < 4; j++) istore(packed + (part * 4 + j) * 64, join_nibbles(words[j], words[j + 4]));
     }
 }
 
-int64_t quantize_own(const QuantizeArgs& a) { return LANES * blocks_of(a.width) * BLOCK * 5; }
+INLINE void pack_int4(const float* rows, int64_t padded, char* packed, Int4Scales* scales) {
+    for (int64_t b = 0; b < padded / BLOCK; b++) {
+        vec columns[BLOCK];
+        for (int64_t k = 0; k < BLOCK; k += LANES) load_block(rows, padded, b * BLOCK + k, columns + k);
+        pack_int4_block(columns, packed + b * WORDS * Int4::WORD_BYTES, scales[b]);
+    }
+}
+
+int64_t quantize_own(const QuantizeArgs& a) { return LANES * blocks_of(a.width) * BLOCK * 4; }
 
 void quantize(const Args& args, const Worker& me) {
     const QuantizeArgs& a = args.quantize;
     int64_t blocks = blocks_of(a.width), padded = blocks * BLOCK, groups = (me.rows + LANES - 1) / LANES;
     auto* rows = (float*)me.own;
-    auto* values = (int8_t*)(rows + LANES * padded);
     for (int64_t g; (g = me.take(1)) < groups;) {
         load_rows(a, g * LANES, me.rows, padded, rows);
         char* packed = (char*)a.packed + g * group_bytes(a.width, a.format);
         if (a.format == INT8)
-            pack_int8(rows, padded, packed, (float*)a.scales + g * LANES, values);
+            pack_int8(rows, padded, packed, (float*)a.scales + g * LANES);
         else
-            pack_int4(rows, padded, packed, (bf16*)a.scales + g * blocks * 4 * LANES, values);
+            pack_int4(rows, padded, packed, (Int4Scales*)a.scales + g * blocks);
     }
 }
 
@@ -441,8 +425,8 @@ void linear_prepare(const Args& args, const Worker& me) {
     switch (a.format) {
         case FLOAT32: return few ? void() : make_panels<Floats>(a, me);
         case BFLOAT16: return few ? void() : make_panels<Pairs>(a, me);
-        case INT8: return few ? quantize_rows<Int8>(a, me) : quantize_panels<Int8>(a, me);
-        case INT4: return few ? quantize_rows<Int4>(a, me) : quantize_panels<Int4>(a, me);
+        case INT8: return few ? quantize_rows<Int8>(a, me) : quantize_panels(a, me);
+        case INT4: return few ? quantize_rows<Int4>(a, me) : quantize_panels(a, me);
     }
 }
 
@@ -469,5 +453,5 @@ int64_t linear_shared(const LinearArgs& a) {
 }
 
 int64_t linear_own(const LinearArgs& a) {
-    return a.format == INT4 ? blocks_of(a.width) * (WORDS * 64 + 4 * LANES * 4) : 0;
+    return a.format == INT4 ? unpacked_bytes(a.width) * (a.gated ? 2 : 1) : 0;
 }

@@ -16,6 +16,10 @@
 //   round_to_bf16(a)       still floats
 //   store(p, a, b)         32 neighbours
 //   zip(a, b), unzip(a, b)  32 neighbours in two vectors: from (evens, odds), and to them; in place
+//   join_bytes(a, b, c, d)   words of one byte each as the four bytes of one
+//   spread_int8(p)        16 signed bytes, each as both 16-bit halves of a word: factors
+//   offsets_of(factors)   128 - 8 · factor, likewise
+//   scale_bytes(n, f, o)  per byte: n · factor + offset, of n below 16; the low 8 bits
 //   store_int8(p, a)       16 integers as bytes, saturated
 //   transpose(rows)        16 rows of 16 words become 16 columns, in place
 //

@@ -92,9 +92,35 @@ INLINE ivec high_nibbles(ivec x) { return low_nibbles({_mm256_srli_epi16(x.a, 4)
 INLINE ivec join_nibbles(ivec low, ivec high) {
     return {_mm256_or_si256(low.a, _mm256_slli_epi16(high.a, 4)), _mm256_or_si256(low.b, _mm256_slli_epi16(high.b, 4))};
 }
-INLINE ivec flip_signs(ivec x) {
-    __m256i sign = _mm256_set1_epi8((char)0x80);
-    return {_mm256_xor_si256(x.a, sign), _mm256_xor_si256(x.b, sign)};
+INLINE __m256i join_bytes(__m256i a, __m256i b, __m256i c, __m256i d) {
+    __m256i low = _mm256_or_si256(a, _mm256_slli_epi32(b, 8));
+    return _mm256_or_si256(low, _mm256_or_si256(_mm256_slli_epi32(c, 16), _mm256_slli_epi32(d, 24)));
+}
+INLINE ivec join_bytes(ivec a, ivec b, ivec c, ivec d) {
+    return {join_bytes(a.a, b.a, c.a, d.a), join_bytes(a.b, b.b, c.b, d.b)};
+}
+INLINE __m256i spread_int8(__m128i bytes) {
+    __m256i x = _mm256_cvtepi8_epi32(bytes);
+    return _mm256_or_si256(_mm256_and_si256(x, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(x, 16));
+}
+INLINE ivec spread_int8(const int8_t* p) {
+    __m128i bytes = _mm_loadu_si128((const __m128i*)p);
+    return {spread_int8(bytes), spread_int8(_mm_srli_si128(bytes, 8))};
+}
+INLINE ivec offsets_of(ivec factor) {
+    __m256i middle = _mm256_set1_epi16(128);
+    return {_mm256_sub_epi16(middle, _mm256_slli_epi16(factor.a, 3)),
+            _mm256_sub_epi16(middle, _mm256_slli_epi16(factor.b, 3))};
+}
+INLINE __m256i scale_bytes(__m256i nibbles, __m256i factor, __m256i offset) {
+    __m256i low = _mm256_set1_epi16(0xff);
+    __m256i even = _mm256_mullo_epi16(_mm256_and_si256(nibbles, low), factor);
+    __m256i odd = _mm256_mullo_epi16(_mm256_srli_epi16(nibbles, 8), factor);
+    even = _mm256_and_si256(_mm256_add_epi16(even, offset), low);
+    return _mm256_or_si256(even, _mm256_slli_epi16(_mm256_add_epi16(odd, offset), 8));
+}
+INLINE ivec scale_bytes(ivec nibbles, ivec factor, ivec offset) {
+    return {scale_bytes(nibbles.a, factor.a, offset.a), scale_bytes(nibbles.b, factor.b, offset.b)};
 }
 INLINE vec to_float(ivec x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 INLINE ivec to_int(vec x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }

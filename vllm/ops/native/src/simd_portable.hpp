@@ -110,7 +110,17 @@ IEACH(iadd, (ivec x, ivec y), x.v[i] + y.v[i])
 IEACH(low_nibbles, (ivec x), x.v[i] & 0x0f0f0f0f)
 IEACH(high_nibbles, (ivec x), (int32_t)((uint32_t)x.v[i] >> 4) & 0x0f0f0f0f)
 IEACH(join_nibbles, (ivec low, ivec high), low.v[i] | (int32_t)((uint32_t)high.v[i] << 4))
-IEACH(flip_signs, (ivec x), x.v[i] ^ (int32_t)0x80808080)
+IEACH(join_bytes, (ivec a, ivec b, ivec c, ivec d),
+      (int32_t)((uint32_t)a.v[i] | (uint32_t)b.v[i] << 8 | (uint32_t)c.v[i] << 16 | (uint32_t)d.v[i] << 24))
+IEACH(spread_int8, (const int8_t* p), (int32_t)(((uint32_t)p[i] & 0xffff) | (uint32_t)p[i] << 16))
+IEACH(offsets_of, (ivec factor), (int32_t)((uint32_t)(128 - 8 * (int16_t)factor.v[i]) & 0xffff))
+INLINE int32_t scale_bytes(uint32_t nibbles, int16_t factor, int32_t offset) {
+    uint32_t scaled = 0;
+    for (int i = 0; i < 32; i += 8) scaled |= (((nibbles >> i & 0xff) * (uint32_t)factor + (uint32_t)offset) & 0xff) << i;
+    return (int32_t)scaled;
+}
+IEACH(scale_bytes, (ivec nibbles, ivec factor, ivec offset),
+      scale_bytes((uint32_t)nibbles.v[i], (int16_t)factor.v[i], offset.v[i]))
 // As the processors' instruction: what does not fit, and NaN, becomes the least integer.
 IEACH(to_int, (vec x), __builtin_fabsf(x.v[i]) < 2147483648.f ? (int32_t)__builtin_rintf(x.v[i]) : INT32_MIN)
 INLINE void store_int8(int8_t* p, ivec x) {
