@@ -212,7 +212,8 @@ INLINE void finish_panels(const LinearArgs& a, const Worker& me, int64_t group, 
 
 template <class Word, int PANELS>
 NOINLINE void many_dense(const LinearArgs& a, const Worker& me, int64_t group, int64_t panel) {
-    int64_t words = a.width * Word::SIZE / 4, ahead = panel ? 0 : a.groups[group].stride * LANES;
+    // the group that this thread will most likely take next
+    int64_t words = a.width * Word::SIZE / 4, ahead = panel ? 0 : a.groups[group].stride * LANES * me.threads;
     alignas(64) float sums[2][PANELS * LANES * LANES];
     const char* x = me.shared + panel * words * 64;
     for (int half = 0; half < (a.gated ? 2 : 1); half++)

@@ -210,7 +210,7 @@ struct Unpacked {
 
 INLINE int64_t unpacked_bytes(int64_t width) { return blocks_of(width) * (WORDS * 64 + LANES * 4); }
 
-INLINE void unpack(Int4, const Group& g, int64_t blocks, char* words, float* scales) {
+INLINE void unpack(Int4, const Group& g, int64_t blocks, int64_t ahead, char* words, float* scales) {
     for (int64_t b = 0; b < blocks; b++) {
         const Int4Scales& s = ((const Int4Scales*)g.scales)[b];
         store(scales + b * LANES, load(s.scale));
@@ -219,7 +219,7 @@ INLINE void unpack(Int4, const Group& g, int64_t blocks, char* words, float* sca
             for (int j = 0; j < 4; j++) {
                 const char* p = g.rows + ((b * 4 + part) * 4 + j) * 64;
                 ivec both = iload(p);
-                prefetch_far(p + blocks * WORDS * Int4::WORD_BYTES);
+                prefetch_far(p + ahead);
                 char* out = words + ((b * 4 + part) * 8 + j) * 64;
                 istore(out, scale_bytes(low_nibbles(both), factor, offset));
                 istore(out + 4 * 64, scale_bytes(high_nibbles(both), factor, offset));
@@ -230,7 +230,7 @@ INLINE void unpack(Int4, const Group& g, int64_t blocks, char* words, float* sca
 
 // ROWS of a group's rows from `n` on, times PANELS panels of x -> out [PANELS][16][16].
 template <class W, int ROWS, int PANELS>
-INLINE void many_tile(const Unpacked& u, int n, const Quantized& q, int64_t panel, float* out) {
+INLINE void many_tile(const Unpacked& u, int n, const Quantized& q, int64_t panel, int64_t ahead, float* out) {
     for (int i = 0; i < PANELS * ROWS; i++) store(out + (i / ROWS * LANES + n + i % ROWS) * LANES, zero());
     for (int64_t b = 0; b < q.blocks; b++) {
         ivec s[ROWS][PANELS];
@@ -242,9 +242,9 @@ UNROLL(16)
         }
         const char* w = u.words + b * WORDS * 64 + n * 4;
         const int8_t* x = q.values + (panel * q.blocks + b) * WORDS * 64;
-        if (!W::UNPACKED)  // each tile of rows fetches its share of the next group
+        if (!W::UNPACKED && panel == 0)  // each tile of rows fetches its share of a later group
             for (int j = n * WORDS / LANES; j < (n + ROWS) * WORDS / LANES; j++)
-                prefetch_far(u.words + ((q.blocks + b) * WORDS + j) * 64);
+                prefetch_far(u.words + ahead + (b * WORDS + j) * 64);
 UNROLL(4)
         for (int j = 0; j < WORDS; j++) {
             ivec v[PANELS];
@@ -274,6 +274,7 @@ template <class W, int PANELS>
 NOINLINE void many_quantized(const LinearArgs& a, const Worker& me, int64_t group, int64_t panel) {
     constexpr int ROWS = PANELS == 1 ? 16 : 8;
     Quantized q = quantized<Int8>(a, me);
+    int64_t ahead = q.blocks * WORDS * W::WORD_BYTES * me.threads;  // the group that this thread will take next
     alignas(64) float sums[2][PANELS * LANES * LANES];
     for (int half = 0; half < (a.gated ? 2 : 1); half++) {
         const Group& g = a.groups[group + half * a.num_groups / 2];
@@ -281,10 +282,10 @@ NOINLINE void many_quantized(const LinearArgs& a, const Worker& me, int64_t grou
         if constexpr (W::UNPACKED) {
             char* words = me.own + half * unpacked_bytes(a.width);
             auto* scales = (float*)(words + q.blocks * WORDS * 64);
-            if (panel == 0) unpack(W(), g, q.blocks, words, scales);
+            if (panel == 0) unpack(W(), g, q.blocks, ahead, words, scales);
             u = {words, scales};
         }
-        for (int n = 0; n < LANES; n += ROWS) many_tile<W, ROWS, PANELS>(u, n, q, panel, sums[half]);
+        for (int n = 0; n < LANES; n += ROWS) many_tile<W, ROWS, PANELS>(u, n, q, panel, ahead, sums[half]);
         if (!W::UNPACKED)
             for (int i = 0; i < PANELS * LANES; i++) {
                 float* at = sums[half] + i * LANES;
