@@ -3,6 +3,7 @@
 #   make lint     check style, types and imports         make format  rewrite the code in the house style
 #   make env      make the environment .venv alone       make clean   remove what these commands made
 #   make bench    measure this engine beside its peers   make peers   install the peers, in .bench
+#   make sanitize run the kernels' tests in a build that checks every access (every night; minutes)
 # PYTHON=python3.12 chooses the interpreter, ARGS="..." is handed on to pytest, the benchmark or the peers' installer.
 
 PYTHON ?=
@@ -10,9 +11,11 @@ ARGS ?=
 BIN := .venv/bin
 PACKAGE_STAMP := .venv/.package-installed
 TEST_STAMP := .venv/.test-tools-installed
-INSTALLED_BY := pyproject.toml vllm/version.py tools/environment.sh
+NATIVE := vllm/ops/native
+KERNELS := $(NATIVE)/sources.py $(NATIVE)/src $(wildcard $(NATIVE)/src/*)
+INSTALLED_BY := pyproject.toml setup.py vllm/version.py tools/environment.sh $(KERNELS)
 
-.PHONY: demo test lint lint-code lint-types lint-imports format env bench peers clean
+.PHONY: demo test lint lint-code lint-types lint-imports format env bench peers sanitize clean
 
 demo: $(PACKAGE_STAMP)
 	$(BIN)/vllm run "Hello, my name is"
@@ -44,13 +47,16 @@ bench: $(PACKAGE_STAMP)
 peers: $(PACKAGE_STAMP)
 	$(BIN)/python -m benchmarks.environments $(ARGS)
 
+sanitize: $(TEST_STAMP)
+	tools/sanitize.sh $(ARGS)
+
 $(PACKAGE_STAMP): $(INSTALLED_BY)
 	PYTHON="$(PYTHON)" tools/environment.sh
 	@touch $@
 
-$(TEST_STAMP): $(INSTALLED_BY)
-	PYTHON="$(PYTHON)" tools/environment.sh test
-	@touch $@ $(PACKAGE_STAMP)
+$(TEST_STAMP): $(PACKAGE_STAMP)
+	tools/environment.sh test
+	@touch $@
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

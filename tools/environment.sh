@@ -2,7 +2,7 @@
 # Make or complete the virtual environment .venv: an interpreter, a torch that fits the machine, and this package.
 #
 #   tools/environment.sh          the package, editable
-#   tools/environment.sh test     with the tools that tests and checks need
+#   tools/environment.sh test     the tools that tests and checks need, beside it
 #
 # PYTHON names the interpreter to use.  On Linux, PyPI's torch brings gigabytes of CUDA libraries; on a machine without
 # an NVIDIA GPU the build for processors is taken from PyTorch's own index instead.
@@ -14,10 +14,14 @@ TORCH_NEWEST='torch==2.13.0' # of the range in pyproject.toml
 VENV_PYTHON=.venv/bin/python
 
 main() {
+    if [[ ${1-} == test ]]; then
+        install_test_tools
+        return
+    fi
     "$VENV_PYTHON" -m pip --version >/dev/null 2>&1 || make_venv
     has_torch || install_torch
-    echo "environment: installing vllm and what it needs"
-    "$VENV_PYTHON" -m pip install --quiet --editable ".${1:+[$1]}"
+    echo "environment: installing vllm and what it needs, and compiling its kernels"
+    "$VENV_PYTHON" -m pip install --quiet --editable .
 }
 
 make_venv() {
@@ -51,11 +55,25 @@ install_torch() {
     fi
 }
 
+# Not by way of the package's extra "test", which would compile the kernels once more.
+install_test_tools() {
+    local tools
+    mapfile -t tools < <(project '"\n".join(project["optional-dependencies"]["test"])')
+    echo "environment: installing what tests and checks need"
+    "$VENV_PYTHON" -m pip install --quiet "${tools[@]}"
+}
+
 torch_range() {
-    "$VENV_PYTHON" -c '
+    project '*(line for line in project["dependencies"] if line.startswith("torch"))'
+}
+
+# Print what an expression finds in pyproject.toml.
+project() {
+    "$VENV_PYTHON" -c "
 import tomllib
-with open("pyproject.toml", "rb") as file:
-    print(*(line for line in tomllib.load(file)["project"]["dependencies"] if line.startswith("torch")))'
+with open('pyproject.toml', 'rb') as file:
+    project = tomllib.load(file)['project']
+print($1)"
 }
 
 reachable() {

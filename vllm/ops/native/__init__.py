@@ -17,6 +17,7 @@ from torch import Tensor
 from vllm import env
 from vllm.errors import ConfigError
 from vllm.logging import get_logger
+from vllm.ops.native import sources
 
 logger = get_logger(__name__)
 
@@ -31,21 +32,21 @@ def library() -> Any:
     if wanted == "torch":
         return None
     try:
-        _kernels: Any = importlib.import_module("vllm.ops.native._kernels")
+        kernels = _load()
     except ImportError as error:
         logger.warning(
-            "the native kernels are not there (%s); plain torch computes, several times slower. "
-            "Install a C++ compiler, then the package again",
+            "the native kernels cannot be used: %s. Plain torch computes, several times slower. "
+            "Install a C++ compiler (g++ or clang++), then this package again",
             error,
         )
         return None
     if wanted is not None:
-        if wanted not in _kernels.variants():
-            known = ", ".join(_kernels.variants())
+        if wanted not in kernels.variants():
+            known = ", ".join(kernels.variants())
             raise ConfigError(f"VLLM_CPU_KERNELS={wanted} does not run on this processor; use one of torch, {known}")
-        _kernels.choose(wanted)
-    _set_team(_kernels, torch.get_num_threads())
-    return _kernels
+        kernels.choose(wanted)
+    _set_team(kernels, torch.get_num_threads())
+    return kernels
 
 
 def set_threads(count: int) -> None:
@@ -63,6 +64,17 @@ def takes(x: Tensor) -> bool:
 
 def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
+
+
+def _load() -> Any:
+    """Import the extension.  Raises ImportError in words if it isn't there, or isn't made of the sources beside it."""
+    try:
+        kernels: Any = importlib.import_module("vllm.ops.native._kernels")
+    except ModuleNotFoundError:
+        raise ImportError("they were not built when the package was installed") from None
+    if sources.digest() not in (None, getattr(kernels, "sources", "")):
+        raise ImportError("they were built from other sources than those that lie beside them")
+    return kernels
 
 
 def _set_team(kernels: Any, threads: int) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,8 +66,16 @@ class _OnlyViews(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returns = func._schema.returns
         if returns and all(r.alias_info is not None and not r.alias_info.is_write for r in returns):
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+            if _is_view(result, args[0]):  # x.to(dtype) and x.contiguous() are one or the other
+                return result
         raise NotRecordable(f"{func} is not a kernel")
+
+
+def _is_view(result: Tensor | Sequence[Tensor], of: Tensor) -> bool:
+    """Whether all that an operation returned lies in the memory of what it was given."""
+    found = [result] if isinstance(result, Tensor) else result
+    return all(x.untyped_storage().data_ptr() == of.untyped_storage().data_ptr() for x in found)
 
 
 class _Arena:

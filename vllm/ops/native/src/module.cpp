@@ -6,6 +6,8 @@
 //   run(program, rows)
 //
 // Addresses must stay valid for as long as the program lives.  Calls come from one thread at a time.
+//
+// SOURCES_DIGEST, from the build, is what vllm/ops/native/sources.py says of the sources.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -299,5 +301,7 @@ PyMODINIT_FUNC PyInit__kernels() {
             kernels = variant.kernels;
             break;
         }
-    return PyModule_Create(&definition);
+    PyObject* module = PyModule_Create(&definition);
+    if (module && PyModule_AddStringConstant(module, "sources", SOURCES_DIGEST)) Py_CLEAR(module);
+    return module;
 }

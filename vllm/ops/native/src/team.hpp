@@ -3,6 +3,7 @@
 // The team is the one that torch uses (its OpenMP runtime, lent to us by two function addresses): two teams of threads
 // on the same cores would keep each other from running.  Without it, threads of our own wait for work.
 #pragma once
+#include <algorithm>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
@@ -47,11 +48,11 @@ class Team {
 
     // Without addresses, `threads` - 1 threads are started beside the caller's.
     void set(int count, Region region_, Number number_, Number members_) {
-        threads = count;
+        threads = std::min(count, (int)MEMBERS);
         region = region_, number = number_, members = members_;
         while (!region && (int)helpers.size() < threads - 1) {
             int id = (int)helpers.size() + 1;
-            helpers.emplace_back([this, id, seen = round.load()] { help(id, seen); });
+            helpers.emplace_back([this, id, seen = call.load()] { help(id, seen); });
             helpers.back().detach();
         }
     }
@@ -78,7 +79,7 @@ class Team {
             region([](void* self) { ((Team*)self)->work(((Team*)self)->number(), ((Team*)self)->members()); }, this,
                    running, 0);
         } else {
-            round.fetch_add(1, std::memory_order_acq_rel);
+            call.store((call.load(std::memory_order_relaxed) | MEMBERS) + 1 + running, std::memory_order_release);
             { std::lock_guard<std::mutex> hold(lock); }
             wake.notify_all();
             work(0, running);
@@ -89,9 +90,11 @@ class Team {
     int threads = 1;
 
    private:
+    // Behind the last barrier nothing of the run is read: by then the caller may be preparing the next one.
     void work(int thread, int count) {
-        for (size_t i = 0; i < num_operations; i++) {
-            const Operation& op = operations[i];
+        const Operation* first = operations;
+        for (size_t i = 0, end = num_operations; i < end; i++) {
+            const Operation& op = first[i];
             op.phase(op.args, {thread, count, rows, &next[i & 1], shared.at_least(0), own.at_least(0) + thread * own_size});
             barrier(count, i & 1);
         }
@@ -114,14 +117,13 @@ class Team {
     }
 
     void help(int id, uint32_t seen) {
-        for (;;) {
-            for (int spins = 0; round.load(std::memory_order_acquire) == seen && spins < 20000; spins++) pause(spins);
-            if (round.load(std::memory_order_acquire) == seen) {
+        for (uint32_t now;; seen = now) {
+            for (int spins = 0; (now = call.load(std::memory_order_acquire)) == seen && spins < 20000; spins++) pause(spins);
+            if (now == seen) {
                 std::unique_lock<std::mutex> hold(lock);
-                wake.wait(hold, [&] { return round.load(std::memory_order_acquire) != seen; });
+                wake.wait(hold, [&] { return (now = call.load(std::memory_order_acquire)) != seen; });
             }
-            seen = round.load(std::memory_order_acquire);
-            if (id < running) work(id, running);
+            if (int count = now & MEMBERS; id < count) work(id, count);
         }
     }
 
@@ -143,7 +145,10 @@ class Team {
     std::vector<std::thread> helpers;
     std::mutex lock;
     std::condition_variable wake;
-    std::atomic<uint32_t> round{0};
+    // The number of the run, and in the low bits how many threads take part: read at once, so that a thread which is
+    // late, because the run went on without it, does not take the next run's number of threads for this one's.
+    static constexpr uint32_t MEMBERS = 1023;
+    std::atomic<uint32_t> call{0};
 
     const Operation* operations = nullptr;
     size_t num_operations = 0;
