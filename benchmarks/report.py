@@ -1,6 +1,7 @@
 """From a run's record to RESULTS.md and its plot:  python -m benchmarks.report FOLDER
 
-The folder holds results.json, and gets RESULTS.md and results.svg.  Nothing in them is written by hand.
+The folder holds results.json and, from `python -m benchmarks.quality`, quality.json; it gets RESULTS.md and results.svg.
+Nothing in them is written by hand.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from benchmarks import goals
 from benchmarks.measures import TITLES, median
 from benchmarks.plot import draw
+from benchmarks.quality import EXACT, QUALITY
 from benchmarks.summary import Series, Summary
 
 RECORD, PAGE, PLOT = "results.json", "RESULTS.md", "results.svg"
@@ -31,19 +33,21 @@ def main() -> None:
 def write(folder: Path) -> str:
     """Write page and plot beside the record, and return the page."""
     summary = Summary(json.loads((folder / RECORD).read_text()))
-    page = render(summary)
+    quality = folder / QUALITY
+    page = render(summary, json.loads(quality.read_text()) if quality.is_file() else {})
     (folder / PAGE).write_text(page)
     (folder / PLOT).write_text(draw(summary))
     return page
 
 
-def render(summary: Summary) -> str:
+def render(summary: Summary, quality: Mapping[str, Mapping[str, float]]) -> str:
     """The page as text."""
     parts = [
         *_opening(summary),
         *_goals(summary),
         *_workloads(summary),
         *_start_and_memory(summary),
+        *_quality(quality),
         *_same_tokens(summary),
         *_absent(summary),
         *_facts(summary),
@@ -154,6 +158,24 @@ def _start_and_memory(summary: Summary) -> Iterator[str]:
         "`proportional` once. Both contain mapped pages of the checkpoint's file, `anonymous` does not.\n"
     )
     yield from _table(("engine", "", TITLES["start_up"], "resident, GB", "proportional, GB", "anonymous, GB"), rows)
+
+
+def _quality(quality: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    if not quality:
+        return
+    yield "## Quality\n"
+    yield (
+        "Perplexity of the default model on documents that it was not trained on, in pieces of 512 tokens; and what the "
+        f"logits of the random checkpoint are off those of {EXACT}, relative to these, after 16 prompts of 64 tokens. "
+        "Random weights have no structure that would forgive an error: the most likely of 151,936 tokens leads by little. "
+        "(`python -m benchmarks.quality`)\n"
+    )
+    rows = []
+    for name, found in quality.items():
+        error = f"{100 * found['error']:.2f} %" if "error" in found else ""
+        same = f"{100 * found['same']:.0f} %" if "same" in found else ""
+        rows.append((name, f"{found['perplexity']:.3f}", error, same))
+    yield from _table(("computed in", "perplexity", "error of logits", "same most likely token"), rows)
 
 
 def _same_tokens(summary: Summary) -> Iterator[str]:

@@ -6,12 +6,13 @@ What is written down is every single measurement, with the roof before and after
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from benchmarks.workloads import start_up, workloads
 
 START, MEMORY = "start", "memory"
 LOADING = "loading"
+LOCK_GAP = 0.1  # seconds in which whoever waits for the lock wakes up and takes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Plan:
     rounds: int
     quick: bool
     work: Path
+    lock: Path | None = None
+    """A file whose lock is held during each turn, so that other work on the machine can wait for its end."""
 
 
 def run(plan: Plan, path: Path) -> dict[str, Any]:
@@ -47,7 +51,7 @@ def run(plan: Plan, path: Path) -> dict[str, Any]:
         meter = _meter(plan, record, stack)
         cores = machine.usable_cores()
         fleet = stack.enter_context(Fleet(plan.work, cores))
-        turns = _Turns(record, fleet, meter)
+        turns = _Turns(record, fleet, meter, plan.lock)
         for number in range(plan.rounds):
             order = [present[(number + place) % len(present)] for place in range(len(present))] if present else []
             for name in plan.workloads:
@@ -62,8 +66,8 @@ def run(plan: Plan, path: Path) -> dict[str, Any]:
 class _Turns:
     """One engine at one workload at a time, written into the record."""
 
-    def __init__(self, record: dict[str, Any], fleet: Fleet, meter: roof.RoofMeter | None) -> None:
-        self.record, self.fleet, self.meter = record, fleet, meter
+    def __init__(self, record: dict[str, Any], fleet: Fleet, meter: roof.RoofMeter | None, lock: Path | None) -> None:
+        self.record, self.fleet, self.meter, self.lock = record, fleet, meter, lock
 
     def take(self, number: int, name: str, engine: Engine, quick: bool) -> None:
         """Measure once, unless the engine failed at this before."""
@@ -71,7 +75,8 @@ class _Turns:
         if LOADING in failed or name in failed or (name == MEMORY and number > 0):
             return
         try:
-            self._measure(number, name, engine, quick)
+            with _held(self.lock):
+                self._measure(number, name, engine, quick)
         except EngineFailed as error:
             what = LOADING if isinstance(error, NotLoaded) else name
             self.record["failed"].setdefault(engine.name, {})[what] = str(error)
@@ -94,6 +99,18 @@ class _Turns:
 
     def _roof(self) -> dict[str, float] | None:
         return None if self.meter is None else asdict(self.meter.measure())
+
+
+@contextmanager
+def _held(path: Path | None) -> Iterator[None]:
+    """Hold a file's lock; let others have it for a moment afterwards."""
+    if path is None:
+        yield
+        return
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    time.sleep(LOCK_GAP)
 
 
 def _begin(plan: Plan) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,6 +110,24 @@ def test_a_peer_that_is_not_installed_is_named_and_the_others_run(go: Any, tmp_p
     record = run(Plan([peer, engine("a")], ["W1"], 1, True, tmp_path), tmp_path / "results.json")
     assert "benchmarks.environments vllm" in record["missing"]["peer"]
     assert list(record["engines"]) == ["a"]
+
+
+def test_each_turn_holds_the_lock_and_no_longer(go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / "lock"
+
+    def is_free() -> bool:
+        with lock.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    seen: list[bool] = []
+    monkeypatch.setattr(FakeFleet, "start", lambda self, engine: seen.append(is_free()) or 1.0)
+    monkeypatch.setattr(rounds.time, "sleep", lambda seconds: seen.append(is_free()))
+    run(Plan([engine("a"), engine("b")], ["start"], 1, True, tmp_path, lock), tmp_path / "results.json")
+    assert seen == [False, True, False, True]
 
 
 class FakeChild(Child):
