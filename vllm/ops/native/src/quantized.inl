@@ -271,10 +271,10 @@ UNROLL(16)
 }
 
 template <class W, int PANELS>
-NOINLINE void many_quantized(const LinearArgs& a, const Worker& me, int64_t group, int64_t panel) {
+NOINLINE void many_quantized(const LinearArgs& a, const Worker& me, int64_t group, int64_t panel, int64_t skip) {
     constexpr int ROWS = PANELS == 1 ? 16 : 8;
     Quantized q = quantized<Int8>(a, me);
-    int64_t ahead = q.blocks * WORDS * W::WORD_BYTES * me.threads;  // the group that this thread will take next
+    int64_t ahead = q.blocks * WORDS * W::WORD_BYTES * skip;
     alignas(64) float sums[2][PANELS * LANES * LANES];
     for (int half = 0; half < (a.gated ? 2 : 1); half++) {
         const Group& g = a.groups[group + half * a.num_groups / 2];
