@@ -23,6 +23,7 @@ from benchmarks.workloads import workloads
 
 NICE_ROUNDS = 5
 QUICK_ROUNDS = 2
+PATIENCE = 75.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     engines = [ENGINES[name] for name in options.engines]
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))  # engines that wait are stopped: nobody else would end them
-    run(Plan(engines, options.workloads, rounds, options.quick, options.work, options.lock), out / report.RECORD)
+    plan = Plan(engines, options.workloads, rounds, options.quick, options.work, options.lock, options.patience)
+    run(plan, out / report.RECORD)
     print(report.write(out))
     print(f"written to {os.path.relpath(out)}/")
 
@@ -52,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder for results.json, RESULTS.md and results.svg")
     parser.add_argument("--work", type=Path, default=Path(".bench"), help="folder of environments and checkpoints")
     parser.add_argument("--lock", type=Path, help="hold this file's lock during each turn, as flock(1) does for others")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE,
+        help="seconds; who takes longer for a workload has one turn at it (%(default)s)",
+    )
     parser.add_argument("--quick", action="store_true", help="a few tokens per workload, to try the machinery")
     return parser
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import subprocess
 import sys
 import time
@@ -41,6 +42,8 @@ class Plan:
     work: Path
     lock: Path | None = None
     """A file whose lock is held during each turn, so that other work on the machine can wait for its end."""
+    patience: float = math.inf
+    """Seconds: who takes longer for a workload has one turn at it."""
 
 
 def run(plan: Plan, path: Path) -> dict[str, Any]:
@@ -51,13 +54,13 @@ def run(plan: Plan, path: Path) -> dict[str, Any]:
         meter = _meter(plan, record, stack)
         cores = machine.usable_cores()
         fleet = stack.enter_context(Fleet(plan.work, cores))
-        turns = _Turns(record, fleet, meter, plan.lock)
+        turns = _Turns(record, fleet, meter, plan)
         for number in range(plan.rounds):
             order = [present[(number + place) % len(present)] for place in range(len(present))] if present else []
             for name in plan.workloads:
                 print(f"round {number + 1} of {plan.rounds}: {name}", file=sys.stderr, flush=True)
                 for engine in order:
-                    turns.take(number, name, engine, plan.quick)
+                    turns.take(number, name, engine)
             _save(record, path)
     _save(record, path)
     return record
@@ -66,28 +69,31 @@ def run(plan: Plan, path: Path) -> dict[str, Any]:
 class _Turns:
     """One engine at one workload at a time, written into the record."""
 
-    def __init__(self, record: dict[str, Any], fleet: Fleet, meter: roof.RoofMeter | None, lock: Path | None) -> None:
-        self.record, self.fleet, self.meter, self.lock = record, fleet, meter, lock
+    def __init__(self, record: dict[str, Any], fleet: Fleet, meter: roof.RoofMeter | None, plan: Plan) -> None:
+        self.record, self.fleet, self.meter, self.plan = record, fleet, meter, plan
+        self.done: set[tuple[str, str]] = set()
+        """Pairs of workload and engine that get no further turn."""
 
-    def take(self, number: int, name: str, engine: Engine, quick: bool) -> None:
-        """Measure once, unless the engine failed at this before."""
+    def take(self, number: int, name: str, engine: Engine) -> None:
+        """Measure once, unless the engine failed at this before, or was too slow at it."""
         failed = self.record["failed"].get(engine.name, {})
-        if LOADING in failed or name in failed or (name == MEMORY and number > 0):
+        if LOADING in failed or name in failed or (name, engine.name) in self.done:
             return
         try:
-            with _held(self.lock):
-                self._measure(number, name, engine, quick)
+            with _held(self.plan.lock):
+                self._measure(number, name, engine)
         except EngineFailed as error:
             what = LOADING if isinstance(error, NotLoaded) else name
             self.record["failed"].setdefault(engine.name, {})[what] = str(error)
             print(f"  {engine.name} failed at {what}: {error}", file=sys.stderr, flush=True)
 
-    def _measure(self, number: int, name: str, engine: Engine, quick: bool) -> None:
-        asked = workloads(quick, number)
+    def _measure(self, number: int, name: str, engine: Engine) -> None:
+        asked = workloads(self.plan.quick, number)
         entry = {"round": number, "workload": name, "engine": engine.name}
         if name == MEMORY:
             peak = self.fleet.peak_memory(engine, start_up() + asked["W1"].requests)
             self.record["memory"][engine.name] = asdict(peak)
+            self.done.add((name, engine.name))
             return
         if name == START:
             self.record["starts"].append(entry | {"seconds": self.fleet.start(engine)})
@@ -96,6 +102,12 @@ class _Turns:
         before = self._roof()
         readings = self.fleet.run(engine, asked[name].requests)
         self.record["measurements"].append(entry | {"roof": [before, self._roof()], "readings": readings})
+        if (took := max(readings["last"])) > self.plan.patience:
+            self.done.add((name, engine.name))
+            note = (
+                f"{engine.name} took {took:.0f} s for {name}, more than {self.plan.patience:.0f}: it had one turn at it"
+            )
+            self.record["notes"].append(note)
 
     def _roof(self) -> dict[str, float] | None:
         return None if self.meter is None else asdict(self.meter.measure())

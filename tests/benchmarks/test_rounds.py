@@ -130,6 +130,18 @@ def test_each_turn_holds_the_lock_and_no_longer(go: Any, tmp_path: Path, monkeyp
     assert seen == [False, True, False, True]
 
 
+def test_who_tries_the_patience_has_one_turn_and_the_record_says_so(go: Any, tmp_path: Path) -> None:
+    plan = Plan([engine("a"), engine("b")], ["W1", "W2"], 3, True, tmp_path, patience=1.0)
+    record = run(plan, tmp_path / "results.json")  # all take 2 s
+    assert [(each["round"], each["workload"], each["engine"]) for each in record["measurements"]] == [
+        (0, "W1", "a"),
+        (0, "W1", "b"),
+        (0, "W2", "a"),
+        (0, "W2", "b"),
+    ]
+    assert record["notes"][0] == "a took 2 s for W1, more than 1: it had one turn at it"
+
+
 class FakeChild(Child):
     """Loads in as many seconds as its model's name says."""
 
