@@ -29,7 +29,7 @@ KV_TOKENS = 32768  # 0.4 GB at 16 bits; the mix needs 22,737 of them
 SMALL_KV_BYTES = 200_000_000  # for start-up and peak memory
 LOAD_SECONDS = 600
 RUN_SECONDS = 1200
-RESERVE = 1 * GIB
+RESERVE = 3 * GIB
 
 
 @dataclass(slots=True)

@@ -166,7 +166,7 @@ class FakeChild(Child):
 
 def test_room_is_made_by_those_that_load_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fleets, "Child", FakeChild)
-    monkeypatch.setattr(fleets, "available", lambda: (11 - 4 * len(FakeChild.alive)) * GIB)
+    monkeypatch.setattr(fleets, "available", lambda: (13 - 4 * len(FakeChild.alive)) * GIB)
     monkeypatch.setattr(Engine, "command", lambda self, work: [self.name])
     with fleets.Fleet(tmp_path, [0]) as fleet:
         for name in ("80", "2", "5"):
