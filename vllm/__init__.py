@@ -14,7 +14,7 @@ from vllm.version import __version__, __version_tuple__
 _HOME = {
     "LLM": "vllm.entrypoints.llm",
     "EngineArgs": "vllm.config",
-    "LLMEngine": "vllm.engine.core",
+    "LLMEngine": "vllm.engine.llm_engine",
     "PromptType": "vllm.inputs.prompts",
     "TextPrompt": "vllm.inputs.prompts",
     "TokensPrompt": "vllm.inputs.prompts",
@@ -28,7 +28,7 @@ __all__ = ["__version__", "__version_tuple__", *_HOME]
 
 if TYPE_CHECKING:
     from vllm.config import EngineArgs
-    from vllm.engine.core import LLMEngine
+    from vllm.engine.llm_engine import LLMEngine
     from vllm.entrypoints.llm import LLM
     from vllm.inputs.prompts import PromptType, TextPrompt, TokensPrompt
     from vllm.outputs import CompletionOutput, RequestOutput

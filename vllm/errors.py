@@ -26,6 +26,14 @@ class RequestError(VllmError, ValueError):
         self.param = param
 
 
+class OverloadedError(VllmError):
+    """There is no room for a request just now (HTTP 429 or 503); it may be tried again after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class EngineDeadError(VllmError):
     """The engine stopped because of a fault of ours (HTTP 500)."""
 

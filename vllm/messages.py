@@ -75,7 +75,7 @@ class Batch(Struct):
         return sum(row.count for row in self.rows)
 
 
-class TokenLogprobs(Struct):
+class TokenLogprobs(Struct, array_like=True):
     """Log-probabilities at one position: the chosen token's, then the most likely ones, best first."""
 
     logprob: float
@@ -101,7 +101,7 @@ class StepOutput(Struct):
     rows: list[RowOutput]
 
 
-class Event(Struct):
+class Event(Struct, array_like=True):
     """News of one sequence after a step, for the output side."""
 
     request_id: str
@@ -116,7 +116,7 @@ class Event(Struct):
     beams: list[Beam] = []  # the final beams of a beam search, best first
 
 
-class Beam(Struct):
+class Beam(Struct, array_like=True):
     """A finished beam: its generated tokens."""
 
     token_ids: list[int]
@@ -125,3 +125,14 @@ class Beam(Struct):
     finish_reason: str
     stop_reason: int | None
     logprobs: list[list[tuple[int, float]]]  # per generated token, the candidates it was chosen from
+
+
+class EngineStats(Struct, array_like=True):
+    """What an engine is busy with, and counts since it started."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    cache_usage: float = 0.0  # share of the KV cache's blocks that sequences hold
+    num_preemptions: int = 0
+    prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
+    prefix_hits: int = 0  # of them, found

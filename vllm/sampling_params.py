@@ -113,7 +113,7 @@ class SamplingParams:
     """Keep only the last this many prompt tokens; -1: as many as the context length allows."""
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     """What the outputs of a running request carry."""
-    logits_processors: list[LogitsProcessor] | None = None
+    logits_processors: list[Any] | None = None  # of LogitsProcessor, which is no type that a message can have
     """Python callables applied to the logits of this request alone; only in the process of the engine."""
     skip_reading_prefix_cache: bool | None = None
     """Compute the prompt anew; by default only when `prompt_logprobs` is asked for."""

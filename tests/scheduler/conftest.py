@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vllm.config import SchedulerConfig
 from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.spec import CacheGroup, CacheSpec, Full
-from vllm.messages import EngineRequest, Event
+from vllm.messages import Batch, EngineRequest, Event
 from vllm.sampling_params import BeamSearchParams, SamplingParams
 from vllm.scheduler.scheduler import Scheduler
 
@@ -36,6 +38,8 @@ class Toy:
         config = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_model_len, chunked_prefill, policy)
         self.scheduler = Scheduler(config, self.cache)
         self.worker = FakeWorker(list(specs), blocks, block_size)
+        self.fault: Callable[[Batch], bool] = lambda batch: False
+        """Whether a step fails; what the worker has done of it by then stays done."""
         self.tokens: dict[tuple[str, int], list[int]] = {}
         self.finished: dict[tuple[str, int], Event] = {}
         self.order: list[str] = []
@@ -79,7 +83,8 @@ class Toy:
         assert all(row.count >= 1 for row in batch.rows)
         self.num_steps += 1
         self.computed += batch.num_tokens
-        events = self.scheduler.account(batch, self.worker.execute(batch))
+        output = self.worker.execute(batch)
+        events = self.scheduler.retry("it broke") if self.fault(batch) else self.scheduler.account(batch, output)
         for event in events:
             key = (event.request_id, event.index)
             self.tokens.setdefault(key, []).extend(event.token_ids)

@@ -15,6 +15,7 @@ from vllm.kv_cache import hashing
 from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.pool import BlockPool
 from vllm.kv_cache.spec import Window
+from vllm.messages import Batch
 from vllm.scheduler import scheduler as scheduler_module
 from vllm.scheduler.request import sibling_seed
 from vllm.scheduler.scheduler import Scheduler
@@ -27,10 +28,13 @@ STEMS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 9, 9], [4, 3, 2, 1] * 3]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Requests come, share, fork, are aborted and preempted, in any order."""
+    """Requests come, share, fork, are aborted and preempted, in any order; steps fail."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.num_faults = 0
+        self.faults_due = 0
+        self.poison: set[int] = set()
         self.count = 0
         self.plain: dict[str, tuple[list[int], int, int]] = {}
         self.beams: dict[str, tuple[list[int], int, int]] = {}
@@ -48,6 +52,28 @@ class SchedulerMachine(RuleBasedStateMachine):
         blocks = [num_blocks, max(8, num_blocks - 2)] if window else [num_blocks]
         limits = {"max_num_seqs": seqs, "max_num_batched_tokens": budget, "max_model_len": 32}
         self.toy = Toy(blocks, specs=specs, prefix_caching=caching, policy=policy, **limits)
+        self.toy.fault = self.fault
+
+    def fault(self, batch: Batch) -> bool:
+        """A step fails by chance, or whenever a row is in it that makes it fail."""
+        if self.faults_due:
+            self.faults_due -= 1
+            self.num_faults += 1
+            return True
+        slots = self.toy.worker.slots
+        return any(slots[row.slot].sequence.seed in self.poison and row.wants_token for row in batch.rows)
+
+    @rule()
+    def break_a_step(self) -> None:
+        self.faults_due += 1
+
+    @rule(stem=st.sampled_from(STEMS), length=st.integers(1, 8))
+    def add_poison(self, stem: list[int], length: int) -> None:
+        name = f"r{self.count}"
+        self.count += 1
+        self.poison.add(self.count)
+        self.plain[name] = (stem, length, 1)
+        self.toy.add(name, stem, length, temperature=1.0, seed=self.count, end=3)
 
     @rule(
         stem=st.sampled_from(STEMS),
@@ -100,13 +126,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not self.count:
             return
         self.toy.run()
+        num_failed = 0
         for name, (prompt, length, n) in self.plain.items():
             seed = int(name[1:]) + 1
             for index in range(n):
-                assert self.toy.tokens[name, index] == generate(prompt, length, sibling_seed(seed, index), end=3)
+                expected = generate(prompt, length, sibling_seed(seed, index), end=3)
+                if self.toy.finished[name, index].error is None:
+                    assert self.toy.tokens[name, index] == expected
+                    assert seed not in self.poison
+                else:
+                    num_failed += seed not in self.poison
         for name, (prompt, width, length) in self.beams.items():
+            if self.toy.finished[name, 0].error is not None:
+                num_failed += 1
+                continue
             beams = [(beam.token_ids, pytest.approx(beam.score)) for beam in self.toy.finished[name, 0].beams]
             assert beams == search(prompt, width, length, end=3)
+        assert num_failed <= self.num_faults, "a request without fault was blamed"
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -283,3 +283,31 @@ def test_beams_fork_under_windows_of_every_size_when_blocks_are_short(size: int,
     assert beams == search(PROMPT, 4, 12, end=3)
     for index in range(3):
         assert toy.tokens["b", index] == generate(PROMPT[:3], 12, seed=sibling_seed(0, index))
+
+
+def test_a_step_that_fails_costs_only_the_row_at_fault() -> None:
+    toy = Toy(max_num_seqs=8, max_num_batched_tokens=64)
+    seeds = {f"r{number}": number for number in range(8)}
+    for name, seed in seeds.items():
+        toy.add(name, [1, 2, 3, seed], 6, temperature=1.0, seed=seed)
+    for _ in range(3):
+        toy.step()
+    toy.fault = lambda batch: any(toy.worker.slots[row.slot].sequence.seed == 5 for row in batch.rows)
+    toy.run()
+    assert {name for (name, _), event in toy.finished.items() if event.error == "it broke"} == {"r5"}
+    expected = {(name, 0): generate([1, 2, 3, seed], 6, seed) for name, seed in seeds.items()}
+    assert {key: tokens for key, tokens in toy.tokens.items() if key != ("r5", 0)} == {
+        key: tokens for key, tokens in expected.items() if key != ("r5", 0)
+    }
+    assert toy.tokens["r5", 0] == expected["r5", 0][:3], "what it had is kept"
+
+
+def test_a_fault_that_passes_costs_nothing_where_there_was_company() -> None:
+    toy = Toy()
+    toy.add("a", [1, 2, 3], 5, seed=1)
+    toy.add("b", [4, 5], 5, seed=2)
+    toy.step()
+    faults = iter([True])
+    toy.fault = lambda batch: next(faults, False)
+    toy.run()
+    assert toy.tokens == {("a", 0): generate([1, 2, 3], 5, 1), ("b", 0): generate([4, 5], 5, 2)}

@@ -1,112 +1,61 @@
-"""The engine: a loop of decide → compute → account, the same offline and online."""
+"""The loop without text: decide → compute → account, the same in the caller's process and in one of its own."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
-from vllm.config import EngineArgs, EngineConfig, ModelConfig
+from vllm.config import EngineConfig
 from vllm.engine.executor import Executor, InProcessExecutor, Pending
-from vllm.engine.output_processor import OutputProcessor
-from vllm.engine.setup import resolve
 from vllm.errors import EngineDeadError
-from vllm.garbage import no_collections
-from vllm.inputs.chat import ChatRenderer
-from vllm.inputs.chat_template import find_templates
-from vllm.inputs.prepare import Limits, Params, Preparer
-from vllm.inputs.prompts import PromptType, parse_prompts
-from vllm.inputs.tokenizer import Tokenizer
 from vllm.kv_cache.cache import KVCache
-from vllm.messages import Batch, EngineRequest
-from vllm.outputs import RequestOutput
+from vllm.messages import Batch, EngineRequest, EngineStats, Event
 from vllm.scheduler.scheduler import Scheduler
 
 
-class LLMEngine:
-    """Runs requests together, step by step, in the calling thread.
+class EngineCore:
+    """Runs requests together, step by step, in the calling thread."""
 
-    One `step` decides a batch, computes it and books the results; what it returns is news for users.
-    """
-
-    def __init__(self, config: EngineConfig, tokenizer: Tokenizer | None, executor: Executor) -> None:
+    def __init__(self, config: EngineConfig, executor: Executor) -> None:
         self.config = config
-        self.tokenizer = tokenizer
         self.executor: Executor | None = executor
-        model = config.model
-        limits = Limits(model.vocab_size, model.max_model_len, model.max_logprobs)
-        self.preparer = Preparer(tokenizer, limits, eos_token_ids=model.eos_token_ids, seed=model.seed)
         self._inflight: deque[tuple[Batch, Pending]] = deque()
         self._depth = 1
         self.restart()
 
     @classmethod
-    def from_engine_args(cls, args: EngineArgs, progress: bool = False) -> LLMEngine:
-        """Make an engine.  Raises ConfigError or ModelError for what cannot work, before weights are read if it can."""
-        with no_collections():
-            config, tokenizer = resolve(args)
-            return cls(config, tokenizer, InProcessExecutor(config, progress))
-
-    @property
-    def model_config(self) -> ModelConfig:
-        return self.config.model
+    def load(cls, config: EngineConfig, progress: bool = False) -> EngineCore:
+        """Load a model.  Raises ConfigError or ModelError for what cannot work, before weights are read if it can."""
+        return cls(config, InProcessExecutor(config, progress))
 
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
-    def chat_renderer(self) -> ChatRenderer:
-        """Return what turns conversations into prompts, with the model's own templates."""
-        model = self.config.model
-        folder = model.tokenizer_path or model.path
-        special = {} if self.tokenizer is None else self.tokenizer.special_tokens
-        return ChatRenderer(model.model or "the default model", find_templates(folder), special, model.chat_template)
-
     def add(self, request: EngineRequest) -> None:
-        """Queue a request."""
+        """Queue a request.  Raises RequestError for one that can never run."""
         self._alive()
         self.scheduler.add(request)
-        self.outputs.add(request)
 
-    def add_request(self, request_id: str, prompt: PromptType, params: Params, *, priority: int = 0) -> None:
-        """Prepare and queue one prompt.  Raises RequestError for what is wrong with it."""
-        (request,) = self.preparer.prepare(
-            parse_prompts([prompt]), params, priority=[priority], request_ids=[request_id]
-        )
-        self.add(request)
-
-    def has_unfinished_requests(self) -> bool:
-        return self.has_work
-
-    def abort_request(self, request_id: str | list[str]) -> None:
-        """Forget requests, wherever they are."""
-        for name in [request_id] if isinstance(request_id, str) else request_id:
-            self.scheduler.abort(name)
-            self.outputs.abort(name)
-
-    def step(self) -> list[RequestOutput]:
-        """Take one step.  An exception of the model, of the tokenizer or of a user's callable ends the step's requests
-        and is raised."""
+    def step(self) -> list[Event]:
+        """Take one step.  When it fails as a whole, that is raised; `retry` or `drop` must come next."""
         executor = self._alive()
         while len(self._inflight) < self._depth and (batch := self.scheduler.schedule()):
             self._inflight.append((batch, executor.execute(batch)))
         if not self._inflight:
             return []
-        batch, pending = self._inflight.popleft()
-        try:
-            result = pending.result()
-        except BaseException:
-            for name in self.scheduler.drop(batch):
-                self.outputs.abort(name)
-            raise
-        events = self.scheduler.account(batch, result)
-        try:
-            outputs, stopped = self.outputs.process(events)
-        except BaseException:  # some of the news is lost: nobody may go on without it
-            self.abort_request([event.request_id for event in events])
-            raise
-        for name, index in stopped:
-            self.scheduler.finish(name, index)
-        return outputs
+        result = self._inflight[0][1].result()
+        batch, _ = self._inflight.popleft()
+        return self.scheduler.account(batch, result)
+
+    def retry(self, error: str) -> list[Event]:
+        """After a step that failed: find the row whose fault it was, and fail that one alone."""
+        self._inflight.popleft()
+        return self.scheduler.retry(error)
+
+    def drop(self) -> list[str]:
+        """After a step that failed: end its requests, and return their ids."""
+        batch, _ = self._inflight.popleft()
+        return self.scheduler.drop(batch)
 
     def restart(self) -> None:
         """Forget every request and cached prefix, and go on with the model as it is loaded.
@@ -116,18 +65,23 @@ class LLMEngine:
         executor = self._alive()
         self._inflight.clear()
         self.scheduler = Scheduler(self.config.scheduler, _make_cache(self.config, executor))
-        self.outputs = OutputProcessor(self.tokenizer)
 
-    def reset_prefix_cache(self) -> bool:
-        """Forget cached prompt beginnings."""
-        self.scheduler.cache.reset()
-        return True
+    def stats(self) -> EngineStats:
+        scheduler, cache = self.scheduler, self.scheduler.cache
+        counts = scheduler.stats
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            cache_usage=cache.usage,
+            num_preemptions=counts.num_preemptions,
+            prefix_queries=counts.prefix_queries,
+            prefix_hits=counts.prefix_hits,
+        )
 
     def close(self) -> None:
-        """Drop model, cache and requests.  The engine can't be used afterwards; torch keeps its number of threads."""
+        """Drop model, cache and requests.  It can't be used afterwards; torch keeps its number of threads."""
         if self.executor is not None:
             self.scheduler.abort_all()
-            self.outputs = OutputProcessor(self.tokenizer)
             self.executor.stop()
             self.executor = None
 
@@ -135,12 +89,6 @@ class LLMEngine:
         if self.executor is None:
             raise EngineDeadError("the engine was closed; make a new one")
         return self.executor
-
-    def __enter__(self) -> LLMEngine:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
 
 def _make_cache(config: EngineConfig, executor: Executor) -> KVCache:

@@ -137,8 +137,8 @@ class OutputProcessor:
         now = time.monotonic()
         for event in events:
             state = self._states.get(event.request_id)
-            if state is None:  # aborted meanwhile
-                continue
+            if state is None or state.streams[event.index].finish_reason is not None:
+                continue  # aborted meanwhile, or ended by a stop string that the scheduler has not heard of yet
             if event.token_ids or event.finish_reason is not None:  # else a part of the prompt's log-probabilities
                 touched.setdefault(event.request_id, set()).add(event.index)
             if self._take(state, event):

@@ -12,9 +12,11 @@ from vllm import env
 from vllm.config import CacheConfig, EngineArgs, EngineConfig, ModelConfig, SchedulerConfig
 from vllm.device import native_bfloat16, usable_cores
 from vllm.errors import ConfigError, ModelError, did_you_mean
-from vllm.inputs.prepare import find_eos_token_ids
+from vllm.inputs.chat import ChatRenderer
+from vllm.inputs.chat_template import find_templates
+from vllm.inputs.prepare import Limits, Preparer, find_eos_token_ids
 from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
-from vllm.loader.config import read_config, read_generation_config
+from vllm.loader.config import dtype_of, read_config, read_generation_config
 from vllm.loader.find import find_model
 from vllm.logging import get_logger
 from vllm.models.registry import architecture_of
@@ -57,7 +59,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         tokenizer_path=None if tokenizer_path is None else str(tokenizer_path),
         architecture=architecture_of(hf_config),
         hf_config=hf_config,
-        dtype=_dtype(args.dtype, text_config, hf_config),
+        dtype=_dtype(args.dtype, dtype_of(hf_config)),
         max_model_len=max_model_len,
         vocab_size=text_config.vocab_size,
         eos_token_ids=find_eos_token_ids(
@@ -84,6 +86,19 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         num_blocks=args.num_gpu_blocks_override,
     )
     return EngineConfig(model, scheduler, cache, device="cpu", cores=env.num_threads() or usable_cores()), tokenizer
+
+
+def make_preparer(model: ModelConfig, tokenizer: Tokenizer | None) -> Preparer:
+    """Return what turns prompts into requests of a model."""
+    limits = Limits(model.vocab_size, model.max_model_len, model.max_logprobs)
+    return Preparer(tokenizer, limits, eos_token_ids=model.eos_token_ids, seed=model.seed)
+
+
+def make_chat_renderer(model: ModelConfig, tokenizer: Tokenizer | None) -> ChatRenderer:
+    """Return what turns conversations into prompts, with the model's own templates."""
+    folder = model.tokenizer_path or model.path
+    special = {} if tokenizer is None else tokenizer.special_tokens
+    return ChatRenderer(model.model or "the default model", find_templates(folder), special, model.chat_template)
 
 
 def _check_sizes(text_config: Any, path: Path) -> None:
@@ -130,12 +145,11 @@ def _default_sampling(generation: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _dtype(wanted: str, text_config: Any, hf_config: Any) -> str:
+def _dtype(wanted: str, stored: str | None) -> str:
     """Settle the dtype.  float32 checkpoints run in bfloat16 where the device computes it natively."""
     if wanted != "auto":
         return _DTYPE_NAMES.get(wanted, wanted)
-    stored = getattr(text_config, "dtype", None) or getattr(hf_config, "dtype", None)
-    stored = str(stored).removeprefix("torch.") if stored is not None else "float32"
+    stored = stored or "float32"
     if stored not in ("float32", "float16", "bfloat16"):
         raise ConfigError(f"the checkpoint's dtype {stored} can't be run; choose one with dtype=")
     if stored == "float32" and native_bfloat16():

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vllm.config import EngineArgs
-from vllm.engine.core import LLMEngine
+from vllm.engine.llm_engine import LLMEngine
 from vllm.engine.output_processor import shown_tokens
 from vllm.errors import ConfigError, RequestError
 from vllm.inputs.chat import ChatOptions

@@ -55,6 +55,11 @@ class KVCache:
             lacks.append(missing)
         return lacks
 
+    @property
+    def usage(self) -> float:
+        """The share of blocks that sequences hold, in the pool that has the fewest left."""
+        return max(1 - pool.num_free / pool.num_usable for pool in self.pools)
+
     def free(self) -> list[int]:
         return [pool.num_free for pool in self.pools]
 

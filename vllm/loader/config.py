@@ -47,6 +47,14 @@ def read_config(
     return config
 
 
+def dtype_of(config: PretrainedConfig | PlainConfig) -> str | None:
+    """Return the name of the dtype that a checkpoint says it is stored in, or None."""
+    if isinstance(config, PlainConfig):
+        return config.dtype_name
+    dtype = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
 def read_generation_config(path: Path) -> dict[str, Any]:
     """Return the content of generation_config.json; an empty dict if the model comes without one."""
     file = path / "generation_config.json"

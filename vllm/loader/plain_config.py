@@ -55,6 +55,13 @@ class PlainConfig:
         self.__dict__.update(values)
         self._content = content
 
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the checkpoint as torch has it.  Who only wants its name, `dtype_name`, needs no torch."""
+        import torch
+
+        return None if self.dtype_name is None else getattr(torch, self.dtype_name)
+
     def get_text_config(self, *_: Any, **__: Any) -> PlainConfig:
         return self
 
@@ -100,10 +107,7 @@ def plain_config(content: dict[str, Any], path: Path) -> PlainConfig | None:
         values["rope_parameters"] = _rope(values, content, known["rope_theta"])
     if not _is_consistent(values):
         return None
-    if values["dtype"] is not None:
-        import torch
-
-        values["dtype"] = getattr(torch, values["dtype"])
+    values["dtype_name"] = values.pop("dtype")
     return PlainConfig({known["aliases"].get(name, name): value for name, value in values.items()}, content)
 
 

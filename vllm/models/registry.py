@@ -1,34 +1,38 @@
-"""Architectures by the names that a checkpoint's config.json gives them."""
+"""Architectures by the names that a checkpoint's config.json gives them.
+
+Knowing names needs no torch; what an architecture is made of is imported when it is asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from vllm.errors import ModelError, did_you_mean
-from vllm.layers.decoder import Decoder
-from vllm.layers.placement import Placement
-from vllm.models.build import build_decoder
-from vllm.models.families import gemma, gpt, llama, moe
-from vllm.models.spec import DecoderSpec
 
-ARCHITECTURES: Mapping[str, Callable[[Any], DecoderSpec]] = {
-    "GPT2LMHeadModel": gpt.gpt2,
-    "GPTNeoXForCausalLM": gpt.gpt_neox,
-    "Gemma2ForCausalLM": gemma.gemma2,
-    "Gemma3ForCausalLM": gemma.gemma3,
-    "Gemma3ForConditionalGeneration": gemma.gemma3_multimodal,
-    "GemmaForCausalLM": gemma.gemma,
-    "LlamaForCausalLM": llama.llama,
-    "MistralForCausalLM": llama.mistral,
-    "MixtralForCausalLM": moe.mixtral,
-    "OPTForCausalLM": gpt.opt,
-    "Phi3ForCausalLM": llama.phi3,
-    "Qwen2ForCausalLM": llama.qwen2,
-    "Qwen3ForCausalLM": llama.qwen3,
-    "Qwen3MoeForCausalLM": moe.qwen3_moe,
+if TYPE_CHECKING:
+    from vllm.layers.decoder import Decoder
+    from vllm.layers.placement import Placement
+    from vllm.models.spec import DecoderSpec
+
+ARCHITECTURES: Mapping[str, str] = {
+    "GPT2LMHeadModel": "gpt:gpt2",
+    "GPTNeoXForCausalLM": "gpt:gpt_neox",
+    "Gemma2ForCausalLM": "gemma:gemma2",
+    "Gemma3ForCausalLM": "gemma:gemma3",
+    "Gemma3ForConditionalGeneration": "gemma:gemma3_multimodal",
+    "GemmaForCausalLM": "gemma:gemma",
+    "LlamaForCausalLM": "llama:llama",
+    "MistralForCausalLM": "llama:mistral",
+    "MixtralForCausalLM": "moe:mixtral",
+    "OPTForCausalLM": "gpt:opt",
+    "Phi3ForCausalLM": "llama:phi3",
+    "Qwen2ForCausalLM": "llama:qwen2",
+    "Qwen3ForCausalLM": "llama:qwen3",
+    "Qwen3MoeForCausalLM": "moe:qwen3_moe",
 }
-"""Architecture → the function that reads its config."""
+"""Architecture → the function that reads its config, as "family:function"."""
 
 
 def build(config: Any, placement: Placement, max_model_len: int) -> Decoder:
@@ -36,6 +40,8 @@ def build(config: Any, placement: Placement, max_model_len: int) -> Decoder:
 
     Its weights are undefined until its windows are filled.  Raises ModelError for what is not supported.
     """
+    from vllm.models.build import build_decoder
+
     return build_decoder(spec_of(config), placement, max_model_len)
 
 
@@ -44,7 +50,9 @@ def spec_of(config: Any) -> DecoderSpec:
     known = architecture_of(config)
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{known}: quantized weights are not supported; use a checkpoint without quantization_config")
-    return ARCHITECTURES[known](config)
+    family, _, function = ARCHITECTURES[known].partition(":")
+    spec: DecoderSpec = getattr(importlib.import_module(f"vllm.models.families.{family}"), function)(config)
+    return spec
 
 
 def architecture_of(config: Any) -> str:

@@ -12,6 +12,7 @@ a prefix hit or a fork starts further on, a preempted request starts again.
 from __future__ import annotations
 
 import bisect
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -49,6 +50,9 @@ class Scheduler:
         self._admitted: list[Sequence] = []  # collected for the next batch
         self._released: list[int] = []
         self._copies: list[BlockCopy] = []
+        self._suspects: list[dict[Request, int]] = []
+        """After a step that failed: groups of its requests, the last one being tried alone, each with how far it must
+        get to be above suspicion."""
         self._num_arrived = 0
         self._num_beams = 0
         self._step = 0
@@ -114,7 +118,8 @@ class Scheduler:
         preemptions = self.stats.num_preemptions
         for request in list(self.running):
             count = min(request.num_tokens - request.num_computed, budget)
-            if request.status is Status.RUNNING and count > 0 and self._make_room(request, count):
+            may_run = request.status is Status.RUNNING and count > 0 and self._is_its_turn(request)
+            if may_run and self._make_room(request, count):
                 rows.append((request, self._dispatch(request, count)))
                 budget -= count
         if self.stats.num_preemptions == preemptions:  # else what is free now is wanted back at once
@@ -149,7 +154,7 @@ class Scheduler:
         position = 0
         while position < len(self.waiting) and self._free_slots and budget > 0:
             request = self.waiting[position]
-            if request.is_parked:  # it waits for a sibling, and holds nobody up
+            if request.is_parked or not self._is_its_turn(request):  # it holds nobody up
                 position += 1
                 continue
             count = self._claim(request, budget, promised)
@@ -266,12 +271,15 @@ class Scheduler:
         """Book the results of a step; return the news for the output side."""
         events: list[Event] = []
         groups: dict[int, BeamGroup] = {}
+        suspects = self._suspects[-1] if self._suspects else {}
         for request, row, result in zip(self._dispatched.popleft(), batch.rows, output.rows, strict=True):
             if request.status is Status.FINISHED:
                 continue
             if result.error is not None:
                 events.append(self._fail(request, result.error))
                 continue
+            if row.start + row.count >= suspects.get(request, math.inf):
+                del suspects[request]
             self._register(request, row.start + row.count)
             self._release_followers(request, row)
             if request.beam is not None:
@@ -284,6 +292,7 @@ class Scheduler:
         for group in groups.values():
             if group.is_ready:
                 events += self._advance(group)
+        self._clear_suspects()
         return events
 
     def _book(self, request: Request, row: Row, result: RowOutput) -> Event | None:
@@ -378,6 +387,42 @@ class Scheduler:
         else:
             self._end(request)
         return Event(request.id, 0 if request.beam else request.index, [], finish_reason="error", error=error)
+
+    def retry(self, error: str) -> list[Event]:
+        """Book a step that failed as a whole, by finding whose fault it was.
+
+        Its requests give everything back and are computed again, half of them at a time and nobody beside them, until a
+        step of one row fails: that one ends with the error.  The others notice nothing.
+        """
+        failed = [request for request in self._dispatched.popleft() if request.status is not Status.FINISHED]
+        reached = {request: request.num_computed for request in failed}
+        for request in list(self.running):
+            self._preempt(request)
+        self._drop_waiting_forks()  # copies of their blocks may not have been made
+        if self._suspects:
+            for request in failed:
+                reached[request] = max(reached[request], self._suspects[-1].pop(request, 0))
+        if len(failed) == 1:
+            event = self._fail(failed[0], error)
+            self._clear_suspects()
+            return [event]
+        for half in (failed[: len(failed) // 2], failed[len(failed) // 2 :]):
+            self._suspects.append({request: reached[request] for request in half})
+        self._clear_suspects()
+        return []
+
+    def _is_its_turn(self, request: Request) -> bool:
+        return not self._suspects or request in self._suspects[-1]
+
+    def _clear_suspects(self) -> None:
+        """Forget those who have come through the point of failure, or have ended."""
+        while self._suspects:
+            group = self._suspects[-1]
+            for request in [each for each in group if each.status is Status.FINISHED]:
+                del group[request]
+            if group:
+                return
+            self._suspects.pop()
 
     def drop(self, batch: Batch) -> list[str]:
         """Book a step that failed as a whole: end its requests, and return their ids."""
