@@ -26,6 +26,14 @@ class RequestError(VllmError, ValueError):
         self.param = param
 
 
+class OverloadedError(VllmError):
+    """More is asked for than fits right now (HTTP 429 or 503); `retry_after` seconds later it may fit."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class EngineDeadError(VllmError):
     """The engine stopped because of a fault of ours (HTTP 500)."""
 

@@ -1,0 +1,127 @@
+"""What a handler works with: the `Server` that it belongs to, and the `Call` that it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vllm.entrypoints.serve.engine import Engine
+from vllm.entrypoints.serve.errors import HttpError
+from vllm.entrypoints.serve.settings import ServerArgs
+from vllm.inputs.chat import ChatRenderer
+
+if TYPE_CHECKING:
+    from vllm.entrypoints.serve.route import Route
+    from vllm.entrypoints.serve.sampling import Sampling
+
+T = TypeVar("T")
+
+DEFAULT_NAME = "default"
+"""What the model inside the package is called."""
+RETRY_AFTER = 1.0
+"""Seconds: models of this kind load, and queues move, within a few of these."""
+_LARGE = 16 * 1024  # bytes; what is made of smaller bodies takes well under a millisecond
+_IDS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/=+")
+
+
+class Server:
+    """What all calls share.  `engine` is None until the model's folder has been found and read."""
+
+    def __init__(
+        self, settings: ServerArgs, engine: Engine | None = None, *, model: str = "", max_num_seqs: int = 256
+    ) -> None:
+        """`model` is the name that the user gave; `max_num_seqs` how many sequences the engine runs at a time."""
+        self.settings = settings
+        self.engine = engine
+        self.names = settings.served_model_name or [model or DEFAULT_NAME]
+        queued = settings.max_queued_requests
+        self.max_waiting = max_num_seqs + (4 * max_num_seqs if queued is None else queued)
+        self.created = int(time.time())
+        self.num_running = 0
+        """Requests that are worked on: computed, or waiting for it."""
+        self.routes: list[Route] = []
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="text")
+
+    def ready(self) -> Engine:
+        """Return the engine.  Raises HttpError: 503 while it can't run anything."""
+        engine = self.engine
+        if engine is None:
+            raise HttpError(503, "the model is still loading; try again", retry_after=RETRY_AFTER)
+        if engine.state != "ready":
+            why = {
+                "loading": "the model is still loading",
+                "dead": "the engine died and is being started again",
+                "stopping": "the server is shutting down",
+            }.get(engine.state, f"the engine is {engine.state}")
+            raise HttpError(503, f"{why}; try again", retry_after=RETRY_AFTER)
+        return engine
+
+    def model_named(self, name: str | None) -> str:
+        """Return the name that an answer carries.  Raises HttpError: 404 for a model that is not served."""
+        if not name or name in self.names:
+            return name or self.names[0]
+        shown = name if len(name) <= 100 else name[:97] + "..."
+        raise HttpError(404, f"the model {shown!r} does not exist; this server has {', '.join(self.names)}", "model")
+
+    @functools.cached_property
+    def renderer(self) -> ChatRenderer:
+        return self.ready().chat_renderer()
+
+    @functools.cached_property
+    def sampling(self) -> Sampling:
+        from vllm.entrypoints.serve.sampling import Sampling
+
+        return Sampling(self.ready().facts, self.settings)
+
+    async def work(self, size: int, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run a function of text: at once if `size`, the bytes it comes from, is small, else in a thread."""
+        if size <= _LARGE:
+            return function(*args, **kwargs)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, functools.partial(function, *args, **kwargs))
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Call:
+    """One request to the server."""
+
+    __slots__ = ("body", "log", "parameters", "raw", "scope", "server")
+
+    def __init__(self, server: Server, scope: Any, raw: bytes, body: Any, parameters: dict[str, str]) -> None:
+        self.server = server
+        self.scope = scope
+        self.raw = raw
+        self.body = body
+        """The decoded body: a struct of the route's type."""
+        self.parameters = parameters
+        """Those of the path."""
+        self.log: dict[str, Any] | None = None
+        """What the line about this request says, if there is to be one."""
+
+    @property
+    def settings(self) -> ServerArgs:
+        return self.server.settings
+
+    def header(self, name: bytes) -> str | None:
+        """Return a header's value; `name` in small letters."""
+        return next((value.decode("latin-1") for key, value in self.scope["headers"] if key == name), None)
+
+    def id(self, given: str | None = None) -> str:
+        """Return what the request is called: `given`, else X-Request-Id, else something new."""
+        name = given or self.header(b"x-request-id")
+        if name is None:
+            return secrets.token_hex(12)
+        if len(name) > 128 or not set(name.encode()) <= _IDS:
+            raise HttpError(400, "request_id: at most 128 letters, digits and -_.:/=+ make an id", "request_id")
+        return name
+
+    def headers(self, request_id: str) -> tuple[tuple[bytes, bytes], ...]:
+        """Return the headers of an answer to a request."""
+        return ((b"x-request-id", request_id.encode()),) if self.settings.enable_request_id_headers else ()
