@@ -15,7 +15,7 @@ from typing import Any
 from vllm.entrypoints.serve.context import RETRY_AFTER, Call, Server
 from vllm.entrypoints.serve.errors import HttpError, explain
 from vllm.entrypoints.serve.guard import Guard, place
-from vllm.entrypoints.serve.http import BodyDecoder, ClientGone, EventStream, Receive, Reply, Send, read_body
+from vllm.entrypoints.serve.http import ClientGone, EventStream, Receive, Reply, Send, decoder, read_body
 from vllm.entrypoints.serve.protocol import refusal
 from vllm.entrypoints.serve.route import Handler, Route, Router
 from vllm.logging import get_logger
@@ -34,7 +34,7 @@ class App:
         server.routes = self.router.routes
         self.guard = Guard(server.settings, [*keys])
         self._open = {route.path for route in server.routes if route.is_open}
-        self._decoders = {kind: BodyDecoder(kind, refusal) for kind in {route.body for route in server.routes} if kind}
+        self._decoders = {route.path: decoder(route.body, refusal) for route in server.routes if route.body}
         self._under_way: set[Exchange] = set()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -91,7 +91,7 @@ class App:
         raw, body = b"", None
         if route.body is not None:
             raw = await read_body(exchange.receive, scope["headers"], settings.max_body_bytes, settings.body_timeout)
-            body = self._decoders[route.body](raw)
+            body = self._decoders[route.path](raw)
         call = Call(self.server, scope, raw, body, parameters)
         if settings.enable_log_requests:
             call.log = {}

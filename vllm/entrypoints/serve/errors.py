@@ -5,6 +5,8 @@ One shape for all of it: `{"error": {"message", "type", "param", "code"}}`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from vllm.errors import EngineDeadError, ModelError, OverloadedError, RequestError
@@ -51,16 +53,16 @@ class HttpError(Exception):
         param: str | None = None,
         *,
         retry_after: float | None = None,
-        headers: tuple[tuple[bytes, bytes], ...] = (),
+        headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         """`retry_after`: seconds after which it may go better."""
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
-        self.headers = headers
+        self.headers = [*headers]
         if retry_after is not None:
-            self.headers += ((b"retry-after", b"%d" % max(1, round(retry_after))),)
+            self.headers.append((b"retry-after", b"%d" % max(1, round(retry_after))))
 
     @property
     def type(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,8 @@ from vllm.entrypoints.serve.errors import HttpError
 from vllm.entrypoints.serve.settings import ServerArgs
 
 Headers = Sequence[tuple[bytes, bytes]]
-_UNAUTHORIZED = ((b"www-authenticate", b"Bearer"),)
+_BEARER = ((b"www-authenticate", b"Bearer"),)
+_BASIC = ((b"www-authenticate", b'Basic realm="the password is the API key", charset="UTF-8"'),)
 
 
 class Guard:
@@ -25,16 +27,20 @@ class Guard:
         self._digests = [_digest(key.encode()) for key in keys]
 
     def check_key(self, headers: Headers) -> None:
-        """Raise HttpError: 401 unless the headers bring a key, as a bearer or as x-api-key."""
+        """Raise HttpError: 401 unless the headers bring a key: as a bearer, as x-api-key, or as a password.
+
+        The last is for browsers: they ask for it where they show a page, and send it with all that the page fetches.
+        """
         if not self._digests:
             return
         given = [key for name, value in headers if (key := _key(name, value)) is not None]
         if not given:
-            raise HttpError(401, "this server asks for an API key: Authorization: Bearer KEY", headers=_UNAUTHORIZED)
+            message = "this server asks for an API key, as the header Authorization: Bearer KEY"
+            raise HttpError(401, message, headers=_challenge(headers))
         # Every key is compared with every digest, so that the time tells nothing.
         found = [hmac.compare_digest(_digest(key), known) for key in given[:2] for known in self._digests]
         if not any(found):
-            raise HttpError(401, "the API key is wrong", headers=_UNAUTHORIZED)
+            raise HttpError(401, "the API key is wrong", headers=_challenge(headers))
 
     def check_headers(self, scope: Any) -> None:
         """Raise HttpError: 431 for a request line and headers that are too many or too long."""
@@ -51,9 +57,26 @@ class Guard:
 
 
 def _key(name: bytes, value: bytes) -> bytes | None:
-    if name == b"authorization":
-        return value[7:].strip() if value[:7].lower() == b"bearer " else b""
-    return value if name == b"x-api-key" else None
+    if name == b"x-api-key":
+        return value
+    if name != b"authorization":
+        return None
+    scheme, _, rest = value.partition(b" ")
+    match scheme.lower():
+        case b"bearer":
+            return rest.strip()
+        case b"basic":
+            try:
+                return base64.b64decode(rest, validate=True).partition(b":")[2]
+            except ValueError:
+                return b""
+    return b""
+
+
+def _challenge(headers: Headers) -> Headers:
+    """Return how to bring a key: a browser that wants a page can ask its user."""
+    wants_page = any(name == b"accept" and b"text/html" in value for name, value in headers)
+    return _BASIC if wants_page else _BEARER
 
 
 def _digest(key: bytes) -> bytes:

@@ -166,6 +166,32 @@ def _is_json(content_type: bytes) -> bool:
     return kind == JSON or (kind.startswith(b"application/") and kind.endswith(b"+json"))
 
 
+Refused = Callable[[str, Any], str | None]
+"""Says of a field that a body has and its type hasn't why it can't be served, "" if it may be ignored, None if nobody
+knows it."""
+
+
+def decoder(body: type[msgspec.Struct] | dict[str, type[msgspec.Struct]], refused: Refused) -> Callable[[bytes], Any]:
+    """Return what turns a body into a struct of one kind, or of the kind whose field it has."""
+    if not isinstance(body, dict):
+        return BodyDecoder(body, refused)
+    decoders = {name: BodyDecoder(kind, refused) for name, kind in body.items()}
+
+    def decode(raw: bytes) -> Any:
+        try:
+            names = _names(raw)
+        except msgspec.ValidationError as error:
+            raise _invalid(error) from None
+        except (ValueError, RecursionError) as error:
+            raise _malformed(error, raw) from None
+        for name, decode_one in decoders.items():
+            if name in names:
+                return decode_one(raw)
+        raise HttpError(400, f"the body has none of {', '.join(decoders)}, which say what is asked for", [*decoders][0])
+
+    return decode
+
+
 _MOST_TOLD = 64  # clients choose the names; the log and the memory are ours
 
 
@@ -176,8 +202,7 @@ class BodyDecoder:
     looked at: those of features that are not there are refused by name, any other is logged once and ignored.
     """
 
-    def __init__(self, kind: type[msgspec.Struct], refused: Callable[[str, Any], str | None]) -> None:
-        """`refused` says why a field with this value can't be served, "" if it may be ignored, None if it is unknown."""
+    def __init__(self, kind: type[msgspec.Struct], refused: Refused) -> None:
         self.kind = kind
         self._refused = refused
         self._told: set[str] = set()

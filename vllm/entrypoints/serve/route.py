@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,9 +27,10 @@ class Route:
     path: str
     handler: Handler
     summary: str
-    body: type[msgspec.Struct] | None = None
-    reply: type | None = None
-    """What a successful answer holds; None: no JSON, or none that is described."""
+    body: type[msgspec.Struct] | dict[str, type[msgspec.Struct]] | None = None
+    """What a request's body is; where there are several kinds, by the field that tells them apart."""
+    reply: Any = None
+    """The type of what a successful answer holds, or a tuple of types; None: no JSON, or none that is described."""
     needs_engine: bool = True
     """Whether it is answered with 503 until the model is loaded."""
     computes: bool = False
@@ -38,6 +39,20 @@ class Route:
     """Whether it is answered without an API key."""
     error: Callable[[HttpError], bytes] = HttpError.body
     """How this API writes an error."""
+
+    @property
+    def bodies(self) -> list[type[msgspec.Struct]]:
+        """The kinds of body that a request may have."""
+        if self.body is None:
+            return []
+        return list(self.body.values()) if isinstance(self.body, dict) else [self.body]
+
+    @property
+    def replies(self) -> list[Any]:
+        """The kinds of answer that a request may get."""
+        if self.reply is None:
+            return []
+        return list(self.reply) if isinstance(self.reply, tuple) else [self.reply]
 
 
 class Router:

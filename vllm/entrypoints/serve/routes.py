@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm.entrypoints.serve import chat, completions, models, probes, tokenization
+from vllm.entrypoints.serve import chat, completions, documentation, invocations, models, probes, tokenization
 from vllm.entrypoints.serve.route import Route
 from vllm.entrypoints.serve.settings import ServerArgs
 
@@ -15,4 +15,7 @@ def routes(settings: ServerArgs) -> list[Route]:
         *completions.ROUTES,
         *chat.ROUTES,
         *tokenization.ROUTES,
+        *invocations.ROUTES,
+        *documentation.ROUTES,
+        *([] if settings.disable_ui else documentation.CHAT_ROUTES),
     ]
