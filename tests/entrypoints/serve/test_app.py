@@ -221,9 +221,9 @@ def test_a_full_queue_says_when_to_come_back() -> None:
         return sorted(answer.status for answer in answers)
 
     assert statuses() == [200] * 10 + [429] * 2
-    assert statuses(max_queued_requests=0) == [200] * 2 + [429] * 10
+    assert statuses(max_num_queued_reqs=0) == [200] * 2 + [429] * 10
     assert statuses(max_concurrent_requests=3) == [200] * 3 + [503] * 9
-    many = Client(max_num_seqs=1, max_queued_requests=0).post(COMPLETE, BODY | {"prompt": ["a"] * 50})
+    many = Client(max_num_seqs=1, max_num_queued_reqs=0).post(COMPLETE, BODY | {"prompt": ["a"] * 50})
     assert many.status == 200 and len(many.json["choices"]) == 50
 
 
@@ -234,6 +234,8 @@ def test_a_request_has_the_id_that_it_brings() -> None:
     answer = client.post(COMPLETE, BODY | {"stream": True, "request_id": "mine"}, headers={"X-Request-Id": "abc"})
     assert answer.headers["x-request-id"] == "mine" and answer.events[0]["id"] == "cmpl-mine"
     assert "x-request-id" not in Client().post(COMPLETE, BODY).headers
+    odd = client.post(COMPLETE, BODY, headers={"X-Request-Id": 'a"b'})
+    assert odd.status == 200 and '"' not in odd.headers["x-request-id"]
 
 
 def test_requests_are_logged_when_asked_for(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,24 @@ def test_a_template_from_a_request_needs_the_flag_but_a_name_of_the_models_does_
     assert refused.status == 400 and "not a path" in refused.error["message"]
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "took longer than"),
+        ("{{ 'a' * 9999999999 }}", "the chat template"),
+        ("{{ messages.__class__.__mro__ }}", "the chat template"),
+        ("{% if %}", "syntax error"),
+        ("{{ raise_exception('no such mood') }}", "no such mood"),
+    ],
+)
+def test_a_hostile_template_harms_nobody(template: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.entrypoints.serve.sandbox.PATIENCE", 0.5)
+    client = Client(trust_request_chat_template=True)
+    error = client.post(PATH, {"messages": HELLO, "chat_template": template}).error
+    assert error["code"] == 400 and message in error["message"], error
+    ask(client)
+
+
 def test_token_ids_role_and_limits_are_as_asked() -> None:
     client = Client(response_role="model", enable_per_request_metrics=True)
     reply = ask(client, return_token_ids=True, prompt_logprobs=0, max_completion_tokens=2, max_tokens=9).json

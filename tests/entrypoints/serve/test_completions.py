@@ -158,8 +158,9 @@ def test_a_beam_search_gives_its_beams() -> None:
     assert [choice["text"] for choice in reply["choices"]] == [" beam 0", " beam 1"]
     beam = client.engine.seen[0].beam
     assert beam is not None and (beam.beam_width, beam.max_tokens, beam.length_penalty) == (2, 5, 0.5)
-    refused = client.post(PATH, {"prompt": "a", "use_beam_search": True, "logit_bias": {"3": 1}})
-    assert (refused.status, refused.error["param"]) == (400, "logit_bias")
+    for body, param in (({"logit_bias": {"3": 1}}, "logit_bias"), ({"echo": True, "logprobs": 1}, "prompt_logprobs")):
+        refused = client.post(PATH, {"prompt": "a", "use_beam_search": True, **body})
+        assert (refused.status, refused.error["param"]) == (400, param)
 
 
 def test_parameters_reach_the_engine_and_defaults_are_the_models() -> None:

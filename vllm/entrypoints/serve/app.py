@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from vllm.entrypoints.serve.context import RETRY_AFTER, Call, Server
 from vllm.entrypoints.serve.errors import HttpError, explain
-from vllm.entrypoints.serve.guard import Guard, place
+from vllm.entrypoints.serve.guard import Guard, Place
 from vllm.entrypoints.serve.http import ClientGone, EventStream, Receive, Reply, Send, decoder, read_body
 from vllm.entrypoints.serve.protocol import refusal
-from vllm.entrypoints.serve.route import Handler, Route, Router
+from vllm.entrypoints.serve.route import Route, Router
 from vllm.logging import get_logger
 
 logger = get_logger(__name__)
 
+_NO_PLACE = nullcontext()
 _PATIENCE = 0.005  # seconds; most requests that need no engine are answered within, and need nobody to watch the client
 
 
@@ -63,7 +65,7 @@ class App:
             self.guard.check_headers(scope)
             if scope["method"] == "OPTIONS":
                 allow = self.router.allowed(self.router.methods(path)).encode()
-                await Reply(b"", headers=[(b"allow", allow)]).send(send)
+                await Reply(b"", headers=[(b"allow", allow)]).send(scope, send)
                 return
             route, parameters = self.router.find(scope["method"], path)
             if route.needs_engine:
@@ -74,7 +76,10 @@ class App:
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and not exchange.ended:
                 raise  # whoever runs the application wants it to stop
-            await _tell(exchange.told(error, f"{scope['method']} {scope['path']}"), route, send)
+            told = exchange.told(error, _named(scope))
+            if told is not None:
+                body = HttpError.body(told) if route is None else route.error(told)
+                await Reply(body, told.status, headers=told.headers).send(scope, send)
         finally:
             exchange.close()
             self._under_way.discard(exchange)
@@ -88,31 +93,26 @@ class App:
         self, route: Route, parameters: dict[str, str], scope: Any, exchange: Exchange, send: Send
     ) -> None:
         settings = self.server.settings
+        headers = dict(scope["headers"])
         raw, body = b"", None
         if route.body is not None:
-            raw = await read_body(exchange.receive, scope["headers"], settings.max_body_bytes, settings.body_timeout)
+            raw = await read_body(exchange.receive, headers, settings.max_body_bytes, settings.body_timeout)
             body = self._decoders[route.path](raw)
-        call = Call(self.server, scope, raw, body, parameters)
+        call = Call(self.server, headers, raw, body, parameters)
         if settings.enable_log_requests:
             call.log = {}
         begun = time.monotonic()
         exchange.watch(settings.request_timeout)
-        try:
-            if route.computes:
-                with place(self.server):
-                    await self._work(route.handler, call, exchange, send)
-            else:
-                await self._work(route.handler, call, exchange, send)
-        finally:
-            if call.log is not None:
-                _log(scope, call.log, time.monotonic() - begun, exchange)
-
-    async def _work(self, handler: Handler, call: Call, exchange: Exchange, send: Send) -> None:
-        answer = await handler(call)
-        if type(answer) is EventStream:
-            await answer.send(send, lambda error: exchange.told(error, call.scope["path"]))
-        else:
-            await answer.send(send)
+        with Place(self.server) if route.computes else _NO_PLACE:
+            try:
+                answer = await route.handler(call)
+                if type(answer) is EventStream:
+                    await answer.send(send, lambda error: exchange.told(error, _named(scope)))
+                else:
+                    await answer.send(scope, send)
+            finally:
+                if call.log is not None:
+                    _log(scope, call.log, time.monotonic() - begun, exchange)
 
 
 class Exchange:
@@ -165,12 +165,6 @@ class Exchange:
         self.end(None)
 
 
-async def _tell(error: HttpError | None, route: Route | None, send: Send) -> None:
-    if error is not None:
-        body = HttpError.body(error) if route is None else route.error(error)
-        await Reply(body, error.status, headers=error.headers).send(send)
-
-
 async def _lifespan(receive: Receive, send: Send) -> None:
     while True:
         kind = (await receive())["type"]
@@ -179,7 +173,12 @@ async def _lifespan(receive: Receive, send: Send) -> None:
             return
 
 
+def _named(scope: Any) -> str:
+    """Return how the log calls a request: as it came, since a decoded path may hold line breaks."""
+    return f"{scope['method']} {scope['raw_path'].decode('latin-1')[:200]}"
+
+
 def _log(scope: Any, facts: dict[str, Any], seconds: float, exchange: Exchange) -> None:
     shown = " ".join(f"{name}={value!r}" for name, value in facts.items())
     end = "" if not exchange.ended else " client gone" if exchange.why is None else f" {exchange.why.message}"
-    logger.info("%s %s %.0f ms %s%s", scope["method"], scope["path"], 1000 * seconds, shown, end)
+    logger.info("%s %.0f ms %s%s", _named(scope), 1000 * seconds, shown, end)

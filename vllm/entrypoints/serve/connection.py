@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
+from collections.abc import Sequence
 from email.utils import formatdate
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from vllm.entrypoints.serve.errors import HttpError
+from vllm.entrypoints.serve.http import WHOLE
 from vllm.entrypoints.serve.settings import ServerArgs
 
 
@@ -39,6 +42,8 @@ class Connection(HttpToolsProtocol):
     def __init__(
         self, config: Config, connections: Connections, settings: ServerArgs, loop: asyncio.AbstractEventLoop
     ) -> None:
+        # What stands between connection and application must see the answers: CORS adds headers.
+        self._is_direct = not settings.allowed_origins
         super().__init__(config, connections, {}, loop)
         self._all = connections
         self._settings = settings
@@ -75,6 +80,8 @@ class Connection(HttpToolsProtocol):
         if self._header_timer is not None:
             self._stop_timer()
         super().on_headers_complete()
+        if self._is_direct:
+            self.scope[WHOLE] = functools.partial(send_whole, self.cycle)  # type: ignore[typeddict-unknown-key]
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "this is not HTTP/1.1")
@@ -103,3 +110,31 @@ class Connection(HttpToolsProtocol):
             head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
             self.transport.write(STATUS_LINE[status] + head + body)
             self.transport.close()
+
+
+def send_whole(cycle: RequestResponseCycle, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+    """Send an answer that is there in one piece; return False if it must wait, or go, the way of ASGI.
+
+    Most answers are such, and this takes a third of the time: one write instead of two, and no looking at headers that
+    are our own.
+    """
+    if cycle.response_started or cycle.disconnected or cycle.flow.write_paused:
+        return False
+    parts = [STATUS_LINE[status]]
+    for name, value in (*cycle.default_headers, *headers):
+        if name == b"connection":  # the only one we send is close
+            cycle.keep_alive = False
+        else:
+            parts += (name, b": ", value, b"\r\n")
+    if not cycle.keep_alive:
+        parts.append(b"connection: close\r\n")
+    parts.append(b"\r\n")
+    if cycle.scope["method"] != "HEAD":
+        parts.append(body)
+    cycle.response_started = cycle.response_complete = True
+    cycle.transport.write(b"".join(parts))
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True

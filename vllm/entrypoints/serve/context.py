@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,12 +41,14 @@ class Server:
         self.settings = settings
         self.engine = engine
         self.names = settings.served_model_name or [model or DEFAULT_NAME]
-        queued = settings.max_queued_requests
+        queued = settings.max_num_queued_reqs
         self.max_waiting = max_num_seqs + (4 * max_num_seqs if queued is None else queued)
         self.created = int(time.time())
         self.num_running = 0
         """Requests that are worked on: computed, or waiting for it."""
         self.routes: list[Route] = []
+        self.sandboxes = asyncio.Semaphore(2)
+        """Processes for templates of requests."""
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="text")
 
     def ready(self) -> Engine:
@@ -92,11 +96,13 @@ class Server:
 class Call:
     """One request to the server."""
 
-    __slots__ = ("body", "log", "parameters", "raw", "scope", "server")
+    __slots__ = ("_headers", "body", "log", "parameters", "raw", "server")
 
-    def __init__(self, server: Server, scope: Any, raw: bytes, body: Any, parameters: dict[str, str]) -> None:
+    def __init__(
+        self, server: Server, headers: dict[bytes, bytes], raw: bytes, body: Any, parameters: dict[str, str]
+    ) -> None:
         self.server = server
-        self.scope = scope
+        self._headers = headers
         self.raw = raw
         self.body = body
         """The decoded body: a struct of the route's type."""
@@ -111,17 +117,51 @@ class Call:
 
     def header(self, name: bytes) -> str | None:
         """Return a header's value; `name` in small letters."""
-        return next((value.decode("latin-1") for key, value in self.scope["headers"] if key == name), None)
+        value = self._headers.get(name)
+        return None if value is None else value.decode("latin-1")
 
     def id(self, given: str | None = None) -> str:
-        """Return what the request is called: `given`, else X-Request-Id, else something new."""
-        name = given or self.header(b"x-request-id")
-        if name is None:
-            return secrets.token_hex(12)
-        if len(name) > 128 or not set(name.encode()) <= _IDS:
-            raise HttpError(400, "request_id: at most 128 letters, digits and -_.:/=+ make an id", "request_id")
-        return name
+        """Return what the request is called: `given`, else X-Request-Id if that is an id, else something new.
+
+        Raises HttpError: 400 if `given` is none.
+        """
+        if given is not None:
+            if not _is_id(given):
+                raise HttpError(400, "request_id: at most 128 letters, digits and -_.:/=+ make an id", "request_id")
+            return given
+        brought = self.header(b"x-request-id")
+        return brought if brought is not None and _is_id(brought) else secrets.token_hex(12)
 
     def headers(self, request_id: str) -> tuple[tuple[bytes, bytes], ...]:
         """Return the headers of an answer to a request."""
         return ((b"x-request-id", request_id.encode()),) if self.settings.enable_request_id_headers else ()
+
+
+def _is_id(name: str) -> bool:
+    return 0 < len(name) <= 128 and set(name.encode()) <= _IDS
+
+
+async def apart(function: Callable[..., T], *args: Any) -> T:
+    """Run a function in a thread that nobody waits for: an interpreter that ends leaves it where it is."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def book(result: T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        outcome: tuple[T | None, BaseException | None]
+        try:
+            outcome = (function(*args), None)
+        except BaseException as error:
+            outcome = (None, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
+            loop.call_soon_threadsafe(book, *outcome)
+
+    threading.Thread(target=run, daemon=True, name=function.__name__).start()
+    return await done

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.entrypoints.serve.context import RETRY_AFTER, Server
@@ -83,27 +82,30 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-@contextmanager
-def place(server: Server) -> Iterator[None]:
-    """Hold a place for a request that computes.  Raises HttpError: 503, 429 when there is none.
+class Place:
+    """A place for a request that computes.  Entering raises HttpError: 503, 429 when there is none.
 
     A request is let in whenever the queue is not full, however many prompts it brings: one that is larger than the
     queue would else never get in.
     """
-    running, most = server.num_running, server.settings.max_concurrent_requests
-    if most is not None and running >= most:
-        raise HttpError(503, f"max_concurrent_requests={most} are under way; try again", retry_after=RETRY_AFTER)
-    if running >= server.max_waiting:
-        raise HttpError(
-            429,
-            f"{running} requests run and wait, which max_queued_requests allows; try again",
-            retry_after=RETRY_AFTER,
-        )
-    server.num_running += 1
-    try:
-        yield
-    finally:
-        server.num_running -= 1
+
+    __slots__ = ("_server",)
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def __enter__(self) -> None:
+        server = self._server
+        running, most = server.num_running, server.settings.max_concurrent_requests
+        if most is not None and running >= most:
+            raise HttpError(503, f"max_concurrent_requests={most} are under way; try again", retry_after=RETRY_AFTER)
+        if running >= server.max_waiting:
+            message = f"{running} requests run and wait, which is all that max_num_queued_reqs allows; try again"
+            raise HttpError(429, message, retry_after=RETRY_AFTER)
+        server.num_running += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._server.num_running -= 1
 
 
 def with_cors(app: Any, settings: ServerArgs) -> Any:

@@ -108,6 +108,7 @@ class Listener:
                 access_log=False,
                 http=Connection,
                 ws="none",
+                proxy_headers=False,  # nothing asks for the client's address
                 lifespan="off",
                 timeout_keep_alive=args.keep_alive_timeout,  # type: ignore[arg-type]
                 ssl_keyfile=args.ssl_keyfile,

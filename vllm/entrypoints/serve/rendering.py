@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.entrypoints.serve.context import Call
+from vllm.entrypoints.serve.sandbox import render_apart
 from vllm.errors import RequestError
 from vllm.inputs.chat import ChatOptions, Message
 
@@ -26,13 +27,15 @@ async def render(call: Call, messages: list[Message]) -> str:
         documents=getattr(body, "documents", None),
         chat_template_kwargs=variables,
     )
+    if options.chat_template is not None and options.chat_template not in renderer.templates:
+        return await render_apart(call.server.sandboxes, renderer, messages, options)
     prompts = await call.server.work(len(call.raw), renderer.prompts, messages, options)
     assert len(prompts) == 1 and prompts[0].text is not None
     return prompts[0].text
 
 
 def _template(call: Call) -> str | None:
-    """Return the template that a request brings, if it may: the name of one of the model's always."""
+    """Return the template that a request brings, if it may bring one; it may always name one of the model's."""
     given = call.body.chat_template
     if given is None or given in call.server.renderer.templates:
         return given

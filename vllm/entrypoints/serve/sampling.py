@@ -64,6 +64,8 @@ class Sampling:
         """Return the parameters of a request.  Raises RequestError that names the field."""
         self._check_limits(body)
         if body.use_beam_search:
+            if prompt_logprobs is not None:
+                raise RequestError("log-probabilities of the prompt are not part of a beam search", "prompt_logprobs")
             return self._beam(body, max_tokens)
         kind = RequestOutputKind.DELTA if body.stream else RequestOutputKind.FINAL_ONLY
         extra = (max_tokens, logprobs, prompt_logprobs, kind)

@@ -8,6 +8,7 @@ error of its own.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 from vllm import env
 from vllm.config import EngineArgs
 from vllm.entrypoints.serve.app import App
-from vllm.entrypoints.serve.context import Server
+from vllm.entrypoints.serve.context import Server, apart
 from vllm.entrypoints.serve.engine import Engine
 from vllm.entrypoints.serve.guard import with_cors
 from vllm.entrypoints.serve.listen import Listener, bind, url_of
@@ -92,9 +93,11 @@ async def _serve(
 
 async def _load(server: Server, engine_args: EngineArgs, make_engine: Callable[[EngineArgs], Engine]) -> None:
     """Find the model, which may mean to download it, and load it."""
-    engine = await asyncio.to_thread(make_engine, engine_args)
+    engine = await apart(make_engine, engine_args)
     server.engine = engine
     await engine.start()
+    gc.collect()
+    gc.freeze()  # what is there now stays: there is nothing in it to look for
 
 
 def _log_ready(server: Server, url: str, seconds: float) -> None:

@@ -30,6 +30,7 @@ SERVER_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "grpc": (False, None),
     "enable_tokenizer_info_endpoint": (False, None),
     "log_config_file": (None,),
+    "max_num_queued_tokens": (None,),
     "ssl_check": (False, None),
     "enable_ssl_refresh": (False, None),
 }
@@ -113,7 +114,7 @@ class ServerArgs:
     max_concurrent_requests: int | None = option(
         None, "Requests that are worked on at a time, beyond which 503 is answered; by default as many as come."
     )
-    max_queued_requests: int | None = option(
+    max_num_queued_reqs: int | None = option(
         None, "Requests that wait for a place in the batch, beyond which 429 is answered; by default 4 x max_num_seqs."
     )
 
@@ -137,7 +138,7 @@ class ServerArgs:
 
     def _check_counts(self) -> None:
         most = {"port": 65535, "max_n": MAX_N, "max_stop_strings": MAX_STOP_STRINGS}
-        least = dict.fromkeys(("port", "max_queued_requests", "max_log_len"), 0)
+        least = dict.fromkeys(("port", "max_num_queued_reqs", "max_log_len"), 0)
         for f in fields(self):
             value = getattr(self, f.name)
             if not f.type.startswith(("int", "float")) or f.name == "ssl_cert_reqs" or value is None:
