@@ -27,7 +27,7 @@ class RequestError(VllmError, ValueError):
 
 
 class OverloadedError(VllmError):
-    """More is asked for than fits right now (HTTP 429 or 503); `retry_after` seconds later it may fit."""
+    """There is no room for a request just now (HTTP 429 or 503); it may be tried again after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)

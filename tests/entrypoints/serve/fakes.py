@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,24 +35,32 @@ def tokenizer() -> Tokenizer:
 
 
 @dataclass(frozen=True)
-class FakeFacts:
+class FakeModel:
     model: str = "acme/tiny"
     max_model_len: int = 512
     vocab_size: int = 4096
     default_sampling: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class FakeLoaded:
+    memory: str = "no weights"
+
+
 class FakeEngine:
     """Answers every request with the text of `script`, in pieces of `sizes` tokens."""
 
-    def __init__(self, script: str | Callable[[EngineRequest, int], str] = " and so on", **facts: Any) -> None:
-        self.facts = FakeFacts(**facts)
+    def __init__(self, script: str | Callable[[EngineRequest, int], str] = " and so on", **model: Any) -> None:
+        self.model_config = FakeModel(**model)
         self.tokenizer: Tokenizer | None = tokenizer()
-        limits = Limits(tokenizer().vocab_size, self.facts.max_model_len)
+        limits = Limits(tokenizer().vocab_size, self.model_config.max_model_len)
         self.preparer = Preparer(self.tokenizer, limits, eos_token_ids=())
         self.state = "ready"
+        self.ready = FakeLoaded()
         self.script = script
         self.sizes: Sequence[int] = (1,)
+        self.together = 1
+        """Outputs that come at a time."""
         self.pause: float | None = None
         """Seconds between pieces; None: not even a turn of the event loop."""
         self.error: Exception | None = None
@@ -64,13 +72,10 @@ class FakeEngine:
         self.finished: list[str] = []
 
     def chat_renderer(self) -> ChatRenderer:
-        return ChatRenderer(self.facts.model, {"default": TEMPLATE, "loud": "{{ messages[0].content }}!"}, {})
+        return ChatRenderer(self.model_config.model, {"default": TEMPLATE, "loud": "{{ messages[0].content }}!"}, {})
 
     def health(self) -> str | None:
         return None if self.state == "ready" else self.state
-
-    def describe(self) -> str:
-        return "no weights"
 
     async def start(self) -> None:
         self.state = "ready"
@@ -78,7 +83,7 @@ class FakeEngine:
     async def stop(self, timeout: float) -> None:
         self.state = "stopping"
 
-    async def generate(self, request: EngineRequest) -> AsyncIterator[RequestOutput]:
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[list[RequestOutput], None]:
         self.seen.append(request)
         done = False
         try:
@@ -86,12 +91,15 @@ class FakeEngine:
                 raise self.error
             processor = OutputProcessor(self.tokenizer)
             processor.add(request)
+            waiting: list[RequestOutput] = []
             for events in self._pieces(request):
                 outputs, _ = processor.process(events)
+                waiting += outputs
                 if self.pause is not None:
                     await asyncio.sleep(self.pause)
-                for output in outputs:
-                    yield output
+                if len(waiting) >= self.together or (waiting and waiting[-1].finished):
+                    yield waiting
+                    waiting = []
                 if self.error is not None:
                     raise self.error
             done = True

@@ -48,7 +48,7 @@ def test_an_answer_has_the_shape_that_clients_know() -> None:
 )
 def test_a_stream_joined_equals_the_whole_and_begins_with_the_role(script: str, size: int, n: int) -> None:
     engine = FakeEngine(lambda request, index: script + "!" * index)
-    engine.sizes = [size]
+    engine.sizes, engine.together = [size], size
     client = Client(engine)
     whole = ask(client, n=n).json
     events = ask(client, n=n, stream=True, stream_options={"include_usage": True}).events

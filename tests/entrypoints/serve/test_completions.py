@@ -65,13 +65,14 @@ def joined(events: list[Any]) -> dict[int, str]:
     n=st.integers(1, 3),
     echo=st.booleans(),
     logprobs=st.none() | st.integers(0, 3),
+    together=st.integers(1, 4),
     stop=st.none() | st.text(st.characters(codec="utf-8"), min_size=1, max_size=2),
 )
 def test_a_stream_joined_equals_the_whole_however_it_is_cut(
-    script: str, sizes: list[int], n: int, echo: bool, logprobs: int | None, stop: str | None
+    script: str, sizes: list[int], n: int, echo: bool, logprobs: int | None, together: int, stop: str | None
 ) -> None:
     engine = FakeEngine(lambda request, index: script + "!" * index)
-    engine.sizes = sizes
+    engine.sizes, engine.together = sizes, together
     client = Client(engine)
     body = {"prompt": ["The tide", "a"], "n": n, "max_tokens": 64, "echo": echo, "logprobs": logprobs, "stop": stop}
     whole = ask(client, **body).json

@@ -106,7 +106,7 @@ class App:
         with Place(self.server) if route.computes else _NO_PLACE:
             try:
                 answer = await route.handler(call)
-                if type(answer) is EventStream:
+                if isinstance(answer, EventStream):
                     await answer.send(send, lambda error: exchange.told(error, _named(scope)))
                 else:
                     await answer.send(scope, send)

@@ -86,19 +86,21 @@ async def _events(
     count = Count(call.settings.enable_prompt_tokens_details)
     begun: set[int] = set()
     async with aclosing(deltas(call.server.ready(), requests)) as news:
-        async for _, output in news:
+        async for _, outputs in news:
             if not begun:
-                count.begin(output)
-            count.add(output)
-            choices: list[ChatChunkChoice] = []
-            for completion in output.outputs:
-                if completion.index not in begun:
-                    begun.add(completion.index)
-                    choices.append(writer.opening(completion.index))
-                if (choice := writer.delta(completion)) is not None:
-                    choices.append(choice)
-            shown = chunks.choices(choices, count.usage())
-            if output.finished:
+                count.begin(outputs[0])
+            shown = b""
+            for output in outputs:
+                count.add(output)
+                choices: list[ChatChunkChoice] = []
+                for completion in output.outputs:
+                    if completion.index not in begun:
+                        begun.add(completion.index)
+                        choices.append(writer.opening(completion.index))
+                    if (choice := writer.delta(completion)) is not None:
+                        choices.append(choice)
+                shown += chunks.choices(choices, count.usage())
+            if outputs[-1].finished:
                 shown += chunks.end(count.usage())
             if shown:
                 yield shown

@@ -93,16 +93,16 @@ async def _events(
     begun: set[int] = set()
     running = len(requests)
     async with aclosing(deltas(call.server.ready(), requests)) as news:
-        async for position, output in news:
+        async for position, outputs in news:
             if position not in begun:
                 begun.add(position)
-                count.begin(output)
-            if writer.is_silent:
-                output = _without_text(output)
-            count.add(output)
-            running -= output.finished
-            choices = [writer.delta(position, output, completion) for completion in output.outputs]
-            shown = chunks.choices([choice for choice in choices if choice is not None], count.usage())
+                count.begin(outputs[0])
+            shown = b""
+            for output in map(_without_text, outputs) if writer.is_silent else outputs:
+                count.add(output)
+                running -= output.finished
+                choices = [writer.delta(position, output, completion) for completion in output.outputs]
+                shown += chunks.choices([choice for choice in choices if choice is not None], count.usage())
             if not running:
                 shown += chunks.end(count.usage())
             if shown:

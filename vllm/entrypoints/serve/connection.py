@@ -81,7 +81,7 @@ class Connection(HttpToolsProtocol):
             self._stop_timer()
         super().on_headers_complete()
         if self._is_direct:
-            self.scope[WHOLE] = functools.partial(send_whole, self.cycle)  # type: ignore[typeddict-unknown-key]
+            self.scope[WHOLE] = functools.partial(send_whole, self.cycle)  # type: ignore[literal-required]
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "this is not HTTP/1.1")

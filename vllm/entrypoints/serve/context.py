@@ -80,7 +80,7 @@ class Server:
     def sampling(self) -> Sampling:
         from vllm.entrypoints.serve.sampling import Sampling
 
-        return Sampling(self.ready().facts, self.settings)
+        return Sampling(self.ready().model_config, self.settings)
 
     async def work(self, size: int, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run a function of text: at once if `size`, the bytes it comes from, is small, else in a thread."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from vllm.inputs.chat import ChatRenderer
@@ -12,7 +12,7 @@ from vllm.messages import EngineRequest
 from vllm.outputs import RequestOutput
 
 
-class Facts(Protocol):
+class Model(Protocol):
     """What is known of a model before its weights are."""
 
     @property
@@ -30,11 +30,19 @@ class Facts(Protocol):
         """Sampling parameters that the model's generation config recommends."""
 
 
+class Loaded(Protocol):
+    """What is known of a model once it is loaded."""
+
+    @property
+    def memory(self) -> str:
+        """The plan in words."""
+
+
 class Engine(Protocol):
     """An engine behind a border: asked and heard, never looked into."""
 
     @property
-    def facts(self) -> Facts: ...
+    def model_config(self) -> Model: ...
 
     @property
     def tokenizer(self) -> Tokenizer | None: ...
@@ -46,10 +54,13 @@ class Engine(Protocol):
     def state(self) -> str:
         """loading, ready, dead (it is being started again) or stopping."""
 
+    @property
+    def ready(self) -> Loaded | None: ...
+
     def chat_renderer(self) -> ChatRenderer: ...
 
-    def generate(self, request: EngineRequest) -> AsyncIterator[RequestOutput]:
-        """Run a request; closing the iterator aborts it.
+    def stream(self, request: EngineRequest) -> AsyncGenerator[list[RequestOutput]]:
+        """Run a request; give what has come since the last time.  Closing the iterator aborts the request.
 
         Raises RequestError, OverloadedError or EngineDeadError.  A row that failed alone ends with the finish reason
         "error" and the message as its stop reason.
@@ -63,6 +74,3 @@ class Engine(Protocol):
 
     def health(self) -> str | None:
         """Return None if all is well, else what is wrong."""
-
-    def describe(self) -> str:
-        """Return what was planned, in a few words, once ready: weights, cache, tokens that it holds."""

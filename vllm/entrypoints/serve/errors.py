@@ -82,8 +82,8 @@ def explain(error: BaseException, what: str) -> HttpError:
             return HttpError(400, str(error), error.param)
         case ModelError():  # a chat template that is missing, say: another endpoint may do
             return HttpError(400, str(error))
-        case OverloadedError():
-            return HttpError(429, str(error), retry_after=error.retry_after)
+        case OverloadedError():  # a full queue is found before an engine is asked
+            return HttpError(503, str(error), retry_after=error.retry_after)
         case EngineDeadError():
             return HttpError(500, str(error))
     logger.error("%s failed", what, exc_info=error)

@@ -67,42 +67,44 @@ async def finals(engine: Engine, requests: Sequence[EngineRequest]) -> list[Requ
 
 async def _final(engine: Engine, request: EngineRequest) -> RequestOutput:
     last: RequestOutput | None = None
-    async with aclosing(engine.generate(request)) as outputs:  # type: ignore[type-var]
-        async for output in outputs:
-            last = output
+    async with aclosing(engine.stream(request)) as stream:
+        async for outputs in stream:
+            last = outputs[-1]
     if last is None:
         raise HttpError(500, "the engine gave no output")
     return _sound(last)
 
 
-async def deltas(engine: Engine, requests: Sequence[EngineRequest]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-    """Run requests and yield what is new of each, with its position."""
+async def deltas(
+    engine: Engine, requests: Sequence[EngineRequest]
+) -> AsyncGenerator[tuple[int, list[RequestOutput]], None]:
+    """Run requests; yield what is new of one, with its position.  What has come together is yielded together."""
     if len(requests) == 1:
-        async with aclosing(engine.generate(requests[0])) as outputs:  # type: ignore[type-var]
-            async for output in outputs:
-                yield 0, _sound(output)
+        async with aclosing(engine.stream(requests[0])) as stream:
+            async for outputs in stream:
+                yield 0, [_sound(output) for output in outputs]
         return
-    queue: asyncio.Queue[tuple[int, RequestOutput | BaseException | None]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, list[RequestOutput] | Exception | None]] = asyncio.Queue()
     tasks = [asyncio.create_task(_pump(engine, request, i, queue)) for i, request in enumerate(requests)]
     try:
         running = len(tasks)
         while running:
             position, news = await queue.get()
-            if isinstance(news, RequestOutput):
-                yield position, _sound(news)
-            elif news is None:
+            if isinstance(news, Exception):
+                raise news
+            if news is None:
                 running -= 1
             else:
-                raise news
+                yield position, [_sound(output) for output in news]
     finally:
         await _cancel(tasks)
 
 
 async def _pump(engine: Engine, request: EngineRequest, position: int, queue: asyncio.Queue[Any]) -> None:
     try:
-        async with aclosing(engine.generate(request)) as outputs:  # type: ignore[type-var]
-            async for output in outputs:
-                queue.put_nowait((position, output))
+        async with aclosing(engine.stream(request)) as stream:
+            async for outputs in stream:
+                queue.put_nowait((position, outputs))
     except Exception as error:
         queue.put_nowait((position, error))
     else:

@@ -86,13 +86,14 @@ def prompt_logprobs(positions: Sequence[PositionLogprobs | None] | None) -> Prom
     if positions is None:
         return None
     return [
-        position
-        and {
+        None
+        if position is None
+        else {
             str(token): PromptLogprob(_finite(entry.logprob), entry.rank, entry.decoded_token)
             for token, entry in position.items()
         }
         for position in positions
-    ]  # type: ignore[misc]
+    ]
 
 
 def _ranked(position: PositionLogprobs, count: int) -> list[tuple[int, Logprob]]:

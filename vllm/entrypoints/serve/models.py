@@ -20,9 +20,9 @@ async def model(call: Call) -> Answer:
 
 def _card(call: Call, name: str) -> ModelCard:
     server = call.server
-    facts = server.ready().facts
-    root = facts.model or server.names[0]
-    return ModelCard(id=name, created=server.created, root=root, max_model_len=facts.max_model_len)
+    model = server.ready().model_config
+    root = model.model or server.names[0]
+    return ModelCard(id=name, created=server.created, root=root, max_model_len=model.max_model_len)
 
 
 ROUTES = [

@@ -110,7 +110,7 @@ class Router:
 
 def _fit(pattern: tuple[str, ...], segments: list[str]) -> dict[str, str] | None:
     """Return the parameters with which a pattern becomes the path; None if there are none."""
-    parameters = {}
+    parameters: dict[str, str] = {}
     for position, part in enumerate(pattern):
         if part.endswith("...}"):
             rest = "/".join(segments[position:])

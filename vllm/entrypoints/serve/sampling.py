@@ -8,7 +8,7 @@ from collections.abc import Sized
 from operator import attrgetter
 from typing import Any
 
-from vllm.entrypoints.serve.engine import Facts
+from vllm.entrypoints.serve.engine import Model
 from vllm.entrypoints.serve.protocol import SamplingRequest
 from vllm.entrypoints.serve.settings import ServerArgs
 from vllm.errors import RequestError
@@ -52,9 +52,9 @@ class Sampling:
     request; so those that can be compared are kept and shared.
     """
 
-    def __init__(self, facts: Facts, settings: ServerArgs) -> None:
-        self.defaults = dict(facts.default_sampling)
-        self.facts = facts
+    def __init__(self, model: Model, settings: ServerArgs) -> None:
+        self.defaults = dict(model.default_sampling)
+        self.model = model
         self.settings = settings
         self._kept = functools.lru_cache(maxsize=256)(self._make)
 
@@ -91,7 +91,7 @@ class Sampling:
                 raise RequestError(f"{name} is not part of a beam search; leave it out", name)
         return BeamSearchParams(
             beam_width=body.best_of or body.n or 1,
-            max_tokens=self.facts.max_model_len if max_tokens is None else max_tokens,
+            max_tokens=self.model.max_model_len if max_tokens is None else max_tokens,
             ignore_eos=bool(body.ignore_eos),
             temperature=_finite("temperature", body.temperature, 0.0),
             length_penalty=_finite("length_penalty", body.length_penalty, 1.0),
@@ -100,7 +100,7 @@ class Sampling:
         )
 
     def _check_limits(self, body: SamplingRequest) -> None:
-        settings, vocabulary = self.settings, self.facts.vocab_size
+        settings, vocabulary = self.settings, self.model.vocab_size
         if (body.n or 1) > settings.max_n or (body.best_of or 1) > settings.max_n:
             name = "n" if (body.n or 1) > settings.max_n else "best_of"
             raise RequestError(f"{name}={getattr(body, name)} is more than max_n={settings.max_n}", name)

@@ -107,8 +107,8 @@ def _log_ready(server: Server, url: str, seconds: float) -> None:
         "ready in %.1f s: %s, %s tokens of context, %s, at %s (%s)",
         seconds,
         ", ".join(server.names),
-        f"{engine.facts.max_model_len:,}",
-        engine.describe(),
+        f"{engine.model_config.max_model_len:,}",
+        engine.ready.memory if engine.ready is not None else "",
         url,
         pages,
     )

@@ -23,7 +23,7 @@ async def tokenize(call: Call) -> Answer:
     special = not is_chat if body.add_special_tokens is None else body.add_special_tokens
     tokens = await call.server.work(len(call.raw), tokenizer.encode, text, special)
     names = [tokenizer.token_text(token) for token in tokens] if body.return_token_strs else None
-    return json_reply(Tokens(len(tokens), call.server.ready().facts.max_model_len, tokens, names))
+    return json_reply(Tokens(len(tokens), call.server.ready().model_config.max_model_len, tokens, names))
 
 
 async def detokenize(call: Call) -> Answer:
@@ -31,7 +31,7 @@ async def detokenize(call: Call) -> Answer:
     body: DetokenizeRequest = call.body
     call.server.model_named(body.model)
     tokenizer = _tokenizer(call)
-    size = call.server.ready().facts.vocab_size
+    size = call.server.ready().model_config.vocab_size
     for token in body.tokens:
         if token >= size:
             raise RequestError(f"tokens holds {token}, but the vocabulary has {size:,} entries", "tokens")
