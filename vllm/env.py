@@ -9,6 +9,7 @@
 | VLLM_CPU_KVCACHE_SPACE | GiB of KV cache on the CPU, where kv_cache_memory_bytes is not given; 0: what is computed |
 | VLLM_CPU_KERNELS | torch: compute with plain torch; avx512_bf16, avx512_vnni, avx2, portable: with these kernels; by default the best that run |
 | OMP_NUM_THREADS | threads that compute; by default one per usable core |
+| VLLM_API_KEY | a key that the server asks of its clients, beside those of --api-key |
 | VLLM_USE_MODELSCOPE | 1 or true: model names are looked up on ModelScope |
 """
 
@@ -42,6 +43,11 @@ def allow_long_max_model_len() -> bool:
 
 def use_modelscope() -> bool:
     return _flag("VLLM_USE_MODELSCOPE", False)
+
+
+def api_key() -> str | None:
+    """Return VLLM_API_KEY, or None when it is unset or empty."""
+    return os.environ.get("VLLM_API_KEY") or None
 
 
 def cpu_kvcache_bytes() -> int | None:

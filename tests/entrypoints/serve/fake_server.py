@@ -1,0 +1,47 @@
+"""A server in a process of its own, in front of a fake engine: `python -m tests.entrypoints.serve.fake_server ARGS ENGINE`.
+
+ARGS are the fields of ServerArgs, ENGINE attributes of FakeEngine, both as JSON.  `load_seconds` is how long it loads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from tests.entrypoints.serve.fakes import FakeEngine
+from vllm.config import EngineArgs
+from vllm.entrypoints.serve.server import run_server
+from vllm.entrypoints.serve.settings import ServerArgs
+from vllm.errors import VllmError
+
+
+class LoadingEngine(FakeEngine):
+    load_seconds = 0.0
+
+    async def start(self) -> None:
+        await asyncio.sleep(self.load_seconds)
+        self.state = "ready"
+
+    async def stop(self, timeout: float) -> None:
+        print("stopped", json.dumps({"aborted": len(self.aborted), "finished": len(self.finished)}), flush=True)
+
+
+def main(server_args: dict[str, Any], attributes: dict[str, Any]) -> int:
+    def make(_: EngineArgs) -> LoadingEngine:
+        engine = LoadingEngine(attributes.pop("script", "one two three four five six seven eight"))
+        engine.state = "loading"
+        for name, value in attributes.items():
+            setattr(engine, name, value)
+        return engine
+
+    try:
+        return run_server(EngineArgs(model="acme/tiny"), ServerArgs(**server_args), make)
+    except VllmError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1]), json.loads(sys.argv[2])))

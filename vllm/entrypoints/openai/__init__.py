@@ -1,0 +1,1 @@
+"""The door that the interface calls `vllm.entrypoints.openai`."""

@@ -1,0 +1,184 @@
+"""The ASGI application: a table of routes, and for each request one way through it.
+
+    guard ─▶ route ─▶ body ─▶ handler ─▶ reply or events
+A request ends early when its client leaves, when its time is up, or when the server is interrupted.  Each of these
+cancels the task that answers it, which closes the engine's iterator, which aborts the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+from vllm.entrypoints.serve.context import RETRY_AFTER, Call, Server
+from vllm.entrypoints.serve.errors import HttpError, explain
+from vllm.entrypoints.serve.guard import Guard, Place
+from vllm.entrypoints.serve.http import ClientGone, EventStream, Receive, Reply, Send, decoder, read_body
+from vllm.entrypoints.serve.protocol import refusal
+from vllm.entrypoints.serve.route import Route, Router
+from vllm.logging import get_logger
+
+logger = get_logger(__name__)
+
+_NO_PLACE = nullcontext()
+_PATIENCE = 0.005  # seconds; most requests that need no engine are answered within, and need nobody to watch the client
+
+
+class App:
+    """Answers requests.  `interrupt` ends those that are under way."""
+
+    def __init__(self, server: Server, routes: Iterable[Route], keys: Iterable[str] = ()) -> None:
+        self.server = server
+        self.router = Router(routes)
+        server.routes = self.router.routes
+        self.guard = Guard(server.settings, [*keys])
+        self._open = {route.path for route in server.routes if route.is_open}
+        self._decoders = {route.path: decoder(route.body, refusal) for route in server.routes if route.body}
+        self._under_way: set[Exchange] = set()
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        else:  # a web socket: none of our endpoints is one
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    def interrupt(self) -> None:
+        """End what is under way: each client is told, and nothing is computed any more."""
+        why = HttpError(503, "the server was interrupted", retry_after=RETRY_AFTER)
+        for exchange in tuple(self._under_way):
+            exchange.end(why)
+
+    async def _answer(self, scope: Any, receive: Receive, send: Send) -> None:
+        exchange = Exchange(receive)
+        route: Route | None = None
+        self._under_way.add(exchange)
+        try:
+            path = self._path(scope)
+            if path not in self._open:
+                self.guard.check_key(scope["headers"])
+            self.guard.check_headers(scope)
+            if scope["method"] == "OPTIONS":
+                allow = self.router.allowed(self.router.methods(path)).encode()
+                await Reply(b"", headers=[(b"allow", allow)]).send(scope, send)
+                return
+            route, parameters = self.router.find(scope["method"], path)
+            if route.needs_engine:
+                self.server.ready()
+            await self._handle(route, parameters, scope, exchange, send)
+        except ClientGone:
+            pass
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and not exchange.ended:
+                raise  # whoever runs the application wants it to stop
+            told = exchange.told(error, _named(scope))
+            if told is not None:
+                body = HttpError.body(told) if route is None else route.error(told)
+                await Reply(body, told.status, headers=told.headers).send(scope, send)
+        finally:
+            exchange.close()
+            self._under_way.discard(exchange)
+
+    def _path(self, scope: Any) -> str:
+        """Return the path below root_path, whether the proxy takes that off or not."""
+        path, root = scope["path"], self.server.settings.root_path
+        return path[len(root) :] if root and path.startswith(root + "/") else path
+
+    async def _handle(
+        self, route: Route, parameters: dict[str, str], scope: Any, exchange: Exchange, send: Send
+    ) -> None:
+        settings = self.server.settings
+        headers = dict(scope["headers"])
+        raw, body = b"", None
+        if route.body is not None:
+            raw = await read_body(exchange.receive, headers, settings.max_body_bytes, settings.body_timeout)
+            body = self._decoders[route.path](raw)
+        call = Call(self.server, headers, raw, body, parameters)
+        if settings.enable_log_requests:
+            call.log = {}
+        begun = time.monotonic()
+        exchange.watch(settings.request_timeout)
+        with Place(self.server) if route.computes else _NO_PLACE:
+            try:
+                answer = await route.handler(call)
+                if isinstance(answer, EventStream):
+                    await answer.send(send, lambda error: exchange.told(error, _named(scope)))
+                else:
+                    await answer.send(scope, send)
+            finally:
+                if call.log is not None:
+                    _log(scope, call.log, time.monotonic() - begun, exchange)
+
+
+class Exchange:
+    """One request on its way, and why it ends early if it does."""
+
+    __slots__ = ("_deadline", "_task", "_timer", "_watcher", "ended", "receive", "why")
+
+    def __init__(self, receive: Receive) -> None:
+        self.receive = receive
+        self.ended = False
+        self.why: HttpError | None = None
+        """What the client is told; None: it is gone."""
+        self._task = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    def watch(self, timeout: float | None) -> None:
+        """Watch the client from now on, and the clock if there is a `timeout` in seconds."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_PATIENCE, self._start_watching)
+        if timeout is not None:
+            why = HttpError(503, f"not done within request_timeout={timeout:g} seconds", retry_after=RETRY_AFTER)
+            self._deadline = loop.call_later(timeout, self.end, why)
+
+    def end(self, why: HttpError | None) -> None:
+        """End the exchange now."""
+        if not self.ended and self._task is not None:
+            self.ended, self.why = True, why
+            self._task.cancel()
+
+    def told(self, error: BaseException, what: str) -> HttpError | None:
+        """End with an exception: return what the client is to hear of it; None if it hears nothing any more."""
+        if not self.ended:
+            self.ended, self.why = True, explain(error, what)
+        return self.why
+
+    def close(self) -> None:
+        for handle in (self._timer, self._deadline, self._watcher):
+            if handle is not None:
+                handle.cancel()
+        self._task = None
+
+    def _start_watching(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        self.end(None)
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        kind = (await receive())["type"]
+        await send({"type": f"{kind}.complete"})
+        if kind == "lifespan.shutdown":
+            return
+
+
+def _named(scope: Any) -> str:
+    """Return how the log calls a request: as it came, since a decoded path may hold line breaks."""
+    return f"{scope['method']} {scope['raw_path'].decode('latin-1')[:200]}"
+
+
+def _log(scope: Any, facts: dict[str, Any], seconds: float, exchange: Exchange) -> None:
+    shown = " ".join(f"{name}={value!r}" for name, value in facts.items())
+    end = "" if not exchange.ended else " client gone" if exchange.why is None else f" {exchange.why.message}"
+    logger.info("%s %.0f ms %s%s", _named(scope), 1000 * seconds, shown, end)

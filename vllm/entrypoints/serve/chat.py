@@ -1,0 +1,177 @@
+"""POST /v1/chat/completions: answer a conversation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from msgspec import UNSET
+
+from vllm.entrypoints.serve.chunks import Chunks
+from vllm.entrypoints.serve.context import Call
+from vllm.entrypoints.serve.generation import Count, check_stream, deltas, finals, metrics_of, prepare
+from vllm.entrypoints.serve.http import EventStream, json_reply
+from vllm.entrypoints.serve.logprobs import LogprobWriter, prompt_logprobs
+from vllm.entrypoints.serve.protocol import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatMessage,
+    ChatRequest,
+    Delta,
+)
+from vllm.entrypoints.serve.rendering import render
+from vllm.entrypoints.serve.route import Answer, Route
+from vllm.errors import RequestError
+from vllm.inputs.prompts import Prompt
+from vllm.messages import EngineRequest
+from vllm.outputs import CompletionOutput
+
+
+async def chat(call: Call) -> Answer:
+    """Answer a request, whole or as a stream."""
+    body: ChatRequest = call.body
+    server = call.server
+    engine = server.ready()
+    model = server.model_named(body.model)
+    check_stream(body)
+    _check(body)
+    name = f"chatcmpl-{(public := call.id(body.request_id))}"
+    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    if max_tokens is None:
+        max_tokens = server.sampling.defaults.get("max_tokens")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    params = server.sampling.params(body, max_tokens, logprobs, body.prompt_logprobs)
+    text = await render(call, body.messages)
+    prompt = Prompt(text, cache_salt=body.cache_salt, add_special_tokens=bool(body.add_special_tokens))
+    requests = await prepare(call, [prompt], params)
+    writer = _Writer(call)
+    created = int(time.time())
+    if body.stream:
+        chunks = Chunks("chat.completion.chunk", name, created, model, body, call.settings.enable_force_include_usage)
+        return EventStream(_events(call, requests, writer, chunks), call.headers(public))
+    outputs = await finals(engine, requests)
+    count = Count.of(outputs, call.settings.enable_prompt_tokens_details)
+    choices = [writer.choice(completion) for completion in outputs[0].outputs]
+    reply = ChatCompletion(name, "chat.completion", created, model, choices, count.usage())
+    if body.return_token_ids:
+        reply.prompt_token_ids = outputs[0].prompt_token_ids or []
+    if body.prompt_logprobs is not None:
+        reply.prompt_logprobs = prompt_logprobs(outputs[0].prompt_logprobs)
+    if call.settings.enable_per_request_metrics:
+        reply.metrics = metrics_of(outputs[0], count.completion)
+    if call.log is not None:
+        call.log["completion_tokens"] = count.completion
+    return json_reply(reply, call.headers(public))
+
+
+def _check(body: ChatRequest) -> None:
+    """Refuse what is not there, and what contradicts itself."""
+    if body.tools and body.tool_choice != "none":
+        raise RequestError(
+            'calling tools is not supported by this version; leave tools out or send tool_choice="none"', "tools"
+        )
+    if body.tool_choice not in (None, "none", "auto"):
+        raise RequestError('calling tools is not supported by this version; send tool_choice="none"', "tool_choice")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError("top_logprobs is only for logprobs=true", "top_logprobs")
+
+
+async def _events(
+    call: Call, requests: Sequence[EngineRequest], writer: _Writer, chunks: Chunks
+) -> AsyncGenerator[bytes, None]:
+    count = Count(call.settings.enable_prompt_tokens_details)
+    begun: set[int] = set()
+    async with aclosing(deltas(call.server.ready(), requests)) as news:
+        async for _, outputs in news:
+            if not begun:
+                count.begin(outputs[0])
+            shown = b""
+            for output in outputs:
+                count.add(output)
+                choices: list[ChatChunkChoice] = []
+                for completion in output.outputs:
+                    if completion.index not in begun:
+                        begun.add(completion.index)
+                        choices.append(writer.opening(completion.index))
+                    if (choice := writer.delta(completion)) is not None:
+                        choices.append(choice)
+                shown += chunks.choices(choices, count.usage())
+            if outputs[-1].finished:
+                shown += chunks.end(count.usage())
+            if shown:
+                yield shown
+    if call.log is not None:
+        call.log["completion_tokens"] = count.completion
+
+
+class _Writer:
+    """Turns the outputs of one call into choices."""
+
+    def __init__(self, call: Call) -> None:
+        body: ChatRequest = call.body
+        as_ids = body.return_tokens_as_token_ids
+        self.body = body
+        self.role = call.settings.response_role
+        self.start = _echoed(body.messages[-1], self.role) if body.echo else ""
+        self.logprobs = LogprobWriter(
+            call.server.ready().tokenizer, call.settings.return_tokens_as_token_ids if as_ids is None else as_ids
+        )
+
+    def choice(self, completion: CompletionOutput) -> ChatChoice:
+        """Return a whole choice."""
+        return ChatChoice(
+            index=completion.index,
+            message=ChatMessage(self.role, self.start + completion.text),
+            logprobs=self._logprobs(completion),
+            finish_reason=completion.finish_reason,  # type: ignore[arg-type]
+            stop_reason=completion.stop_reason,
+            token_ids=completion.token_ids if self.body.return_token_ids else UNSET,
+        )
+
+    def opening(self, index: int) -> ChatChunkChoice:
+        """Return the chunk that begins a choice."""
+        return ChatChunkChoice(index, Delta(self.role, self.start), None, None)
+
+    def delta(self, completion: CompletionOutput) -> ChatChunkChoice | None:
+        """Return what is new of a choice; None if nothing of it shows."""
+        reason = completion.finish_reason
+        logprobs = self._logprobs(completion)
+        if not (completion.text or reason or logprobs is not None or self.body.return_token_ids):
+            return None
+        delta = Delta(content=completion.text) if completion.text else Delta()
+        choice = ChatChunkChoice(completion.index, delta, logprobs, reason)  # type: ignore[arg-type]
+        if reason is not None:
+            choice.stop_reason = completion.stop_reason
+        if self.body.return_token_ids:
+            choice.token_ids = completion.token_ids
+        return choice
+
+    def _logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
+        if not self.body.logprobs or completion.logprobs is None:
+            return None
+        return self.logprobs.chat(completion.token_ids, completion.logprobs, self.body.top_logprobs or 0)
+
+
+def _echoed(message: dict[str, Any], role: str) -> str:
+    """Return the text of a last message of our own, which the answer goes on with."""
+    content = message.get("content")
+    if message.get("role") != role or not content:
+        return ""
+    return content if isinstance(content, str) else "\n".join(str(part.get("text", "")) for part in content)
+
+
+ROUTES = [
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        chat,
+        "Answer a conversation.",
+        body=ChatRequest,
+        reply=ChatCompletion,
+        computes=True,
+    )
+]

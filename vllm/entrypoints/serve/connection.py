@@ -1,0 +1,140 @@
+"""Connections: uvicorn's HTTP protocol, with limits on what happens before the application is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Sequence
+from email.utils import formatdate
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from vllm.entrypoints.serve.errors import HttpError
+from vllm.entrypoints.serve.http import WHOLE
+from vllm.entrypoints.serve.settings import ServerArgs
+
+
+class Connections(ServerState):
+    """All connections of a server, and the tasks that answer their requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = 0
+
+    def set_date(self) -> None:
+        """Have answers carry the present date; done when a request comes, so that an idle server sleeps."""
+        now = int(time.time())
+        if now != self.second:
+            self.second = now
+            self.default_headers = [(b"date", formatdate(now, usegmt=True).encode())]
+
+
+class Connection(HttpToolsProtocol):
+    """One client's connection.
+
+    The parser hands a request on when its headers are whole.  Until then they take memory and a socket, so their size
+    and the time they take are limited here.
+    """
+
+    def __init__(
+        self, config: Config, connections: Connections, settings: ServerArgs, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        # What stands between connection and application must see the answers: CORS adds headers.
+        self._is_direct = not settings.allowed_origins
+        super().__init__(config, connections, {}, loop)
+        self._all = connections
+        self._settings = settings
+        self._in_headers = True
+        self._header_bytes = 0
+        self._header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_timer()  # some connect and say nothing
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._in_headers or self.transport.is_closing():
+            return
+        self._header_bytes += len(data)
+        if self._header_bytes > self._settings.max_header_bytes:
+            self._refuse(431, f"headers are larger than max_header_bytes={self._settings.max_header_bytes:,}")
+        elif self._header_timer is None:
+            self._start_timer()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_headers = True
+        self._header_bytes = 0
+        self._all.set_date()
+
+    def on_headers_complete(self) -> None:
+        self._in_headers = False
+        if self._header_timer is not None:
+            self._stop_timer()
+        super().on_headers_complete()
+        if self._is_direct:
+            self.scope[WHOLE] = functools.partial(send_whole, self.cycle)  # type: ignore[literal-required]
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "this is not HTTP/1.1")
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing to say: the request is answered as it is."""
+
+    def _start_timer(self) -> None:
+        self._header_timer = self.loop.call_later(self._settings.header_timeout, self._too_slow)
+
+    def _stop_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _too_slow(self) -> None:
+        if self._header_bytes:
+            self._refuse(400, f"headers did not arrive within header_timeout={self._settings.header_timeout:g} seconds")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer without the application, and hang up."""
+        if not self.transport.is_closing():
+            body = HttpError(status, message).body()
+            head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+            self.transport.write(STATUS_LINE[status] + head + body)
+            self.transport.close()
+
+
+def send_whole(cycle: RequestResponseCycle, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+    """Send an answer that is there in one piece; return False if it must wait, or go, the way of ASGI.
+
+    Most answers are such, and this takes a third of the time: one write instead of two, and no looking at headers that
+    are our own.
+    """
+    if cycle.response_started or cycle.disconnected or cycle.flow.write_paused:
+        return False
+    parts = [STATUS_LINE[status]]
+    for name, value in (*cycle.default_headers, *headers):
+        if name == b"connection":  # the only one we send is close
+            cycle.keep_alive = False
+        else:
+            parts += (name, b": ", value, b"\r\n")
+    if not cycle.keep_alive:
+        parts.append(b"connection: close\r\n")
+    parts.append(b"\r\n")
+    if cycle.scope["method"] != "HEAD":
+        parts.append(body)
+    cycle.response_started = cycle.response_complete = True
+    cycle.transport.write(b"".join(parts))
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True

@@ -1,0 +1,76 @@
+"""What the server needs of an engine.  `vllm.engine.async_engine.AsyncEngine` is one; a test's fake is another."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol
+
+from vllm.inputs.chat import ChatRenderer
+from vllm.inputs.prepare import Preparer
+from vllm.inputs.tokenizer import Tokenizer
+from vllm.messages import EngineRequest
+from vllm.outputs import RequestOutput
+
+
+class Model(Protocol):
+    """What is known of a model before its weights are."""
+
+    @property
+    def model(self) -> str:
+        """As the user named it; empty: the model inside the package."""
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def default_sampling(self) -> dict[str, Any]:
+        """Sampling parameters that the model's generation config recommends."""
+
+
+class Loaded(Protocol):
+    """What is known of a model once it is loaded."""
+
+    @property
+    def memory(self) -> str:
+        """The plan in words."""
+
+
+class Engine(Protocol):
+    """An engine behind a border: asked and heard, never looked into."""
+
+    @property
+    def model_config(self) -> Model: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def preparer(self) -> Preparer: ...
+
+    @property
+    def state(self) -> str:
+        """loading, ready, dead (it is being started again) or stopping."""
+
+    @property
+    def ready(self) -> Loaded | None: ...
+
+    def chat_renderer(self) -> ChatRenderer: ...
+
+    def stream(self, request: EngineRequest) -> AsyncGenerator[list[RequestOutput]]:
+        """Run a request; give what has come since the last time.  Closing the iterator aborts the request.
+
+        Raises RequestError, OverloadedError or EngineDeadError.  A row that failed alone ends with the finish reason
+        "error" and the message as its stop reason.
+        """
+
+    async def start(self) -> None:
+        """Load the model; return when it is ready."""
+
+    async def stop(self, timeout: float) -> None:
+        """End the engine, after what is running or after `timeout` seconds."""
+
+    def health(self) -> str | None:
+        """Return None if all is well, else what is wrong."""

@@ -1,0 +1,49 @@
+"""From a request's messages to the text that the model reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.entrypoints.serve.context import Call
+from vllm.entrypoints.serve.sandbox import render_apart
+from vllm.errors import RequestError
+from vllm.inputs.chat import ChatOptions, Message
+
+
+async def render(call: Call, messages: list[Message]) -> str:
+    """Return the text of a conversation, with the options that the call's body has.  Raises RequestError."""
+    body, renderer = call.body, call.server.renderer
+    continues = bool(body.continue_final_message)
+    given = body.add_generation_prompt
+    variables: dict[str, Any] = dict(body.chat_template_kwargs or {})
+    effort = getattr(body, "reasoning_effort", None)
+    if effort is not None:
+        variables.setdefault("reasoning_effort", effort)
+    options = ChatOptions(
+        chat_template=_template(call),
+        chat_template_content_format=call.settings.chat_template_content_format,
+        add_generation_prompt=not continues if given is None else given,
+        continue_final_message=continues,
+        documents=getattr(body, "documents", None),
+        chat_template_kwargs=variables,
+    )
+    if options.chat_template is not None and options.chat_template not in renderer.templates:
+        return await render_apart(call.server.sandboxes, renderer, messages, options)
+    prompts = await call.server.work(len(call.raw), renderer.prompts, messages, options)
+    assert len(prompts) == 1 and prompts[0].text is not None
+    return prompts[0].text
+
+
+def _template(call: Call) -> str | None:
+    """Return the template that a request brings, if it may bring one; it may always name one of the model's."""
+    given = call.body.chat_template
+    if given is None or given in call.server.renderer.templates:
+        return given
+    if not call.settings.trust_request_chat_template:
+        raise RequestError(
+            "chat_template: this server takes no templates from requests; start it with --trust-request-chat-template",
+            "chat_template",
+        )
+    if not any(mark in given for mark in "{}\n"):  # it would be read as a path
+        raise RequestError("chat_template must be a Jinja template, not a path", "chat_template")
+    return given

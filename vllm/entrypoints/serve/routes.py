@@ -1,0 +1,21 @@
+"""All routes of the server.  A further family of endpoints is one more line."""
+
+from __future__ import annotations
+
+from vllm.entrypoints.serve import chat, completions, documentation, invocations, models, probes, tokenization
+from vllm.entrypoints.serve.route import Route
+from vllm.entrypoints.serve.settings import ServerArgs
+
+
+def routes(settings: ServerArgs) -> list[Route]:
+    """Return the routes that a server with these settings has."""
+    return [
+        *probes.ROUTES,
+        *models.ROUTES,
+        *completions.ROUTES,
+        *chat.ROUTES,
+        *tokenization.ROUTES,
+        *invocations.ROUTES,
+        *documentation.ROUTES,
+        *([] if settings.disable_ui else documentation.CHAT_ROUTES),
+    ]

@@ -1,0 +1,52 @@
+"""POST /tokenize and /detokenize: between text and token ids, without running the model."""
+
+from __future__ import annotations
+
+from vllm.entrypoints.serve.context import Call
+from vllm.entrypoints.serve.http import json_reply
+from vllm.entrypoints.serve.protocol import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
+from vllm.entrypoints.serve.rendering import render
+from vllm.entrypoints.serve.route import Answer, Route
+from vllm.errors import RequestError
+from vllm.inputs.tokenizer import Tokenizer
+
+
+async def tokenize(call: Call) -> Answer:
+    """Return the token ids of a prompt, or of what the chat template makes of messages."""
+    body: TokenizeRequest = call.body
+    call.server.model_named(body.model)
+    tokenizer = _tokenizer(call)
+    if (body.prompt is None) == (body.messages is None):
+        raise RequestError("give either prompt or messages", "prompt")
+    is_chat = body.messages is not None
+    text = await render(call, body.messages) if body.messages is not None else body.prompt
+    special = not is_chat if body.add_special_tokens is None else body.add_special_tokens
+    tokens = await call.server.work(len(call.raw), tokenizer.encode, text, special)
+    names = [tokenizer.token_text(token) for token in tokens] if body.return_token_strs else None
+    return json_reply(Tokens(len(tokens), call.server.ready().model_config.max_model_len, tokens, names))
+
+
+async def detokenize(call: Call) -> Answer:
+    """Return the text of token ids, special ones included."""
+    body: DetokenizeRequest = call.body
+    call.server.model_named(body.model)
+    tokenizer = _tokenizer(call)
+    size = call.server.ready().model_config.vocab_size
+    for token in body.tokens:
+        if token >= size:
+            raise RequestError(f"tokens holds {token}, but the vocabulary has {size:,} entries", "tokens")
+    text = await call.server.work(len(call.raw), tokenizer.decode, body.tokens, False)
+    return json_reply(Detokenized(text))
+
+
+def _tokenizer(call: Call) -> Tokenizer:
+    tokenizer = call.server.ready().tokenizer
+    if tokenizer is None:
+        raise RequestError("the engine runs without a tokenizer (skip_tokenizer_init)", "model")
+    return tokenizer
+
+
+ROUTES = [
+    Route("POST", "/tokenize", tokenize, "Turn text into token ids.", body=TokenizeRequest, reply=Tokens),
+    Route("POST", "/detokenize", detokenize, "Turn token ids into text.", body=DetokenizeRequest, reply=Detokenized),
+]
