@@ -114,6 +114,7 @@ class Event(Struct, array_like=True):
     num_cached: int = 0
     error: str | None = None
     beams: list[Beam] = []  # the final beams of a beam search, best first
+    scheduled: float = 0.0  # seconds, monotonic: when the request was first let into a batch
 
 
 class Beam(Struct, array_like=True):
@@ -136,3 +137,4 @@ class EngineStats(Struct, array_like=True):
     num_preemptions: int = 0
     prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
     prefix_hits: int = 0  # of them, found
+    num_step_tokens: int = 0  # tokens that the last step computed

@@ -46,6 +46,7 @@ class RequestMetrics:
     """Seconds on the engine's monotonic clock."""
 
     arrival_time: float
+    first_scheduled_time: float | None = None
     first_token_time: float | None = None
     finished_time: float | None = None
 

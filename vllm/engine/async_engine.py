@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vllm.config import EngineArgs, EngineConfig, ModelConfig
 from vllm.engine.output_processor import OutputProcessor
@@ -56,12 +56,29 @@ SILENCE = 10.0
 EXIT_SECONDS = 2.0
 
 
+class Observer(Protocol):
+    """Who counts what an engine does."""
+
+    def added(self, request: EngineRequest) -> None:
+        """A request was handed over."""
+
+    def stepped(self, events: Sequence[Event], outputs: Sequence[RequestOutput], stats: EngineStats) -> None:
+        """A step brought news; what users get of it."""
+
+    def ended(self, request_id: str, reason: str) -> None:
+        """A request ended otherwise than by its last token: "abort", because nobody reads on, or "error"."""
+
+    def restarted(self) -> None:
+        """The engine process died, and another takes its place."""
+
+
 class AsyncEngine:
     """An engine process, as the event loop sees it."""
 
     def __init__(self, args: EngineArgs) -> None:
         """Read what the model says of itself.  Raises ConfigError or ModelError for what cannot work."""
         self.args = args
+        self.observer: Observer | None = None
         self.config: EngineConfig
         self.config, self.tokenizer = resolve(args)
         self.preparer = make_preparer(self.config.model, self.tokenizer)
@@ -179,6 +196,8 @@ class AsyncEngine:
             self._heard = time.monotonic()
         self.outputs.add(request)
         self._send(Add(request))
+        if self.observer is not None:
+            self.observer.added(request)
         return mailbox
 
     def _forget(self, request_id: str) -> None:
@@ -187,14 +206,19 @@ class AsyncEngine:
         if mailbox is not None and not mailbox.ended:
             self.outputs.abort(request_id)
             self._send(Abort([request_id]))
+            if self.observer is not None:
+                self.observer.ended(request_id, "abort")
         if not self._mailboxes:
             self._idle.set()
 
     def _fail(self, request_id: str, error: VllmError) -> None:
         """Have a request's reader meet an error."""
         self.outputs.abort(request_id)
-        if mailbox := self._mailboxes.get(request_id):
+        mailbox = self._mailboxes.get(request_id)
+        if mailbox is not None and not mailbox.ended:
             mailbox.fail(error)
+            if self.observer is not None:
+                self.observer.ended(request_id, "error")
 
     def _fail_all(self, error: VllmError) -> None:
         for request_id in list(self._mailboxes):
@@ -228,6 +252,8 @@ class AsyncEngine:
                 self._fail(request_id, EngineDeadError("no text could be made of the output's tokens"))
                 self._send(Abort([request_id]))
             return
+        if self.observer is not None:
+            self.observer.stepped(events, outputs, self._stats)
         for output in outputs:
             if mailbox := self._mailboxes.get(output.request_id):
                 mailbox.put(output)
@@ -251,6 +277,8 @@ class AsyncEngine:
                 break
             failures = 0 if time.monotonic() - began > WELL_AFTER else failures + 1
             self.num_restarts += 1
+            if self.observer is not None:
+                self.observer.restarted()
             await asyncio.sleep(RESTARTS[min(failures, len(RESTARTS)) - 1] if failures else 0.0)
 
     def _gave_out(self, task: asyncio.Task[None]) -> None:
@@ -374,9 +402,8 @@ class _Mailbox:
         self._wake()
 
     def fail(self, error: VllmError) -> None:
-        if not self.ended:
-            self._error, self.ended = error, True
-            self._wake()
+        self._error, self.ended = error, True
+        self._wake()
 
     async def take(self) -> list[RequestOutput]:
         """Wait for outputs, and return all that are there.  Raises the error that ended the request."""

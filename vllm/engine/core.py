@@ -20,6 +20,7 @@ class EngineCore:
         self.executor: Executor | None = executor
         self._inflight: deque[tuple[Batch, Pending]] = deque()
         self._depth = 1
+        self._num_step_tokens = 0
         self.restart()
 
     @classmethod
@@ -45,6 +46,7 @@ class EngineCore:
             return []
         result = self._inflight[0][1].result()
         batch, _ = self._inflight.popleft()
+        self._num_step_tokens = batch.num_tokens
         return self.scheduler.account(batch, result)
 
     def retry(self, error: str) -> list[Event]:
@@ -76,6 +78,7 @@ class EngineCore:
             num_preemptions=counts.num_preemptions,
             prefix_queries=counts.prefix_queries,
             prefix_hits=counts.prefix_hits,
+            num_step_tokens=self._num_step_tokens,
         )
 
     def close(self) -> None:

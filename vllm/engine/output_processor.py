@@ -159,6 +159,8 @@ class OutputProcessor:
         """Book an event; return whether the text met a stop string that the scheduler must hear of."""
         stream = state.streams[event.index]
         state.num_cached = max(state.num_cached, event.num_cached)
+        if event.scheduled and state.metrics.first_scheduled_time is None:
+            state.metrics.first_scheduled_time = event.scheduled
         if state.prompt_logprobs is not None:
             self._take_prompt_logprobs(state.prompt_logprobs, state, event)
         stream.token_ids += event.token_ids

@@ -41,6 +41,8 @@ class Request:
     num_cached: int = 0
     """Prompt tokens found in the prefix cache at the first admission."""
     was_admitted: bool = False
+    scheduled: float = 0.0
+    """When it was first admitted, in seconds of the monotonic clock."""
     status: Status = Status.WAITING
     slot: int = -1
     tables: list[list[int]] = field(default_factory=list)

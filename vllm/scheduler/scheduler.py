@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -211,7 +212,8 @@ class Scheduler:
             request.num_cached = request.num_computed
             self.stats.prefix_queries += request.num_prompt
             self.stats.prefix_hits += request.num_cached
-        request.was_admitted = True
+        if not request.was_admitted:
+            request.was_admitted, request.scheduled = True, time.monotonic()
         request.status = Status.RUNNING
         request.slot = self._free_slots.pop()
         request.num_sent = [0] * len(request.tables)
@@ -297,7 +299,7 @@ class Scheduler:
 
     def _book(self, request: Request, row: Row, result: RowOutput) -> Event | None:
         """Append the new token, see whether it is the last, and tell."""
-        event = Event(request.id, request.index, [], num_cached=request.num_cached)
+        event = Event(request.id, request.index, [], num_cached=request.num_cached, scheduled=request.scheduled)
         if result.prompt_logprobs:  # after a preemption the first ones come again
             event.prompt_logprobs = result.prompt_logprobs[max(0, request.num_prompt_logprobs - row.start) :]
             request.num_prompt_logprobs += len(event.prompt_logprobs)

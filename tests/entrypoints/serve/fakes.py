@@ -45,6 +45,8 @@ class FakeModel:
 @dataclass(frozen=True)
 class FakeLoaded:
     memory: str = "no weights"
+    num_blocks: int = 10
+    num_cache_tokens: int = 160
 
 
 class FakeEngine:
@@ -57,6 +59,7 @@ class FakeEngine:
         self.preparer = Preparer(self.tokenizer, limits, eos_token_ids=())
         self.state = "ready"
         self.ready = FakeLoaded()
+        self.observer: Any = None
         self.script = script
         self.sizes: Sequence[int] = (1,)
         self.together = 1

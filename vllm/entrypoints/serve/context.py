@@ -18,6 +18,7 @@ from vllm.entrypoints.serve.settings import ServerArgs
 from vllm.inputs.chat import ChatRenderer
 
 if TYPE_CHECKING:
+    from vllm.entrypoints.serve.metrics import Metrics
     from vllm.entrypoints.serve.route import Route
     from vllm.entrypoints.serve.sampling import Sampling
 
@@ -75,6 +76,12 @@ class Server:
     @functools.cached_property
     def renderer(self) -> ChatRenderer:
         return self.ready().chat_renderer()
+
+    @functools.cached_property
+    def metrics(self) -> Metrics:
+        from vllm.entrypoints.serve.metrics import Metrics
+
+        return Metrics(self.names[0])
 
     @functools.cached_property
     def sampling(self) -> Sampling:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
+from vllm.engine.async_engine import Observer
 from vllm.inputs.chat import ChatRenderer
 from vllm.inputs.prepare import Preparer
 from vllm.inputs.tokenizer import Tokenizer
@@ -37,9 +38,20 @@ class Loaded(Protocol):
     def memory(self) -> str:
         """The plan in words."""
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache."""
+
+    @property
+    def num_cache_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+
 
 class Engine(Protocol):
     """An engine behind a border: asked and heard, never looked into."""
+
+    observer: Observer | None
+    """Who counts what it does."""
 
     @property
     def model_config(self) -> Model: ...

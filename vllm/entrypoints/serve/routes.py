@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm.entrypoints.serve import chat, completions, documentation, invocations, models, probes, tokenization
+from vllm.entrypoints.serve import chat, completions, documentation, invocations, metrics, models, probes, tokenization
 from vllm.entrypoints.serve.route import Route
 from vllm.entrypoints.serve.settings import ServerArgs
 
@@ -11,6 +11,7 @@ def routes(settings: ServerArgs) -> list[Route]:
     """Return the routes that a server with these settings has."""
     return [
         *probes.ROUTES,
+        *metrics.ROUTES,
         *models.ROUTES,
         *completions.ROUTES,
         *chat.ROUTES,

@@ -94,8 +94,12 @@ async def _serve(
 async def _load(server: Server, engine_args: EngineArgs, make_engine: Callable[[EngineArgs], Engine]) -> None:
     """Find the model, which may mean to download it, and load it."""
     engine = await apart(make_engine, engine_args)
-    server.engine = engine
+    server.engine, engine.observer = engine, server.metrics
     await engine.start()
+    if (loaded := engine.ready) is not None:
+        cache = {"block_size": engine_args.block_size, "cache_dtype": engine_args.kv_cache_dtype}
+        cache |= {"enable_prefix_caching": engine_args.enable_prefix_caching, "num_gpu_blocks": loaded.num_blocks}
+        server.metrics.describe({**cache, "num_tokens": loaded.num_cache_tokens})
     gc.collect()
     gc.freeze()  # what is there now stays: there is nothing in it to look for
 
