@@ -1,0 +1,81 @@
+"""`vllm serve [MODEL]`: a model over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from vllm.config import EngineArgs
+from vllm.entrypoints.cli.options import add_engine_options, add_options, add_silent_options, engine_options
+from vllm.entrypoints.serve import settings
+from vllm.entrypoints.serve.settings import ServerArgs
+
+EPILOG = """examples:
+  vllm serve Qwen/Qwen3-0.6B --port 8000 --api-key SECRET
+  vllm serve ./my-model --max-model-len 8192 --quantization int8
+  vllm serve --config server.yaml
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model_tag", metavar="MODEL", nargs="?", default=argparse.SUPPRESS, help="folder or Hub name; none: the model inside"
+    )
+    parser.add_argument("--model", default=argparse.SUPPRESS, help="the same as a flag")
+    known = _server_fields()
+    add_options(parser, ServerArgs, set(), {}, "server")
+    add_engine_options(parser, without=known)
+    add_silent_options(parser, _server_names(), {*known, *(flag.dest for flag in parser._actions)})
+
+
+def run(options: argparse.Namespace) -> int:
+    from vllm.entrypoints.serve.server import run_server
+
+    engine, server = split(options)
+    if "model" not in engine:
+        _say_what_there_is(engine.get("download_dir"))
+    return run_server(EngineArgs(**engine), ServerArgs(**server))
+
+
+def split(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what was given for the engine, and what for the server.  A name that both have goes to both.
+
+    Raises SystemExit where two models are named.
+    """
+    given = vars(options)
+    server = {name: given[name] for name in [*_server_fields(), *_server_names()] if name in given}
+    fields = {option.name for option in dataclasses.fields(EngineArgs)}
+    engine = {name: value for name, value in engine_options(options).items() if name in fields or name not in server}
+    positional = given.get("model_tag")
+    if positional is not None:
+        if engine.setdefault("model", positional) != positional:
+            print(f"vllm serve: two models, {positional} and --model {engine['model']}; name one", file=sys.stderr)
+            raise SystemExit(2)
+    return engine, server
+
+
+def _server_fields() -> list[str]:
+    return [option.name for option in dataclasses.fields(ServerArgs)]
+
+
+def _server_names() -> list[str]:
+    """Names that ServerArgs takes beside its fields."""
+    return [*getattr(settings, "UNSUPPORTED", ()), *getattr(settings, "WITHOUT_EFFECT", ())]
+
+
+def _say_what_there_is(download_dir: str | None) -> None:
+    from huggingface_hub import constants
+
+    from vllm.loader.find import cached_models
+
+    cache = Path(download_dir or constants.HF_HUB_CACHE).expanduser()
+    names = cached_models(cache)
+    print("No model is named: the tiny one inside the package is served, which is good for trying out only.", file=sys.stderr)
+    if names:
+        lines = "\n".join(f"  vllm serve {name}" for name in names)
+        print(f"Models in {cache}:\n{lines}", file=sys.stderr)
+    else:
+        print(f"There are no models in {cache}; `vllm serve OWNER/NAME` downloads one.", file=sys.stderr)
