@@ -10,14 +10,33 @@ from typing import Any
 
 from vllm.config import EngineArgs
 from vllm.entrypoints.cli.options import add_engine_options, add_options, add_silent_options, engine_options
-from vllm.entrypoints.serve import settings
-from vllm.entrypoints.serve.settings import ServerArgs
+from vllm.entrypoints.serve.settings import SERVER_UNSUPPORTED, SERVER_WITHOUT_EFFECT, ServerArgs
 
 EPILOG = """examples:
   vllm serve Qwen/Qwen3-0.6B --port 8000 --api-key SECRET
   vllm serve ./my-model --max-model-len 8192 --quantization int8
   vllm serve --config server.yaml
 """
+
+GROUPS = {
+    "address": ("host", "port", "uds", "root_path", "served_model_name"),
+    "protection": (
+        *("api_key", "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials", "ssl_keyfile"),
+        *("ssl_certfile", "ssl_keyfile_password", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers"),
+    ),
+    "answers": (
+        *("chat_template_content_format", "trust_request_chat_template", "response_role", "return_tokens_as_token_ids"),
+        *("enable_prompt_tokens_details", "enable_force_include_usage", "enable_request_id_headers"),
+        *("enable_per_request_metrics", "disable_ui"),
+    ),
+    "limits": (
+        *("max_concurrent_requests", "max_queued_requests", "max_body_bytes", "max_header_bytes", "max_headers"),
+        *("max_prompts", "max_n", "max_stop_strings", "max_stop_length", "request_timeout", "shutdown_timeout"),
+        *("keep_alive_timeout", "header_timeout", "body_timeout"),
+    ),
+    "logging": ("enable_log_requests", "max_log_len", "log_format"),
+}
+"""The server's options as help shows them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default=argparse.SUPPRESS, help="the same as a flag")
     known = _server_fields()
-    add_options(parser, ServerArgs, set(), {}, "server")
+    add_options(parser, ServerArgs, set(), {name: title for title, names in GROUPS.items() for name in names}, "server")
     add_engine_options(parser, without=known)
     add_silent_options(parser, _server_names(), {*known, *(flag.dest for flag in parser._actions)})
 
@@ -63,7 +82,7 @@ def _server_fields() -> list[str]:
 
 def _server_names() -> list[str]:
     """Names that ServerArgs takes beside its fields."""
-    return [*getattr(settings, "UNSUPPORTED", ()), *getattr(settings, "WITHOUT_EFFECT", ())]
+    return [*SERVER_UNSUPPORTED, *SERVER_WITHOUT_EFFECT]
 
 
 def _say_what_there_is(download_dir: str | None) -> None:
