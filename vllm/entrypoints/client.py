@@ -82,12 +82,12 @@ class Client:
     def _connect(self) -> http.client.HTTPConnection:
         host, port = self._parts.hostname or "", self._parts.port
         if self._parts.scheme == "https":
-            return http.client.HTTPSConnection(
-                host, port, timeout=self._timeout, context=ssl.create_default_context()
-            )
+            return http.client.HTTPSConnection(host, port, timeout=self._timeout, context=ssl.create_default_context())
         return http.client.HTTPConnection(host, port, timeout=self._timeout)
 
-    def _ask(self, connection: http.client.HTTPConnection, method: str, path: str, body: Any) -> http.client.HTTPResponse:
+    def _ask(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: Any
+    ) -> http.client.HTTPResponse:
         content = None if body is None else json.dumps(body).encode()
         try:
             connection.request(method, self._parts.path + path, content, self._headers)
@@ -108,7 +108,9 @@ class Client:
     def _event(self, data: bytes) -> dict[str, Any]:
         event = self._json(data, "")
         if error := event.get("error"):
-            raise ServerError(_message(error) or str(error), int(error.get("code") or 500) if isinstance(error, dict) else 500)
+            raise ServerError(
+                _message(error) or str(error), int(error.get("code") or 500) if isinstance(error, dict) else 500
+            )
         return event
 
     def _json(self, data: bytes, path: str) -> Any:

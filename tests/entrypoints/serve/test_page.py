@@ -125,7 +125,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     profile = tmp_path_factory.mktemp("profile")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={profile}"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={profile}",
+    ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
@@ -181,7 +187,9 @@ class Page:
         )
 
     def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+        return [
+            entry["message"] for entry in self.browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")
+        ]
 
 
 @pytest.fixture
@@ -243,7 +251,10 @@ def test_settings_are_sent_once_they_are_set(page: Page) -> None:
 
 def test_markdown_is_shown_and_never_run(page: Page) -> None:
     answer = page.answered("markdown")
-    inside = {tag: [element.text for element in answer.find_elements("css selector", tag)] for tag in ("strong", "em", "li", "pre", "a")}
+    inside = {
+        tag: [element.text for element in answer.find_elements("css selector", tag)]
+        for tag in ("strong", "em", "li", "pre", "a")
+    }
     assert inside == {
         "strong": ["bold"],
         "em": ["two"],

@@ -21,9 +21,7 @@ _SILENT = {"model", "messages", "prompt", "user", "metadata", "store", "stream",
 _COMPLETION_TOKENS = 16  # a completion's length by default, as OpenAI has it; a chat's answer ends by itself
 
 
-def prompt_and_params(
-    line: Line, renderer: ChatRenderer, defaults: dict[str, Any]
-) -> tuple[Prompt, SamplingParams]:
+def prompt_and_params(line: Line, renderer: ChatRenderer, defaults: dict[str, Any]) -> tuple[Prompt, SamplingParams]:
     """Return what a line asks for.  Raises RequestError or TypeError for a field that cannot work or is unknown."""
     body = {name: value for name, value in line.body.items() if value is not None}
     is_chat = line.url.startswith("/v1/chat/")
@@ -69,7 +67,9 @@ def _chat_sampling(body: dict[str, Any]) -> dict[str, Any]:
     top = body.pop("top_logprobs", None)
     wanted = body.pop("logprobs", False)
     if not isinstance(wanted, bool):
-        raise RequestError(f"logprobs must be true or false in a chat, got {wanted!r}; top_logprobs is the number", "logprobs")
+        raise RequestError(
+            f"logprobs must be true or false in a chat, got {wanted!r}; top_logprobs is the number", "logprobs"
+        )
     if top is not None and not wanted:
         raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
     if wanted:
@@ -94,7 +94,10 @@ def _prompt(body: dict[str, Any], is_chat: bool, renderer: ChatRenderer) -> Prom
 def _choice(output: CompletionOutput, is_chat: bool, num_top: int) -> dict[str, Any]:
     choice: dict[str, Any] = {"index": output.index}
     if is_chat:
-        choice |= {"message": {"role": "assistant", "content": output.text}, "logprobs": _chat_logprobs(output, num_top)}
+        choice |= {
+            "message": {"role": "assistant", "content": output.text},
+            "logprobs": _chat_logprobs(output, num_top),
+        }
     else:
         choice |= {"text": output.text, "logprobs": _completion_logprobs(output)}
     return choice | {"finish_reason": output.finish_reason, "stop_reason": output.stop_reason}

@@ -42,7 +42,11 @@ class AnswerReader:
     @property
     def keeps_alive(self) -> bool:
         """Whether the connection can take the next request."""
-        return self.done and self.headers.get("connection", "").lower() != "close" and (self._chunks or self._left is not None)
+        return (
+            self.done
+            and self.headers.get("connection", "").lower() != "close"
+            and (self._chunks or self._left is not None)
+        )
 
     def feed(self, piece: bytes) -> bytes:
         """Take bytes; return the body's among them.  Raises BrokenAnswerError for what is no HTTP."""
@@ -79,7 +83,9 @@ class AnswerReader:
         if len(parts) < 2 or not parts[0].startswith("HTTP/1.") or not parts[1].isdigit():
             raise BrokenAnswerError(f"this is no answer in HTTP/1.1: {first[:60]!r}")
         self.status = int(parts[1])
-        self.headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        self.headers = {
+            name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+        }
         self._chunks = self.headers.get("transfer-encoding", "").lower() == "chunked"
         length = self.headers.get("content-length")
         self._left = int(length) if length is not None and length.isdigit() else None

@@ -10,30 +10,35 @@ import time
 from vllm.config import EngineArgs
 from vllm.entrypoints.bench.measures import percentile
 from vllm.entrypoints.bench.report import add_report_options, check_writable, write_json
-from vllm.entrypoints.cli.options import add_engine_options, engine_options
+from vllm.entrypoints.cli.options import add_engine_options, add_model, engine_options
 from vllm.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model_tag", metavar="MODEL", nargs="?", default=argparse.SUPPRESS, help="folder or Hub name")
-    parser.add_argument("--model", default=argparse.SUPPRESS, help="the same as a flag")
+    add_model(parser)
     batch = parser.add_argument_group("batch")
     batch.add_argument("--input-len", type=int, default=32, help="tokens of each prompt (default: %(default)s)")
     batch.add_argument("--output-len", type=int, default=128, help="tokens of each answer (default: %(default)s)")
     batch.add_argument("--batch-size", type=int, default=8, help="prompts in the batch (default: %(default)s)")
-    batch.add_argument("--num-iters-warmup", type=int, default=3, help="batches before the clock runs (default: %(default)s)")
+    batch.add_argument(
+        "--num-iters-warmup", type=int, default=3, help="batches before the clock runs (default: %(default)s)"
+    )
     batch.add_argument("--num-iters", type=int, default=10, help="batches that are measured (default: %(default)s)")
     add_report_options(parser)
     add_engine_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    for name, least in (("input_len", 1), ("output_len", 1), ("batch_size", 1), ("num_iters", 1), ("num_iters_warmup", 0)):
+    for name, least in (
+        ("input_len", 1),
+        ("output_len", 1),
+        ("batch_size", 1),
+        ("num_iters", 1),
+        ("num_iters_warmup", 0),
+    ):
         if getattr(options, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
     engine = engine_options(options)
-    if hasattr(options, "model_tag"):
-        engine.setdefault("model", options.model_tag)
     check_writable(options.result_json)
     from tqdm import tqdm
 

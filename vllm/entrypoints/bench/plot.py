@@ -66,5 +66,7 @@ def _over_time(axes: Any, timings: Sequence[Timing]) -> None:
     counts = [0] * (_BINS + 1)
     for stamp in stamps:
         counts[int(stamp / width)] += 1
-    axes.fill_between([index * width for index in range(_BINS + 1)], [count / width for count in counts], step="post", alpha=0.6)
+    axes.fill_between(
+        [index * width for index in range(_BINS + 1)], [count / width for count in counts], step="post", alpha=0.6
+    )
     axes.set_ylim(bottom=0)

@@ -1,9 +1,9 @@
 """What is asked: random prompts of a given length, or those of a file.
 
-    random     words drawn at random, so many tokens of them
-    sharegpt   a JSON list of {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}:
-               the first message is the prompt, the length of the answer is how much is asked for
-    jsonl      a line per request, {"prompt": …} or {"messages": […]}, and "max_tokens" if a line has its own
+random     words drawn at random, so many tokens of them
+sharegpt   a JSON list of {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}:
+           the first message is the prompt, the length of the answer is how much is asked for
+jsonl      a line per request, {"prompt": …} or {"messages": […]}, and "max_tokens" if a line has its own
 """
 
 from __future__ import annotations
@@ -53,10 +53,15 @@ def add_sample_options(parser: argparse.ArgumentParser, count: int, input_len: i
     """Add what says which samples are wanted; the numbers are defaults."""
     group = parser.add_argument_group("requests")
     group.add_argument("--dataset-name", choices=NAMES, default="random", help="what is asked (default: %(default)s)")
-    group.add_argument("--dataset-path", metavar="FILE", help="file of the prompts, for sharegpt and jsonl (also: custom)")
+    group.add_argument(
+        "--dataset-path", metavar="FILE", help="file of the prompts, for sharegpt and jsonl (also: custom)"
+    )
     group.add_argument("--num-prompts", type=int, default=count, help="number of requests (default: %(default)s)")
     group.add_argument(
-        *("--input-len", "--random-input-len"), type=int, default=input_len, help="tokens of a random prompt (default: %(default)s)"
+        *("--input-len", "--random-input-len"),
+        type=int,
+        default=input_len,
+        help="tokens of a random prompt (default: %(default)s)",
     )
     group.add_argument(
         *("--output-len", "--random-output-len", "--sharegpt-output-len", "--custom-output-len"),
@@ -65,7 +70,10 @@ def add_sample_options(parser: argparse.ArgumentParser, count: int, input_len: i
         help=f"tokens of each answer at most (default: the file's, else {output_len})",
     )
     group.add_argument(
-        "--random-range-ratio", type=float, default=0.0, help="random lengths differ by this share, below 1 (default: none)"
+        "--random-range-ratio",
+        type=float,
+        default=0.0,
+        help="random lengths differ by this share, below 1 (default: none)",
     )
     group.add_argument(
         "--random-prefix-len", type=int, default=0, help="tokens that all random prompts begin with, beside --input-len"
@@ -148,7 +156,11 @@ def _words(tokenizer: Tokenizer) -> list[int]:
     ordinary = [token for token in range(tokenizer.vocab_size) if token not in tokenizer.special_ids]
     texts = {token: tokenizer.token_text(token) for token in ordinary}
     words = [token for token, text in texts.items() if text[:1] == " " and text[1:].isascii() and text[1:].isalpha()]
-    return words if len(words) >= _FEWEST_WORDS else [token for token, text in texts.items() if text.isprintable() and text]
+    return (
+        words
+        if len(words) >= _FEWEST_WORDS
+        else [token for token, text in texts.items() if text.isprintable() and text]
+    )
 
 
 def _text(
@@ -199,7 +211,9 @@ def _jsonl(path: Path, wanted: Wanted, tokenizer: Tokenizer | None, default_outp
         if not isinstance(prompt, str) and not isinstance(messages, list):
             raise ConfigError(f"{path}, line {number}: needs a text 'prompt' or a list 'messages'")
         if not isinstance(prompt, str):
-            prompt = "\n".join(str(message.get("content", "")) for message in messages or [] if isinstance(message, dict))
+            prompt = "\n".join(
+                str(message.get("content", "")) for message in messages or [] if isinstance(message, dict)
+            )
         own = entry.get("max_tokens", entry.get("output_tokens"))
         if own is not None and (not isinstance(own, int) or own < 1):
             raise ConfigError(f"{path}, line {number}: max_tokens must be an integer of at least 1, got {own!r}")

@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--api-key", help="the server's key (default: VLLM_API_KEY, else OPENAI_API_KEY)")
     server.add_argument("--model", help="name of a model that the server has (default: its first)")
     server.add_argument("--tokenizer", help="folder or Hub name of the tokenizer that counts (default: the model's)")
-    server.add_argument("--timeout", type=float, default=600.0, help="seconds without a byte at most (default: %(default)g)")
+    server.add_argument(
+        "--timeout", type=float, default=600.0, help="seconds without a byte at most (default: %(default)g)"
+    )
     add_sample_options(parser, count=1000, input_len=1024, output_len=_OUTPUT_LEN)
     load = parser.add_argument_group("load")
     load.add_argument(
@@ -45,8 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument(
         "--burstiness", type=float, default=1.0, help="1: at random moments; more: more evenly (default: %(default)g)"
     )
-    load.add_argument("--max-concurrency", type=int, default=None, help="requests under way at most (default: no limit)")
-    load.add_argument("--num-warmups", type=int, default=1, help="requests before the clock runs (default: %(default)s)")
+    load.add_argument(
+        "--max-concurrency", type=int, default=None, help="requests under way at most (default: no limit)"
+    )
+    load.add_argument(
+        "--num-warmups", type=int, default=1, help="requests before the clock runs (default: %(default)s)"
+    )
     load.add_argument("--ignore-eos", action="store_true", help="have every answer go on to its full length")
     load.add_argument("--temperature", type=float, default=None, help="of every request (default: the server's)")
     load.add_argument("--extra-body", type=json_object, default={}, metavar="JSON", help="fields of every request")
@@ -88,7 +94,11 @@ def _check(options: argparse.Namespace) -> None:
     options.endpoint = options.endpoint or _ENDPOINTS[options.backend]
     if not options.endpoint.startswith("/") or not options.endpoint.endswith("completions"):
         raise ConfigError(f"--endpoint {options.endpoint}: use /v1/completions or /v1/chat/completions")
-    for flag, value in (("--request-rate", options.request_rate), ("--burstiness", options.burstiness), ("--timeout", options.timeout)):
+    for flag, value in (
+        ("--request-rate", options.request_rate),
+        ("--burstiness", options.burstiness),
+        ("--timeout", options.timeout),
+    ):
         if not value > 0:
             raise ConfigError(f"{flag} must be above 0, got {value:g}")
     if options.max_concurrency is not None and options.max_concurrency < 1:
@@ -137,7 +147,9 @@ def _measure(
     return timings, found
 
 
-def _run_loop(options: argparse.Namespace, samples: list[Any], plan: Any, url: str, headers: dict[str, str]) -> list[Any]:
+def _run_loop(
+    options: argparse.Namespace, samples: list[Any], plan: Any, url: str, headers: dict[str, str]
+) -> list[Any]:
     from tqdm import tqdm
 
     from vllm.entrypoints.bench.connections import Pool

@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm.config import EngineArgs
 from vllm.entrypoints.bench.report import add_report_options, check_writable, table, write_json
-from vllm.entrypoints.cli.options import add_engine_options, engine_options
+from vllm.entrypoints.cli.options import add_engine_options, add_model, engine_options
 from vllm.errors import ConfigError, EngineDeadError
 
 EPILOG = "Files are as warm as the system's cache keeps them: the first round of all may read from the disk."
@@ -27,8 +27,7 @@ _CHILD = "from vllm.entrypoints.bench.startup import child; child()"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model_tag", metavar="MODEL", nargs="?", default=argparse.SUPPRESS, help="folder or Hub name")
-    parser.add_argument("--model", default=argparse.SUPPRESS, help="the same as a flag")
+    add_model(parser)
     parser.add_argument("--num-iters", type=int, default=3, help="processes that are started (default: %(default)s)")
     add_report_options(parser)
     add_engine_options(parser)
@@ -38,8 +37,6 @@ def run(options: argparse.Namespace) -> None:
     if options.num_iters < 1:
         raise ConfigError(f"--num-iters must be at least 1, got {options.num_iters}")
     engine = engine_options(options)
-    if hasattr(options, "model_tag"):
-        engine.setdefault("model", options.model_tag)
     check_writable(options.result_json)
     EngineArgs(**engine)  # a mistake shows before anything is started
     from tqdm import tqdm

@@ -8,15 +8,14 @@ import time
 from vllm.config import EngineArgs
 from vllm.entrypoints.bench.report import add_report_options, check_writable, write_json
 from vllm.entrypoints.bench.samples import Sample, add_sample_options, make_samples, wanted_samples
-from vllm.entrypoints.cli.options import add_engine_options, engine_options
+from vllm.entrypoints.cli.options import add_engine_options, add_model, engine_options
 from vllm.errors import ConfigError
 
 _OUTPUT_LEN = 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model_tag", metavar="MODEL", nargs="?", default=argparse.SUPPRESS, help="folder or Hub name")
-    parser.add_argument("--model", default=argparse.SUPPRESS, help="the same as a flag")
+    add_model(parser)
     add_sample_options(parser, count=100, input_len=512, output_len=_OUTPUT_LEN)
     parser.add_argument("-n", type=int, default=1, help="outputs of each request (default: %(default)s)")
     add_report_options(parser)
@@ -25,8 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     engine = engine_options(options)
-    if hasattr(options, "model_tag"):
-        engine.setdefault("model", options.model_tag)
     wanted = wanted_samples(options)
     check_writable(options.result_json)
     from vllm.entrypoints.llm import LLM
@@ -37,7 +34,8 @@ def run(options: argparse.Namespace) -> None:
         samples = make_samples(wanted, tokenizer, _OUTPUT_LEN)
         _check_lengths(samples, llm.llm_engine.model_config.max_model_len)
         params = [
-            SamplingParams(n=options.n, temperature=1.0, ignore_eos=True, max_tokens=sample.max_tokens) for sample in samples
+            SamplingParams(n=options.n, temperature=1.0, ignore_eos=True, max_tokens=sample.max_tokens)
+            for sample in samples
         ]
         prompts = [{"prompt": sample.prompt} for sample in samples]
         llm.generate("A", SamplingParams(max_tokens=2), use_tqdm=False)  # what is only done once is done now

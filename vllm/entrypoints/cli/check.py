@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.config import EngineArgs
-from vllm.entrypoints.cli.options import add_engine_options, engine_options
+from vllm.entrypoints.cli.options import add_engine_options, add_model, engine_options
 from vllm.errors import ConfigError
 
 EPILOG = "The exit status is 0 if the model is right, 1 if it is not.  transformers loads the model a second time, in float32."
@@ -66,7 +66,7 @@ class Verdict:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default=EngineArgs.model, help="folder or Hub name; none: the model inside")
+    add_model(parser)
     parser.add_argument("--num-prompts", type=int, default=4, help="random prompts (default: %(default)s)")
     parser.add_argument("--prompt-len", type=int, default=32, help="tokens of each (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=16, help="new tokens of each (default: %(default)s)")
@@ -106,7 +106,11 @@ def compute(args: EngineArgs, num_prompts: int, prompt_len: int, max_tokens: int
         kept: list[list[Any]] = [[] for _ in prompts]
         params = [
             SamplingParams(
-                temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, logits_processors=[_keeper(rows)]
+                temperature=0,
+                max_tokens=max_tokens,
+                ignore_eos=True,
+                detokenize=False,
+                logits_processors=[_keeper(rows)],
             )
             for rows in kept
         ]

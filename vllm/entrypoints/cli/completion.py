@@ -70,7 +70,9 @@ def _bash(commands: list[Words]) -> str:
     cases = "\n".join(
         f'        "{one.command}") words="{" ".join(flag.name for flag in one.flags)}" ;;' for one in commands
     )
-    return _BASH.format(first=" ".join(_first(commands)), groups=_bash_groups(commands), cases=cases, values=_bash_values(commands))
+    return _BASH.format(
+        first=" ".join(_first(commands)), groups=_bash_groups(commands), cases=cases, values=_bash_values(commands)
+    )
 
 
 def _bash_groups(commands: list[Words]) -> str:
@@ -124,7 +126,13 @@ complete -o default -F _vllm vllm
 
 
 def _zsh(commands: list[Words]) -> str:
-    lines = ["#compdef vllm", "# Completes the vllm command in zsh.", "_vllm() {", "  local -a commands", "  commands=("]
+    lines = [
+        "#compdef vllm",
+        "# Completes the vllm command in zsh.",
+        "_vllm() {",
+        "  local -a commands",
+        "  commands=(",
+    ]
     lines += [f"    {_quoted(f'{name}:{text}')}" for name, text in _first(commands).items()]
     lines += ["  )", "  if (( CURRENT == 2 )); then", "    _describe command commands", "    return", "  fi"]
     lines += ['  local command="${words[2]}" given=2']
@@ -161,7 +169,9 @@ def _fish(commands: list[Words]) -> str:
         parts = one.command.split()
         condition = f"__fish_seen_subcommand_from {parts[0]}"
         if len(parts) > 1:
-            siblings = " ".join(other.command.split()[1] for other in commands if other.command.startswith(f"{parts[0]} "))
+            siblings = " ".join(
+                other.command.split()[1] for other in commands if other.command.startswith(f"{parts[0]} ")
+            )
             unseen = f"{condition}; and not __fish_seen_subcommand_from {siblings}"
             lines.append(f"complete -c vllm -n {_quoted(unseen)} -a {parts[1]} -d {_quoted(one.help)}")
             condition += f"; and __fish_seen_subcommand_from {parts[1]}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +23,20 @@ if TYPE_CHECKING:
     from vllm.entrypoints.cli.parser import Parser
 
 
-def arguments_of(path: str, parser: Parser) -> list[str]:
-    """Return what the file says as arguments for `parser`.  Raises ConfigError naming the file and the key."""
-    flags = parser.flags()
-    positionals = {action.dest: action for action in parser.positionals()}
+def arguments_of(path: str, parser: Parser, without: Container[str] = ()) -> list[str]:
+    """Return what the file says as arguments for `parser`, but for the keys `without`.
+
+    Raises ConfigError naming the file and the key.
+    """
+    flags = {flag: action for flag, action in parser.flags().items() if flag not in ("--help", "--config")}
     arguments: list[str] = []
     for key, value in _read(path).items():
         name = str(key).replace("_", "-")
         flag = f"--{name}"
-        if flag == "--config" or (flag not in flags and name.replace("-", "_") not in positionals):
-            known = [known.removeprefix("--") for known in flags if known not in ("--help", "--config")]
-            raise ConfigError(f"{path}: unknown option {key!r}.{did_you_mean(name, known)}")
         if flag not in flags:
-            raise ConfigError(f"{path}: {key!r} is no flag; give it on the command line")
-        if value is not None:
+            known = [known.removeprefix("--") for known in flags]
+            raise ConfigError(f"{path}: unknown option {key!r}.{did_you_mean(name, known)}")
+        if value is not None and name not in without:
             arguments += _one(path, flag, flags[flag], value, f"--no-{name}" in flags)
     return arguments
 
@@ -55,7 +56,9 @@ def _read(path: str) -> dict[Any, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"--config: {path} must hold keys and values, as in `port: 8000`, not a {type(content).__name__}")
+        raise ConfigError(
+            f"--config: {path} must hold keys and values, as in `port: 8000`, not a {type(content).__name__}"
+        )
     return content
 
 

@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vllm.config import UNSUPPORTED, WITHOUT_EFFECT, EngineArgs
+from vllm.errors import ConfigError
 
 _SWITCHES = ("enable_", "disable_", "enforce_", "use_", "worker_use_")
 """How the names of options begin that take no value."""
 
-_GROUPS = {
+GROUPS = {
     "model": (
         *("revision", "trust_remote_code", "hf_token", "hf_overrides", "download_dir", "load_format", "dtype"),
         *("quantization", "max_model_len"),
@@ -35,20 +36,41 @@ _GROUPS = {
 
 
 def add_engine_options(parser: argparse.ArgumentParser, *, without: Iterable[str] = ()) -> None:
-    """Add a flag for every field of EngineArgs but the model and `without`, and --config for all of them."""
+    """Add a flag for every field of EngineArgs but the model and `without`, and --config for all flags of the command."""
     skip = {"model", *without}
-    titles = {name: title for title, names in _GROUPS.items() for name in names}
+    titles = {name: title for title, names in GROUPS.items() for name in names}
     add_options(parser, EngineArgs, skip, titles, "engine")
     add_silent_options(parser, (*UNSUPPORTED, *WITHOUT_EFFECT), skip)
     parser.add_argument(
-        "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file whose keys are flags; the command line wins"
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="YAML file whose keys are flags; the command line wins",
     )
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Let the model be named by position or by flag."""
+    text = "folder or Hub name; none: the tiny model inside"
+    parser.add_argument("model_tag", metavar="MODEL", nargs="?", default=argparse.SUPPRESS, help=text)
+    parser.add_argument("--model", default=argparse.SUPPRESS, help="the same as a flag")
+
+
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the engine's options that were given."""
+    """Return the engine's options that were given.  Raises ConfigError where two models are named."""
     names = {option.name for option in dataclasses.fields(EngineArgs)} | {*UNSUPPORTED, *WITHOUT_EFFECT}
-    return {name: value for name, value in vars(options).items() if name in names}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    tag = getattr(options, "model_tag", None)
+    if tag is not None and given.setdefault("model", tag) != tag:
+        raise ConfigError(f"two models are named, {tag} and --model {given['model']}; name one")
+    return given
+
+
+def refuse_engine_options(options: argparse.Namespace) -> None:
+    """Raise ConfigError for options of an engine beside --url."""
+    if given := engine_options(options):
+        named = ", ".join("the model" if name == "model" else flag_of(name) for name in given)
+        raise ConfigError(f"--url asks a server, which has its model and its options already; leave out {named}")
 
 
 def add_options(
@@ -79,7 +101,7 @@ def add_silent_options(parser: argparse.ArgumentParser, names: Iterable[str], sk
     for name in names:
         if name in skip:
             continue
-        flag, common = _flag(name), {"dest": name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        flag, common = flag_of(name), {"dest": name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         if name.startswith(_SWITCHES):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         else:
@@ -88,10 +110,6 @@ def add_silent_options(parser: argparse.ArgumentParser, names: Iterable[str], sk
 
 def flag_of(name: str) -> str:
     """Return the flag of a field."""
-    return _flag(name)
-
-
-def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
@@ -99,13 +117,13 @@ def _add_option(group: Any, option: dataclasses.Field[Any], hint: Any) -> None:
     kind, many = _scalar(hint)
     common = {"dest": option.name, "default": argparse.SUPPRESS, "help": option.metadata["doc"].replace("%", "%%")}
     if kind is bool:
-        group.add_argument(_flag(option.name), action=argparse.BooleanOptionalAction, **common)
+        group.add_argument(flag_of(option.name), action=argparse.BooleanOptionalAction, **common)
         return
     choices = [choice for choice in option.metadata["choices"] or () if choice is not None] or None
     metavar = None if choices else option.name.upper().rsplit("_", 1)[-1]
     if many:
         common |= {"nargs": "+", "action": _Items}
-    group.add_argument(_flag(option.name), type=kind, choices=choices, metavar=metavar, **common)
+    group.add_argument(flag_of(option.name), type=kind, choices=choices, metavar=metavar, **common)
 
 
 class _Items(argparse.Action):

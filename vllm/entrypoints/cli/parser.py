@@ -26,7 +26,8 @@ class Parser(argparse.ArgumentParser):
         from vllm.entrypoints.cli.config_file import arguments_of
 
         try:
-            from_file = arguments_of(options.config, self)
+            named = ("model",) if getattr(options, "model_tag", None) else ()  # by position, which wins like any flag
+            from_file = arguments_of(options.config, self, named)
         except ConfigError as error:
             self.exit(1, f"vllm: {error}\n")
         end = f"--config={options.config}"  # a list of values before it must not take a positional for one more

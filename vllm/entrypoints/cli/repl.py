@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,9 @@ class Repl:
         return input(prompt)
 
     def _greet(self) -> None:
-        try:
+        with suppress(ImportError):
             import readline  # noqa: F401  # importing it gives input() a history and editing
-        except ImportError:
-            pass
-        print(f'{self.source.name}. /help for help, {_MARK} around several lines, Ctrl-D to end.', file=sys.stderr)
+        print(f"{self.source.name}. /help for help, {_MARK} around several lines, Ctrl-D to end.", file=sys.stderr)
 
     def _help(self, _: str) -> None:
         for name, (_run, text) in self.commands.items():
@@ -119,7 +117,9 @@ class Repl:
         name, _, text = rest.partition(" ")
         name = name.replace("-", "_")
         if name not in sampling_names():
-            _say_names(f"{name or 'nothing'} is no sampling parameter.{did_you_mean(name, sampling_names())}", sampling_names())
+            _say_names(
+                f"{name or 'nothing'} is no sampling parameter.{did_you_mean(name, sampling_names())}", sampling_names()
+            )
             return
         if not text.strip():
             self.sampling.pop(name, None)

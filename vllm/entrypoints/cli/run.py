@@ -22,7 +22,9 @@ def run(options: argparse.Namespace) -> None:
     from vllm.sampling_params import SamplingParams
 
     temperature = 1.0 if options.temperature is None else options.temperature
-    SamplingParams(n=options.n, max_tokens=options.max_tokens, temperature=temperature)  # a mistake shows before loading
+    SamplingParams(
+        n=options.n, max_tokens=options.max_tokens, temperature=temperature
+    )  # a mistake shows before loading
 
     from vllm.entrypoints.llm import LLM
 

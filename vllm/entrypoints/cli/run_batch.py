@@ -14,18 +14,18 @@ import json
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from vllm.config import DEFAULT_MODEL, EngineArgs
+from vllm.config import EngineArgs
 from vllm.entrypoints.batch.lines import Answer, Line, read_lines
-from vllm.entrypoints.cli.options import add_engine_options, engine_options, flag_of
+from vllm.entrypoints.cli.options import add_engine_options, add_model, engine_options, refuse_engine_options
 from vllm.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model_tag", metavar="MODEL", nargs="?", default=argparse.SUPPRESS, help="folder or Hub name")
-    parser.add_argument("--model", default=argparse.SUPPRESS, help="the same as a flag")
+    add_model(parser)
     files = parser.add_argument_group("files")
     files.add_argument("-i", "--input-file", required=True, metavar="FILE", help="requests, one JSON object per line")
     files.add_argument("-o", "--output-file", required=True, metavar="FILE", help="where the answers go; - is stdout")
@@ -40,28 +40,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Return 0 if every line was answered, 1 if one or more have an error."""
-    engine = engine_options(options)
-    if hasattr(options, "model_tag"):
-        engine.setdefault("model", options.model_tag)
+    args = EngineArgs(**engine_options(options))
     if options.url is None and options.api_key is not None:
         raise ConfigError("--api-key is for a server; give its address with --url")
-    if options.url is not None and engine:
-        named = ", ".join("the model" if name == "model" else flag_of(name) for name in engine)
-        raise ConfigError(f"--url asks a server, which has its model already; leave out {named}")
+    if options.url is not None:
+        refuse_engine_options(options)
     if options.max_concurrency < 1:
         raise ConfigError(f"--max-concurrency must be at least 1, got {options.max_concurrency}")
     lines = read_lines(Path(options.input_file))
-    if options.output_file == "-":
-        return _write(_answers(options, engine, lines), sys.stdout, len(lines))
+    with _opened(options.output_file) as output:
+        return _write(_answers(options, args, lines), output, len(lines))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[TextIO]:
+    if path == "-":
+        yield sys.stdout
+        return
     try:
-        output = Path(options.output_file).open("w", encoding="utf-8")
+        output = Path(path).open("w", encoding="utf-8")  # noqa: SIM115  # an error inside `with` is another matter
     except OSError as error:
-        raise ConfigError(f"--output-file: {options.output_file} cannot be written: {error.strerror}") from None
+        raise ConfigError(f"--output-file: {path} cannot be written: {error.strerror}") from None
     with output:
-        return _write(_answers(options, engine, lines), output, len(lines))
+        yield output
 
 
-def _answers(options: argparse.Namespace, engine: dict[str, Any], lines: list[Line]) -> Iterator[Answer]:
+def _answers(options: argparse.Namespace, args: EngineArgs, lines: list[Line]) -> Iterator[Answer]:
     if options.url is not None:
         from vllm.entrypoints.batch.remote import answer_remotely
 
@@ -69,9 +73,8 @@ def _answers(options: argparse.Namespace, engine: dict[str, Any], lines: list[Li
     from vllm.engine.core import LLMEngine
     from vllm.entrypoints.batch.local import Local
 
-    args = EngineArgs(**engine)
     loaded = LLMEngine.from_engine_args(args, progress=True)
-    return Local(loaded, args.model or DEFAULT_MODEL or "default").answer(lines)
+    return Local(loaded, args.model or "default").answer(lines)
 
 
 def _write(answers: Iterator[Answer], output: TextIO, total: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm.config import EngineArgs
-from vllm.entrypoints.cli.options import add_engine_options, add_options, add_silent_options, engine_options
+from vllm.entrypoints.cli.options import add_engine_options, add_model, add_options, add_silent_options, engine_options
 from vllm.entrypoints.serve.settings import SERVER_UNSUPPORTED, SERVER_WITHOUT_EFFECT, ServerArgs
 
 EPILOG = """examples:
@@ -40,10 +40,7 @@ GROUPS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model_tag", metavar="MODEL", nargs="?", default=argparse.SUPPRESS, help="folder or Hub name; none: the model inside"
-    )
-    parser.add_argument("--model", default=argparse.SUPPRESS, help="the same as a flag")
+    add_model(parser)
     known = _server_fields()
     add_options(parser, ServerArgs, set(), {name: title for title, names in GROUPS.items() for name in names}, "server")
     add_engine_options(parser, without=known)
@@ -60,19 +57,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def split(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what was given for the engine, and what for the server.  A name that both have goes to both.
-
-    Raises SystemExit where two models are named.
-    """
+    """Return what was given for the engine, and what for the server.  A name that both have goes to both."""
     given = vars(options)
     server = {name: given[name] for name in [*_server_fields(), *_server_names()] if name in given}
     fields = {option.name for option in dataclasses.fields(EngineArgs)}
     engine = {name: value for name, value in engine_options(options).items() if name in fields or name not in server}
-    positional = given.get("model_tag")
-    if positional is not None:
-        if engine.setdefault("model", positional) != positional:
-            print(f"vllm serve: two models, {positional} and --model {engine['model']}; name one", file=sys.stderr)
-            raise SystemExit(2)
     return engine, server
 
 
@@ -92,7 +81,10 @@ def _say_what_there_is(download_dir: str | None) -> None:
 
     cache = Path(download_dir or constants.HF_HUB_CACHE).expanduser()
     names = cached_models(cache)
-    print("No model is named: the tiny one inside the package is served, which is good for trying out only.", file=sys.stderr)
+    print(
+        "No model is named: the tiny one inside the package is served, which is good for trying out only.",
+        file=sys.stderr,
+    )
     if names:
         lines = "\n".join(f"  vllm serve {name}" for name in names)
         print(f"Models in {cache}:\n{lines}", file=sys.stderr)

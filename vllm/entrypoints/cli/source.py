@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from vllm import env
 from vllm.config import DEFAULT_MODEL, EngineArgs
-from vllm.entrypoints.cli.options import add_engine_options, engine_options, flag_of
+from vllm.entrypoints.cli.options import add_engine_options, add_model, engine_options, flag_of, refuse_engine_options
 from vllm.errors import ConfigError, EngineDeadError
 
 Message = dict[str, str]
@@ -42,9 +42,7 @@ class Source(Protocol):
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Add the model or the server, sampling parameters, and the engine's options."""
-    parser.add_argument(
-        "model", nargs="?", default=argparse.SUPPRESS, help="folder or Hub name; none: the tiny model inside"
-    )
+    add_model(parser)
     server = parser.add_argument_group("server")
     server.add_argument("--url", help="ask this server instead of loading a model, as http://127.0.0.1:8000")
     server.add_argument("--api-key", help="the server's key (default: VLLM_API_KEY, else OPENAI_API_KEY)")
@@ -79,15 +77,12 @@ def check_sampling(sampling: dict[str, Any]) -> dict[str, Any]:
 
 def open_source(options: argparse.Namespace) -> Source:
     """Load the model, or find the server, that the options ask for."""
-    engine = engine_options(options)
     if options.url is None:
         for name in ("model_name", "api_key"):
             if getattr(options, name) is not None:
                 raise ConfigError(f"{flag_of(name)} is for a server; give its address with --url")
-        return LocalModel(EngineArgs(**engine))
-    if engine:
-        named = ", ".join("the model" if name == "model" else flag_of(name) for name in engine)
-        raise ConfigError(f"--url asks a server, which has its model already; leave out {named}")
+        return LocalModel(EngineArgs(**engine_options(options)))
+    refuse_engine_options(options)
     return ServedModel(options.url, options.api_key, options.model_name)
 
 
