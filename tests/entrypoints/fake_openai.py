@@ -49,6 +49,7 @@ class FakeOpenAI(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: FakeOpenAI
 
     def log_message(self, *_: Any) -> None:

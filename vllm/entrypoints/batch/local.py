@@ -62,7 +62,7 @@ class Local:
                 continue
             try:
                 self.engine.add(request)
-                outputs = []
+                outputs: list[Any] = []
                 while not outputs or not outputs[-1].finished:
                     outputs = self.engine.step()
                 yield self._answer(line, outputs[-1])

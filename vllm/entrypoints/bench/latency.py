@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
 
         def measure() -> float:
             prompts = [
-                {"prompt_token_ids": [draw.randrange(model.vocab_size) for _ in range(options.input_len)]}
+                [draw.randrange(model.vocab_size) for _ in range(options.input_len)]
                 for _ in range(options.batch_size)  # new ones each time: a prefix that is cached costs nothing
             ]
             start = time.perf_counter()

@@ -19,8 +19,8 @@ from vllm.errors import ConfigError
 from vllm.inputs.tokenizer import Tokenizer
 
 NAMES = ("random", "sharegpt", "jsonl", "custom")
-_FEWEST_WORDS = 100
-_TRIES = 10
+_FEWEST_WORDS = 20
+_TRIES = 20
 _SHORTEST = 4  # tokens; shorter conversations are noise
 
 

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
             SamplingParams(n=options.n, temperature=1.0, ignore_eos=True, max_tokens=sample.max_tokens)
             for sample in samples
         ]
-        prompts = [{"prompt": sample.prompt} for sample in samples]
+        prompts = [sample.prompt for sample in samples]
         llm.generate("A", SamplingParams(max_tokens=2), use_tqdm=False)  # what is only done once is done now
         start = time.perf_counter()
         outputs = llm.generate(prompts, params, use_tqdm=not options.disable_tqdm)

@@ -114,7 +114,7 @@ def compute(args: EngineArgs, num_prompts: int, prompt_len: int, max_tokens: int
             )
             for rows in kept
         ]
-        outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        outputs = llm.generate(prompts, params, use_tqdm=False)
         speed = Speed(load, *_speeds(llm, prompts[0], max_tokens))
     runs = [
         Run(ids, output.outputs[0].token_ids, _stack(rows))
@@ -179,7 +179,7 @@ def _speeds(llm: Any, prompt: list[int], max_tokens: int) -> tuple[float, float]
     llm.reset_prefix_cache()
     params = SamplingParams(temperature=0, max_tokens=max(2, max_tokens), ignore_eos=True, detokenize=False)
     start = time.monotonic()
-    (output,) = llm.generate({"prompt_token_ids": prompt}, params, use_tqdm=False)
+    (output,) = llm.generate([prompt], params, use_tqdm=False)
     metrics, count = output.metrics, len(output.outputs[0].token_ids)
     first, last = metrics.first_token_time, metrics.finished_time
     return len(prompt) / (first - start), (count - 1) / max(last - first, 1e-9)

@@ -101,7 +101,8 @@ def add_silent_options(parser: argparse.ArgumentParser, names: Iterable[str], sk
     for name in names:
         if name in skip:
             continue
-        flag, common = flag_of(name), {"dest": name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        flag = flag_of(name)
+        common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         if name.startswith(_SWITCHES):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         else:
