@@ -113,6 +113,9 @@ def test_serve_without_a_model_says_which_there_are(
     assert "vllm serve some/model" in capsys.readouterr().err
     (engine, server) = calls.pop()
     assert (engine.model, server.port) == ("", 9)
+    assert main(["serve", "--api-key", "secret", "some/model"]) == 1
+    err = capsys.readouterr().err
+    assert "no model is named, and --api-key has 2 values; name the model first" in err and "secret" not in err
     assert main(["serve", "named", "--download-dir", str(tmp_path)]) == 3
     assert capsys.readouterr().err == ""
     assert calls.pop()[0].model == "named"

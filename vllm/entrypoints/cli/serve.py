@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vllm.config import EngineArgs
-from vllm.entrypoints.cli.options import add_engine_options, add_model, add_options, add_silent_options, engine_options
+from vllm.entrypoints.cli.options import add_engine_options, add_model, add_options, add_silent_options, engine_options, flag_of
 from vllm.entrypoints.serve.settings import SERVER_UNSUPPORTED, SERVER_WITHOUT_EFFECT, ServerArgs
+from vllm.errors import ConfigError
 
 EPILOG = """examples:
   vllm serve Qwen/Qwen3-0.6B --port 8000 --api-key SECRET
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
     engine, server = split(options)
     if "model" not in engine:
+        _refuse_swallowed_model(server)
         _say_what_there_is(engine.get("download_dir"))
     return run_server(EngineArgs(**engine), ServerArgs(**server))
 
@@ -72,6 +74,15 @@ def _server_fields() -> list[str]:
 def _server_names() -> list[str]:
     """Names that ServerArgs takes beside its fields."""
     return [*SERVER_UNSUPPORTED, *SERVER_WITHOUT_EFFECT]
+
+
+def _refuse_swallowed_model(server: dict[str, Any]) -> None:
+    """Raise ConfigError where the model may have been taken for one more value of a flag before it."""
+    for name, value in server.items():
+        if isinstance(value, list) and len(value) > 1:
+            raise ConfigError(
+                f"no model is named, and {flag_of(name)} has {len(value)} values; name the model first, or with --model"
+            )
 
 
 def _say_what_there_is(download_dir: str | None) -> None:
