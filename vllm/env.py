@@ -11,6 +11,7 @@
 | OMP_NUM_THREADS | threads that compute; by default one per usable core |
 | VLLM_API_KEY | a key that the server asks of its clients, beside those of --api-key |
 | VLLM_USE_MODELSCOPE | 1 or true: model names are looked up on ModelScope |
+| VLLM_API_KEY, OPENAI_API_KEY | the key that commands with --url send; the first that is set |
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ import os
 from pathlib import Path
 
 from vllm.errors import ConfigError
+
+
+_OURS = ("VLLM_", "HF_", "OMP_", "KMP_", "MKL_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH_", "PYTORCH_", "LD_PRELOAD")
+_SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 def _flag(name: str, default: bool) -> bool:
@@ -65,6 +70,20 @@ def cpu_kvcache_bytes() -> int | None:
 def cpu_kernels() -> str | None:
     """Return which kernels compute on a processor, or None: the best."""
     return os.environ.get("VLLM_CPU_KERNELS") or None
+
+
+def client_api_key() -> str | None:
+    """Return the key that a client of ours sends where it is given none."""
+    return os.environ.get("VLLM_API_KEY") or os.environ.get("OPENAI_API_KEY") or None
+
+
+def settings() -> dict[str, str]:
+    """Return the variables that are set and that this package or its libraries go by; secrets are hidden."""
+    return {
+        name: "(hidden)" if any(word in name for word in _SECRET) else value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(_OURS)
+    }
 
 
 def num_threads() -> int | None:

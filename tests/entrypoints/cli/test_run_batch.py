@@ -1,0 +1,158 @@
+"""`vllm run-batch`: every line has an answer, and a wrong line harms no other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.entrypoints.fake_openai import FakeOpenAI
+from vllm.engine.core import LLMEngine
+from vllm.entrypoints.cli import main
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+HI = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 4, "temperature": 0}
+
+
+def line(custom_id: Any, url: str, body: Any, **more: Any) -> str:
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body, **more})
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Any:
+    """`batch([line, …], "--option")` → exit status and answers by custom_id."""
+
+    def run(lines: list[str], *options: str) -> tuple[int, dict[str | None, Any]]:
+        source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+        source.write_text("\n".join(lines) + "\n")
+        status = main(["run-batch", "-i", str(source), "-o", str(target), *options])
+        answers = [json.loads(answer) for answer in target.read_text().splitlines()]
+        assert len(answers) == len([one for one in lines if one.strip()])
+        return status, {answer["custom_id"]: answer for answer in answers}
+
+    return run
+
+
+def body(answer: dict[str, Any]) -> dict[str, Any]:
+    assert answer["response"]["status_code"] == 200 and answer["error"] is None, answer
+    return answer["response"]["body"]
+
+
+def test_chats_and_completions_are_answered(batch: Any) -> None:
+    status, answers = batch(
+        [
+            line("chat", CHAT, HI | {"logprobs": True, "top_logprobs": 2, "n": 1, "user": "me"}),
+            "",
+            line("text", COMPLETIONS, {"prompt": "The", "max_tokens": 3, "temperature": 0, "logprobs": 1}),
+            line("ids", COMPLETIONS, {"prompt": [5, 6, 7], "max_completion_tokens": None, "max_tokens": 2}),
+        ]
+    )
+    assert status == 0
+    chat, text = body(answers["chat"]), body(answers["text"])
+    assert chat["object"] == "chat.completion" and chat["choices"][0]["message"]["role"] == "assistant"
+    assert chat["usage"]["completion_tokens"] == 4
+    tokens = chat["choices"][0]["logprobs"]["content"]
+    assert "".join(token["token"] for token in tokens) == chat["choices"][0]["message"]["content"]
+    assert [len(token["top_logprobs"]) for token in tokens] == [2] * 4
+    assert tokens[0]["top_logprobs"][0]["token"] == tokens[0]["token"]  # greedy: the chosen one is the likeliest
+    assert (
+        text["object"] == "text_completion"
+        and "".join(text["choices"][0]["logprobs"]["tokens"]) == text["choices"][0]["text"]
+    )
+    assert body(answers["ids"])["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+WRONG = [
+    ("not json", "it is not JSON"),
+    ("[]", "it must be a JSON object"),
+    (line(5, CHAT, HI), "custom_id must be a text"),
+    (line("a", "/v1/embeddings", {}), "url must be one of /v1/chat/completions, /v1/completions"),
+    (line("a", CHAT, "text"), "body must be an object"),
+    (line("a", CHAT, HI, method="GET"), "method must be 'POST', got 'GET'"),
+    (line("a", CHAT, HI | {"stream": True}), "stream must be false"),
+    (line("a", CHAT, {"max_tokens": 1}), "the body has no 'messages'"),
+    (line("a", CHAT, HI | {"tempertature": 1}), "unknown field 'tempertature'. Did you mean 'temperature'?"),
+    (line("a", CHAT, HI | {"top_p": 2}), "top_p must be in (0, 1], got 2"),
+    (line("a", CHAT, HI | {"top_logprobs": 2}), "top_logprobs needs logprobs: true"),
+    (line("a", CHAT, HI | {"logprobs": 2}), "logprobs must be true or false"),
+    (line("a", CHAT, HI | {"tools": [{"type": "function"}]}), "tools is not supported in batches"),
+    (line("a", COMPLETIONS, {"prompt": ["x", "y"]}), "prompt holds 2 prompts; write a line for each"),
+    (line("a", COMPLETIONS, {"prompt": "x", "echo": True}), "suffix and echo are not supported"),
+    (line("a", COMPLETIONS, {"prompt": "x " * 9000}), "leaves room for 2,047"),
+    (line("a", COMPLETIONS, {"prompt": "x", "max_tokens": "many"}), "max_tokens must be an integer"),
+]
+
+
+def test_a_wrong_line_has_its_error_and_harms_no_other(batch: Any) -> None:
+    lines = [text.replace('"custom_id": "a"', f'"custom_id": "{index}"') for index, (text, _) in enumerate(WRONG)]
+    known = [(index, message) for index, (text, message) in enumerate(WRONG) if '"custom_id": "a"' in text]
+    anonymous = [text for text, _ in WRONG if '"custom_id": "a"' not in text]
+    status, answers = batch([one for one in lines if one not in anonymous] + [line("good", CHAT, HI)])
+    assert status == 1
+    assert body(answers["good"])["choices"][0]["finish_reason"] == "length"
+    for index, message in known:
+        answer = answers[str(index)]
+        assert answer["response"]["status_code"] == 400
+        assert message in answer["error"]["message"] and answer["error"]["message"].startswith("line ")
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG[:3])
+def test_a_line_without_a_name_is_answered_too(batch: Any, text: str, message: str) -> None:
+    status, answers = batch([text])
+    assert status == 1 and message in answers[None]["error"]["message"]
+
+
+def test_a_step_that_fails_costs_its_guilty_line_only(batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = LLMEngine.step
+
+    def poisoned(engine: LLMEngine) -> Any:
+        if any(8 in state.request.token_ids for state in engine.outputs._states.values()):
+            raise RuntimeError("a kernel fell over")
+        return step(engine)
+
+    monkeypatch.setattr(LLMEngine, "step", poisoned)
+    good = [line(f"good {index}", COMPLETIONS, {"prompt": [5, 6], "max_tokens": 3}) for index in range(3)]
+    status, answers = batch([*good, line("bad", COMPLETIONS, {"prompt": [8], "max_tokens": 3})])
+    assert status == 1
+    assert (
+        answers["bad"]["response"]["status_code"] == 500 and "a kernel fell over" in answers["bad"]["error"]["message"]
+    )
+    assert all(body(answers[f"good {index}"]) for index in range(3))
+
+
+def test_a_server_answers_and_is_asked_again_when_it_is_full(batch: Any) -> None:
+    refused: list[str] = []
+
+    def refuse(asked: dict[str, Any]) -> Any:
+        prompt = asked.get("prompt")
+        if prompt == "busy" and not refused:
+            refused.append(prompt)
+            return 429, "too many", {"Retry-After": "0"}
+        return (400, "no such thing", {}) if prompt == "bad" else None
+
+    with FakeOpenAI() as server:
+        server.refuse = refuse
+        lines = [line(name, COMPLETIONS, {"prompt": name}) for name in ("busy", "bad", "fine")]
+        status, answers = batch([*lines, line("chat", CHAT, HI), "nonsense"], "--url", server.url)
+    assert status == 1 and refused == ["busy"]
+    assert answers["bad"]["error"]["message"] == "no such thing"
+    assert body(answers["busy"])["choices"][0]["text"] == body(answers["fine"])["choices"][0]["text"] == "Hello there!"
+    assert body(answers["chat"])["model"] == "first"
+    assert "not JSON" in answers[None]["error"]["message"]
+
+
+def test_two_lines_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n".join([line("a", CHAT, HI), line("b", CHAT, HI), line("a", CHAT, HI)]))
+    assert main(["run-batch", "-i", str(source), "-o", str(tmp_path / "out")]) == 1
+    assert "lines 1 and 3 both have custom_id 'a'" in capsys.readouterr().err
+
+
+def test_files_are_looked_at_before_anything_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run-batch", "-i", str(tmp_path / "none"), "-o", "x"]) == 1
+    assert "--input-file" in capsys.readouterr().err
+    (tmp_path / "in").write_text("")
+    assert main(["run-batch", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "no" / "out")]) == 1
+    assert "--output-file" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Files of requests: read, answered by a model in this process or by a server."""

@@ -1,0 +1,103 @@
+"""`vllm serve [MODEL]`: a model over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from vllm.config import EngineArgs
+from vllm.entrypoints.cli.options import add_engine_options, add_model, add_options, add_silent_options, engine_options, flag_of
+from vllm.entrypoints.serve.settings import SERVER_UNSUPPORTED, SERVER_WITHOUT_EFFECT, ServerArgs
+from vllm.errors import ConfigError
+
+EPILOG = """examples:
+  vllm serve Qwen/Qwen3-0.6B --port 8000 --api-key SECRET
+  vllm serve ./my-model --max-model-len 8192 --quantization int8
+  vllm serve --config server.yaml
+"""
+
+GROUPS = {
+    "address": ("host", "port", "uds", "root_path", "served_model_name"),
+    "protection": (
+        *("api_key", "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials", "ssl_keyfile"),
+        *("ssl_certfile", "ssl_keyfile_password", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers"),
+    ),
+    "answers": (
+        *("chat_template_content_format", "trust_request_chat_template", "response_role", "return_tokens_as_token_ids"),
+        *("enable_prompt_tokens_details", "enable_force_include_usage", "enable_request_id_headers"),
+        *("enable_per_request_metrics", "disable_ui"),
+    ),
+    "limits": (
+        *("max_concurrent_requests", "max_queued_requests", "max_body_bytes", "max_header_bytes", "max_headers"),
+        *("max_prompts", "max_n", "max_stop_strings", "max_stop_length", "request_timeout", "shutdown_timeout"),
+        *("keep_alive_timeout", "header_timeout", "body_timeout"),
+    ),
+    "logging": ("enable_log_requests", "max_log_len", "log_format"),
+}
+"""The server's options as help shows them."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    known = _server_fields()
+    add_options(parser, ServerArgs, set(), {name: title for title, names in GROUPS.items() for name in names}, "server")
+    add_engine_options(parser, without=known)
+    add_silent_options(parser, _server_names(), {*known, *(flag.dest for flag in parser._actions)})
+
+
+def run(options: argparse.Namespace) -> int:
+    from vllm.entrypoints.serve.server import run_server
+
+    engine, server = split(options)
+    if "model" not in engine:
+        _refuse_swallowed_model(server)
+        _say_what_there_is(engine.get("download_dir"))
+    return run_server(EngineArgs(**engine), ServerArgs(**server))
+
+
+def split(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what was given for the engine, and what for the server.  A name that both have goes to both."""
+    given = vars(options)
+    server = {name: given[name] for name in [*_server_fields(), *_server_names()] if name in given}
+    fields = {option.name for option in dataclasses.fields(EngineArgs)}
+    engine = {name: value for name, value in engine_options(options).items() if name in fields or name not in server}
+    return engine, server
+
+
+def _server_fields() -> list[str]:
+    return [option.name for option in dataclasses.fields(ServerArgs)]
+
+
+def _server_names() -> list[str]:
+    """Names that ServerArgs takes beside its fields."""
+    return [*SERVER_UNSUPPORTED, *SERVER_WITHOUT_EFFECT]
+
+
+def _refuse_swallowed_model(server: dict[str, Any]) -> None:
+    """Raise ConfigError where the model may have been taken for one more value of a flag before it."""
+    for name, value in server.items():
+        if isinstance(value, list) and len(value) > 1:
+            raise ConfigError(
+                f"no model is named, and {flag_of(name)} has {len(value)} values; name the model first, or with --model"
+            )
+
+
+def _say_what_there_is(download_dir: str | None) -> None:
+    from huggingface_hub import constants
+
+    from vllm.loader.find import cached_models
+
+    cache = Path(download_dir or constants.HF_HUB_CACHE).expanduser()
+    names = cached_models(cache)
+    print(
+        "No model is named: the tiny one inside the package is served, which is good for trying out only.",
+        file=sys.stderr,
+    )
+    if names:
+        lines = "\n".join(f"  vllm serve {name}" for name in names)
+        print(f"Models in {cache}:\n{lines}", file=sys.stderr)
+    else:
+        print(f"There are no models in {cache}; `vllm serve OWNER/NAME` downloads one.", file=sys.stderr)
