@@ -23,7 +23,6 @@ from pathlib import Path
 
 from vllm.errors import ConfigError
 
-
 _OURS = ("VLLM_", "HF_", "OMP_", "KMP_", "MKL_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH_", "PYTORCH_", "LD_PRELOAD")
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 

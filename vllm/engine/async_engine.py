@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from vllm.config import EngineArgs, EngineConfig, ModelConfig
 from vllm.engine.output_processor import OutputProcessor
@@ -289,6 +289,7 @@ class AsyncEngine:
             self.state = "stopping"
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_exception(error or EngineDeadError(self._last_words()))
+            self._loaded.exception()  # who waited for it may be gone
         self._fail_all(EngineDeadError("there is no engine any more"))
 
     async def _run_one(self) -> None:
@@ -368,8 +369,7 @@ class _Link(asyncio.Protocol):
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by name
 
     def data_received(self, data: bytes) -> None:
         for message in self._frames.feed(data):

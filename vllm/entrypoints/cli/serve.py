@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vllm.config import EngineArgs
-from vllm.entrypoints.cli.options import add_engine_options, add_model, add_options, add_silent_options, engine_options, flag_of
+from vllm.entrypoints.cli.options import (
+    add_engine_options,
+    add_model,
+    add_options,
+    add_silent_options,
+    engine_options,
+    flag_of,
+)
 from vllm.entrypoints.serve.settings import SERVER_UNSUPPORTED, SERVER_WITHOUT_EFFECT, ServerArgs
 from vllm.errors import ConfigError
 

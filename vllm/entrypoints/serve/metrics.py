@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.exposition import choose_encoder
 
 from vllm.entrypoints.serve.context import Call
@@ -131,6 +139,7 @@ class Metrics:
     """Counts what an engine does."""
 
     def __init__(self, model_name: str) -> None:
+        disable_created_metrics()  # else every series has a second one that says when it began
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         labels = (model_name, ENGINE)

@@ -19,10 +19,18 @@
 
 namespace {
 
-// Scratch was planned for a number of threads: a program is run with as many as it was recorded with.
+// Scratch was planned for a number of threads: a program is run with at most as many as it was recorded with.
 struct Program {
     std::vector<Operation> operations;
     int threads;
+    int64_t weights;  // of its products
+
+    // Work of less than about 0.3 ms is one thread's: another would save little, and cost much where a barrier waits for
+    // a core that somebody else has.
+    int threads_for(int64_t rows) const {
+        bool is_small = weights < 4'000'000 && weights * rows < 32'000'000;
+        return is_small ? 1 : threads;
+    }
 };
 
 const Kernels* kernels = nullptr;
@@ -123,7 +131,7 @@ PyObject* start_recording(PyObject*, PyObject*) {
         PyErr_SetString(PyExc_RuntimeError, "a program is being recorded already");
         return nullptr;
     }
-    recording = new Program{{}, team->threads};
+    recording = new Program{{}, team->threads, 0};
     Py_RETURN_NONE;
 }
 
@@ -144,7 +152,7 @@ PyObject* run(PyObject*, PyObject* const* values, Py_ssize_t count) {
     if (!program) return nullptr;
     int64_t rows = PyLong_AsLongLong(values[1]);
     if (PyErr_Occurred()) return nullptr;
-    return run_now(program->operations.data(), program->operations.size(), program->threads, rows);
+    return run_now(program->operations.data(), program->operations.size(), program->threads_for(rows), rows);
 }
 
 // ---- operations: (rows, fields of the arguments in order) ----
@@ -157,6 +165,7 @@ PyObject* linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
              .all(rows, a.x, a.y, a.residual, a.bias, a.groups, a.num_groups, a.width, a.x_stride, a.y_stride,
                   a.residual_stride, a.format, a.x_type, a.y_type, a.activation, a.gated))
         return nullptr;
+    if (recording) recording->weights += a.num_groups * 16 * a.width;
     op.phase = kernels->linear_prepare;
     op.shared_per_panel = kernels->linear_shared(a);
     op.own = kernels->linear_own(a);
