@@ -1,7 +1,7 @@
 """From a run's record to RESULTS.md and its plot:  python -m benchmarks.report FOLDER
 
-The folder holds results.json and, from `python -m benchmarks.quality`, quality.json; it gets RESULTS.md and results.svg.
-Nothing in them is written by hand.
+The folder holds results.json and, from `python -m benchmarks.quality` and `.server`, quality.json and server.json; it gets
+RESULTS.md and results.svg.  Nothing in them is written by hand.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from benchmarks import goals
 from benchmarks.measures import TITLES, median
 from benchmarks.plot import draw
 from benchmarks.quality import EXACT, QUALITY
+from benchmarks.server import SERVER
+from benchmarks.server import rows as server_rows
 from benchmarks.summary import Series, Summary
 
 RECORD, PAGE, PLOT = "results.json", "RESULTS.md", "results.svg"
@@ -33,14 +35,17 @@ def main() -> None:
 def write(folder: Path) -> str:
     """Write page and plot beside the record, and return the page."""
     summary = Summary(json.loads((folder / RECORD).read_text()))
-    quality = folder / QUALITY
-    page = render(summary, json.loads(quality.read_text()) if quality.is_file() else {})
+    page = render(summary, _beside(folder / QUALITY), _beside(folder / SERVER))
     (folder / PAGE).write_text(page)
     (folder / PLOT).write_text(draw(summary))
     return page
 
 
-def render(summary: Summary, quality: Mapping[str, Mapping[str, float]]) -> str:
+def _beside(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def render(summary: Summary, quality: Mapping[str, Mapping[str, float]], server: Mapping[str, Any]) -> str:
     """The page as text."""
     parts = [
         *_opening(summary),
@@ -48,6 +53,7 @@ def render(summary: Summary, quality: Mapping[str, Mapping[str, float]]) -> str:
         *_workloads(summary),
         *_start_and_memory(summary),
         *_quality(quality),
+        *_server(server),
         *_same_tokens(summary),
         *_absent(summary),
         *_facts(summary),
@@ -176,6 +182,17 @@ def _quality(quality: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
         same = f"{100 * found['same']:.0f} %" if "same" in found else ""
         rows.append((name, f"{found['perplexity']:.3f}", error, same))
     yield from _table(("computed in", "perplexity", "error of logits", "same most likely token"), rows)
+
+
+def _server(found: Mapping[str, Any]) -> Iterator[str]:
+    if not found:
+        return
+    yield "## The server's own cost\n"
+    yield (
+        "A model of two layers and width 64 behind `vllm serve`, prompts of 16 tokens, medians over rounds in which both "
+        "servers were started anew; the client takes its share of the same cores. (`python -m benchmarks.server`)\n"
+    )
+    yield from _table(("", "this server", "vLLM, eager", "this one is"), server_rows(found))
 
 
 def _same_tokens(summary: Summary) -> Iterator[str]:

@@ -23,7 +23,7 @@ def rows(page: str, heading: str) -> list[list[str]]:
 
 @pytest.fixture
 def page(record: dict[str, Any]) -> str:
-    return report.render(Summary(record), {})
+    return report.render(Summary(record), {}, {})
 
 
 def test_medians_ratios_and_shares_stand_in_the_workloads_table(page: str) -> None:
@@ -51,7 +51,7 @@ def test_goals_are_judged_where_both_sides_were_measured(page: str, record: dict
     record["memory"]["ours-bf16"]["rss"] = 1_700_000_000
     row = "| peak memory: ours-bf16 | at most 1.6 GB | 1.70 GB | **missed** |"
     assert row not in page
-    assert row in report.render(Summary(record), {})
+    assert row in report.render(Summary(record), {}, {})
 
 
 def test_start_and_memory_have_a_row_per_engine_that_was_measured(page: str) -> None:
@@ -66,6 +66,20 @@ def test_quality_is_shown_where_it_was_measured(record: dict[str, Any], tmp_path
     assert rows(report.write(tmp_path), "Quality")[1:] == [
         ["float32", "28.500", "", ""],
         ["int8", "28.750", "1.23 %", "88 %"],
+    ]
+
+
+def test_the_servers_cost_is_shown_as_medians_and_the_median_of_ratios(record: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    measured = {
+        "ours": {"requests": [3000.0, 3300.0, 3100.0], "single": [0.5, 0.4, 0.4]},
+        "vllm": {"requests": [600.0, 600.0, 620.0], "single": [2.0, 2.0, 2.4]},
+    }
+    (tmp_path / "server.json").write_text(json.dumps(measured))
+    assert [row[1:] for row in rows(report.write(tmp_path), "The server's own cost")[1:]] == [
+        ["3,100", "600", "5.0×"],
+        ["", "", ""],
+        ["0.40", "2.00", "5.0×"],
     ]
 
 
@@ -84,14 +98,14 @@ def test_a_quick_run_says_that_it_shows_no_speeds(page: str, record: dict[str, A
     assert "**A quick run" in page
     record["quick"] = False
     record["measurements"] = []
-    assert "quick" not in report.render(Summary(record), {})
+    assert "quick" not in report.render(Summary(record), {}, {})
 
 
 def test_without_a_roof_there_are_no_shares(record: dict[str, Any]) -> None:
     for entry in record["measurements"]:
         entry["roof"] = [None, None]
     summary = Summary(record)
-    assert [row[4] for row in rows(report.render(summary, {}), "W1")[1:4]] == ["", "", ""]
+    assert [row[4] for row in rows(report.render(summary, {}, {}), "W1")[1:4]] == ["", "", ""]
     assert "no roof was measured" in draw(summary)
 
 
