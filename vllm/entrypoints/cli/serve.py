@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vllm.config import EngineArgs
-from vllm.entrypoints.cli.options import add_engine_options, add_model, add_options, add_silent_options, engine_options, flag_of
+from vllm.entrypoints.cli.options import (
+    add_engine_options,
+    add_model,
+    add_options,
+    add_silent_options,
+    engine_options,
+    flag_of,
+)
 from vllm.entrypoints.serve.settings import SERVER_UNSUPPORTED, SERVER_WITHOUT_EFFECT, ServerArgs
 from vllm.errors import ConfigError
 
@@ -31,7 +38,7 @@ GROUPS = {
         *("enable_per_request_metrics", "disable_ui"),
     ),
     "limits": (
-        *("max_concurrent_requests", "max_queued_requests", "max_body_bytes", "max_header_bytes", "max_headers"),
+        *("max_concurrent_requests", "max_num_queued_reqs", "max_body_bytes", "max_header_bytes", "max_headers"),
         *("max_prompts", "max_n", "max_stop_strings", "max_stop_length", "request_timeout", "shutdown_timeout"),
         *("keep_alive_timeout", "header_timeout", "body_timeout"),
     ),
