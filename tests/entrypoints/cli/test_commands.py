@@ -25,7 +25,7 @@ def test_no_help_needs_anything_heavy() -> None:
     code = (
         "import sys\nfrom vllm.entrypoints.cli import COMMANDS, command_parser\n"
         "for name in COMMANDS: command_parser(name)[0].format_help()\n"
-        "heavy = ['torch', 'transformers', 'tokenizers', 'huggingface_hub', 'numpy', 'matplotlib', 'yaml', 'uvicorn']\n"
+        "heavy = ['torch', 'transformers', 'tokenizers', 'huggingface_hub', 'numpy', 'matplotlib', 'yaml', 'uvicorn', 'msgspec']\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,6 +10,8 @@ import pytest
 
 from tests.entrypoints.fake_openai import FakeOpenAI
 from vllm.engine.core import LLMEngine
+from vllm.entrypoints.batch.lines import read_lines
+from vllm.entrypoints.batch.remote import answer_remotely
 from vllm.entrypoints.cli import main
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -141,6 +143,17 @@ def test_a_server_answers_and_is_asked_again_when_it_is_full(batch: Any) -> None
     assert body(answers["busy"])["choices"][0]["text"] == body(answers["fine"])["choices"][0]["text"] == "Hello there!"
     assert body(answers["chat"])["model"] == "first"
     assert "not JSON" in answers[None]["error"]["message"]
+
+
+def test_leaving_early_sends_nothing_more(tmp_path: Path) -> None:
+    lines = tmp_path / "in.jsonl"
+    lines.write_text("\n".join(line(str(index), COMPLETIONS, {"prompt": "x"}) for index in range(50)))
+    with FakeOpenAI() as server:
+        server.delay = 0.02
+        answers = answer_remotely(server.url, None, read_lines(lines), 2)
+        next(answers)
+        answers.close()  # type: ignore[attr-defined]
+        assert len(server.bodies) < 10
 
 
 def test_two_lines_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm.entrypoints.bench.load import Timing
+if TYPE_CHECKING:
+    from vllm.entrypoints.bench.load import Timing
 
 TITLES = {
     "ttft": "time to first token, ms",

@@ -53,7 +53,7 @@ def write_json(path: str | None, found: dict[str, Any]) -> None:
 
 def latency_table(found: dict[str, Any], shares: Sequence[float]) -> str:
     """Return the measures of a server as a table."""
-    columns = ["mean", "median", *(f"p{share:g}" for share in shares)]
+    columns = ["mean", "median", *(f"p{share:g}" for share in shares if share != 50.0)]
     rows = [[TITLES[name], *(_shown(found[f"{column}_{name}_ms"]) for column in columns)] for name in TITLES]
     return table(["", *columns], rows)
 

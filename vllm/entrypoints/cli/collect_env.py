@@ -100,7 +100,7 @@ def _accelerators() -> dict[str, Any]:
 
 
 def _installed() -> dict[str, Any]:
-    """The versions of the packages that this one requires, extras included, and of those that ours are confused with."""
+    """The versions of the packages that this one requires, extras included."""
     try:
         required = importlib.metadata.requires("vllm") or []
     except importlib.metadata.PackageNotFoundError:

@@ -78,21 +78,16 @@ def add_options(
 ) -> None:
     """Add a flag for every field of a dataclass made of `vllm.config.option`s.
 
-    `titles` has the help group of a field, `rest` is the group of the others; a field's metadata may name its group too.
+    `titles` has the help group of a field, `rest` is the group of the others.
     """
     hints = typing.get_type_hints(kind)
-    groups: dict[str, Any] = {}
-    wanted = [option for option in dataclasses.fields(kind) if option.name not in skip]
-    for title in [*dict.fromkeys(titles.values()), rest]:
-        groups[title] = None  # the order of groups
-    for option in wanted:
-        title = option.metadata.get("group") or titles.get(option.name, rest)
-        if groups.get(title) is None:
-            groups[title] = []
-        groups[title].append(option)
-    for title, members in groups.items():
-        group = parser.add_argument_group(title) if members else None
-        for option in members or ():
+    members: dict[str, list[dataclasses.Field[Any]]] = {title: [] for title in [*titles.values(), rest]}
+    for option in dataclasses.fields(kind):
+        if option.name not in skip:
+            members[titles.get(option.name, rest)].append(option)
+    for title, options in members.items():
+        group = parser.add_argument_group(title)  # help leaves out one that is empty
+        for option in options:
             _add_option(group, option, hints[option.name])
 
 

@@ -69,12 +69,13 @@ def _answers(options: argparse.Namespace, args: EngineArgs, lines: list[Line]) -
     if options.url is not None:
         from vllm.entrypoints.batch.remote import answer_remotely
 
-        return answer_remotely(options.url, options.api_key, lines, options.max_concurrency)
+        yield from answer_remotely(options.url, options.api_key, lines, options.max_concurrency)
+        return
     from vllm.engine.core import LLMEngine
     from vllm.entrypoints.batch.local import Local
 
-    loaded = LLMEngine.from_engine_args(args, progress=True)
-    return Local(loaded, args.model or "default").answer(lines)
+    with LLMEngine.from_engine_args(args, progress=True) as engine:
+        yield from Local(engine, args.model or "default").answer(lines)
 
 
 def _write(answers: Iterator[Answer], output: TextIO, total: int) -> int:

@@ -38,7 +38,7 @@ GROUPS = {
         *("enable_per_request_metrics", "disable_ui"),
     ),
     "limits": (
-        *("max_concurrent_requests", "max_queued_requests", "max_body_bytes", "max_header_bytes", "max_headers"),
+        *("max_concurrent_requests", "max_num_queued_reqs", "max_body_bytes", "max_header_bytes", "max_headers"),
         *("max_prompts", "max_n", "max_stop_strings", "max_stop_length", "request_timeout", "shutdown_timeout"),
         *("keep_alive_timeout", "header_timeout", "body_timeout"),
     ),
