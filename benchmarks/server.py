@@ -42,7 +42,7 @@ LOADS = {
 FIGURES = {
     "requests": ("request_throughput", "requests/s, 64 clients, one token each"),
     "tokens": ("output_throughput", "streamed tokens/s, 64 clients, 64 tokens each"),
-    "single": ("median_itl_ms", "ms between tokens, one client"),
+    "single": ("mean_tpot_ms", "ms per token, one client"),
 }
 
 
