@@ -198,6 +198,27 @@ def test_sigterm_lets_streams_finish_and_sigint_tells_them_why_they_end(number: 
         assert counts == ({"aborted": 0, "finished": 4} if number == signal.SIGTERM else {"aborted": 4, "finished": 0})
 
 
+def test_a_second_signal_ends_what_the_first_one_let_finish() -> None:
+    with server({"pause": 0.2}) as running:
+        begun, lines = threading.Event(), []  # type: ignore[var-annotated]
+        thread = threading.Thread(target=collect, args=(running, STREAM, begun, lines))
+        thread.start()
+        assert begun.wait(10)
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert running.process.poll() is None
+        assert running.end(signal.SIGTERM) == {"aborted": 1, "finished": 0}
+        thread.join(10)
+        assert "interrupted" in [line for line in lines if line][-2]
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_one_line() -> None:
+    with server({"cannot_load": "model.safetensors: the file is cut off"}, ready=False) as running:
+        _, err = running.process.communicate(timeout=20)
+        assert running.process.returncode == 1 and "Traceback" not in err
+        assert err.splitlines()[-1] == "model.safetensors: the file is cut off"
+
+
 def test_what_does_not_finish_within_the_shutdown_timeout_is_told_so() -> None:
     with server({"pause": 5.0}, shutdown_timeout=0.2) as running:
         answers: list[httpx.Response] = []

@@ -31,6 +31,7 @@ from vllm.logging import get_logger
 logger = get_logger(__name__)
 
 _LAST_WORDS = 0.3  # seconds that an interrupted server has to send what it still has to say
+_PAGES = {"/": "a chat page", "/docs": "/docs", "/metrics": "/metrics"}
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
@@ -83,7 +84,7 @@ async def _serve(
         await signals.wait_with(loading)
         if loading.done():
             loading.result()  # raises what went wrong
-            _log_ready(server, url, time.monotonic() - begun)
+            _log_ready(server, server.engine, url, time.monotonic() - begun)
             await signals.wait()
     finally:
         await _end(app, listener, signals, loading)
@@ -100,17 +101,17 @@ async def _load(server: Server, engine_args: EngineArgs, make_engine: Callable[[
     gc.freeze()  # what is there now stays: there is nothing in it to look for
 
 
-def _log_ready(server: Server, url: str, seconds: float) -> None:
-    engine = server.ready()
-    pages = "chat page, /docs, /metrics" if not server.settings.disable_ui else "/docs, /metrics"
+def _log_ready(server: Server, engine: Engine | None, url: str, seconds: float) -> None:
+    assert engine is not None and engine.ready is not None, "an engine that has started says what it has planned"
+    paths = {route.path for route in server.routes}
     logger.info(
-        "ready in %.1f s: %s, %s tokens of context, %s, at %s (%s)",
+        "ready in %.1f s: %s, %s tokens of context, %s; at %s (%s)",
         seconds,
         ", ".join(server.names),
         f"{engine.model_config.max_model_len:,}",
-        engine.ready.memory if engine.ready is not None else "",
+        engine.ready.memory,
         url,
-        pages,
+        ", ".join(name for path, name in _PAGES.items() if path in paths),
     )
 
 
