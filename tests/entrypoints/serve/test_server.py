@@ -212,11 +212,18 @@ def test_a_second_signal_ends_what_the_first_one_let_finish() -> None:
         assert "interrupted" in [line for line in lines if line][-2]
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server_with_one_line() -> None:
-    with server({"cannot_load": "model.safetensors: the file is cut off"}, ready=False) as running:
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"cannot_load": "model.safetensors: the file is cut off"}, "model.safetensors: the file is cut off"),
+        ({"template": "{% if %}", "load_seconds": 60}, "the chat template has a syntax error in line 1"),
+    ],
+)
+def test_a_model_that_cannot_be_served_ends_the_server_with_one_line(engine: dict[str, Any], message: str) -> None:
+    with server(engine, ready=False) as running:
         _, err = running.process.communicate(timeout=20)
         assert running.process.returncode == 1 and "Traceback" not in err
-        assert err.splitlines()[-1] == "model.safetensors: the file is cut off"
+        assert err.splitlines()[-1].startswith(message)
 
 
 def test_what_does_not_finish_within_the_shutdown_timeout_is_told_so() -> None:

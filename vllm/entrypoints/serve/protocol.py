@@ -99,7 +99,8 @@ class CompletionRequest(SamplingRequest, kw_only=True):
     """A text, a list of token ids, or a list of these."""
     max_tokens: Count | None | UnsetType = UNSET
     """By default 16; null: as many as the context has room for; 0 with `echo` for the log-probabilities of a prompt."""
-    logprobs: Int | None = None
+    logprobs: Int | bool | None = None
+    """True is 1, False none at all."""
     echo: bool | None = None
 
 

@@ -24,6 +24,7 @@ from vllm.entrypoints.serve.engine import Engine
 from vllm.entrypoints.serve.guard import with_cors
 from vllm.entrypoints.serve.listen import Listener, bind, url_of
 from vllm.entrypoints.serve.logs import use_format
+from vllm.entrypoints.serve.rendering import check_template
 from vllm.entrypoints.serve.routes import routes
 from vllm.entrypoints.serve.settings import ServerArgs
 from vllm.logging import get_logger
@@ -96,7 +97,7 @@ async def _load(server: Server, engine_args: EngineArgs, make_engine: Callable[[
     """Find the model, which may mean to download it, and load it."""
     engine = await apart(make_engine, engine_args)
     server.engine = engine
-    await engine.start()
+    await asyncio.gather(engine.start(), apart(check_template, engine.chat_renderer()))
     gc.collect()
     gc.freeze()  # what is there now stays: there is nothing in it to look for
 
