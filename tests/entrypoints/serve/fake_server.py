@@ -14,14 +14,17 @@ from tests.entrypoints.serve.fakes import FakeEngine
 from vllm.config import EngineArgs
 from vllm.entrypoints.serve.server import run_server
 from vllm.entrypoints.serve.settings import ServerArgs
-from vllm.errors import VllmError
+from vllm.errors import ModelError, VllmError
 
 
 class LoadingEngine(FakeEngine):
     load_seconds = 0.0
+    cannot_load: str | None = None
 
     async def start(self) -> None:
         await asyncio.sleep(self.load_seconds)
+        if self.cannot_load is not None:
+            raise ModelError(self.cannot_load)
         self.state = "ready"
 
     async def stop(self, timeout: float) -> None:

@@ -58,6 +58,7 @@ class FakeEngine:
         limits = Limits(tokenizer().vocab_size, self.model_config.max_model_len)
         self.preparer = Preparer(self.tokenizer, limits, eos_token_ids=())
         self.state = "ready"
+        self.template = TEMPLATE
         self.ready = FakeLoaded()
         self.observer: Any = None
         self.script = script
@@ -75,7 +76,9 @@ class FakeEngine:
         self.finished: list[str] = []
 
     def chat_renderer(self) -> ChatRenderer:
-        return ChatRenderer(self.model_config.model, {"default": TEMPLATE, "loud": "{{ messages[0].content }}!"}, {})
+        return ChatRenderer(
+            self.model_config.model, {"default": self.template, "loud": "{{ messages[0].content }}!"}, {}
+        )
 
     def health(self) -> str | None:
         return None if self.state == "ready" else self.state

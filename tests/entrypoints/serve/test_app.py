@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from tests.entrypoints.serve.fakes import Answer, Client, FakeEngine
 from vllm.entrypoints.serve.errors import HttpError
+from vllm.entrypoints.serve.guard import with_cors
 from vllm.entrypoints.serve.http import Reply
 from vllm.entrypoints.serve.route import Route, Router
 from vllm.entrypoints.serve.settings import ServerArgs
@@ -227,6 +230,65 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     assert many.status == 200 and len(many.json["choices"]) == 50
 
 
+@pytest.mark.parametrize(
+    ("setting", "body", "message"),
+    [
+        ({"max_prompts": 2}, {"prompt": ["a"] * 3}, "max_prompts=2"),
+        ({"max_n": 2}, {"n": 3}, "max_n=2"),
+        ({"max_stop_strings": 1}, {"stop": ["a", "b"]}, "max_stop_strings=1"),
+        ({"max_stop_length": 3}, {"stop": "abcd"}, "max_stop_length=3"),
+        ({"max_body_bytes": 20}, {}, "max_body_bytes=20"),
+        ({"max_header_bytes": 30}, {}, "max_header_bytes=30"),
+        ({"max_headers": 1}, {}, "max_headers=1"),
+    ],
+)
+def test_each_limit_can_be_set(setting: dict[str, int], body: dict[str, Any], message: str) -> None:
+    assert Client().post(COMPLETE, BODY | {"temperature": 1} | body).status == 200
+    assert message in Client(**setting).post(COMPLETE, BODY | body).error["message"]
+
+
+def test_pages_of_other_sites_may_do_what_is_set() -> None:
+    def preflight(method: str, header: str, **settings: Any) -> Answer:
+        client = Client(allowed_origins=["*"], **settings)
+        client.app = with_cors(client.app, client.server.settings)
+        headers = {"Origin": "https://a.example", "Access-Control-Request-Method": method}
+        asks = client.request("OPTIONS", COMPLETE, headers=headers | {"Access-Control-Request-Headers": header})
+        return asyncio.run(asks)
+
+    assert preflight("PUT", "x-one").status == 200
+    assert preflight("PUT", "x-one", allowed_methods=["POST"]).status == 400
+    assert preflight("POST", "x-one", allowed_headers=["x-two"]).status == 400
+    assert "access-control-allow-credentials" not in preflight("POST", "x-one").headers
+    assert preflight("POST", "x-one", allow_credentials=True).headers["access-control-allow-credentials"] == "true"
+    plain = Client()
+    assert with_cors(plain.app, plain.server.settings) is plain.app
+
+
+def test_memory_stays_flat_over_many_requests() -> None:
+    async def many(client: Client, count: int) -> None:
+        for number in range(count):
+            body = BODY | {"stream": number % 2 == 0, "user": str(number), f"field{number}": 1}
+            assert (await client.request("POST", COMPLETE, body)).status == 200
+            assert (await client.request("POST", COMPLETE, {"prompt": number})).status == 400
+        client.engine.seen.clear()
+        client.engine.finished.clear()
+
+    async def scene() -> int:
+        client = Client()
+        await many(client, 100)
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        await many(client, 500)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] - before
+
+    tracemalloc.start()
+    try:
+        assert asyncio.run(scene()) < 50_000  # 50 bytes per request
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_request_has_the_id_that_it_brings() -> None:
     client = Client(enable_request_id_headers=True)
     answer = client.post(COMPLETE, BODY, headers={"X-Request-Id": "abc"})
@@ -245,7 +307,7 @@ def test_requests_are_logged_when_asked_for(caplog: pytest.LogCaptureFixture, mo
     assert lines == []
     Client(enable_log_requests=True).post(COMPLETE, BODY)
     Client(enable_log_requests=True, max_log_len=3).post(COMPLETE, BODY)
-    assert "completion_tokens=" in lines[0] and "prompt='" not in lines[0]
+    assert "id=" in lines[0] and "completion_tokens=" in lines[0] and "prompt='" not in lines[0]
     assert "prompt='The'" in lines[1]
 
 

@@ -82,6 +82,12 @@ def test_contents_may_be_parts() -> None:
     assert prompt_of(client) == "<user>a\nb<assistant>"
 
 
+def test_the_form_of_contents_may_be_the_servers_to_say() -> None:
+    client = Client(chat_template_content_format="openai")
+    ask(client)
+    assert "[{'type': 'text', 'text': 'Hello'}]" in (prompt_of(client) or "")
+
+
 def test_the_last_message_may_go_on_and_be_echoed() -> None:
     client = Client()
     messages = [*HELLO, {"role": "assistant", "content": "Well"}]

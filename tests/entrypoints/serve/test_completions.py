@@ -123,6 +123,11 @@ def test_no_token_may_be_asked_for_to_score_a_prompt() -> None:
     assert (refused.status, refused.error["param"]) == (400, "max_tokens")
 
 
+def test_logprobs_may_be_true_or_false() -> None:
+    assert ask(logprobs=True).json["choices"] == ask(logprobs=1).json["choices"]
+    assert ask(logprobs=False).json["choices"] == ask().json["choices"]
+
+
 def test_logprobs_are_finite_and_tokens_may_be_ids() -> None:
     logprobs = ask(logprobs=5, max_tokens=1).json["choices"][0]["logprobs"]
     (token,) = tokenizer().encode(" and so on", False)[:1]

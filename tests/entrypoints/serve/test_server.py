@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -197,6 +198,34 @@ def test_sigterm_lets_streams_finish_and_sigint_tells_them_why_they_end(number: 
         assert counts == ({"aborted": 0, "finished": 4} if number == signal.SIGTERM else {"aborted": 4, "finished": 0})
 
 
+def test_a_second_signal_ends_what_the_first_one_let_finish() -> None:
+    with server({"pause": 0.2}) as running:
+        begun, lines = threading.Event(), []  # type: ignore[var-annotated]
+        thread = threading.Thread(target=collect, args=(running, STREAM, begun, lines))
+        thread.start()
+        assert begun.wait(10)
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert running.process.poll() is None
+        assert running.end(signal.SIGTERM) == {"aborted": 1, "finished": 0}
+        thread.join(10)
+        assert "interrupted" in [line for line in lines if line][-2]
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"cannot_load": "model.safetensors: the file is cut off"}, "model.safetensors: the file is cut off"),
+        ({"template": "{% if %}", "load_seconds": 60}, "the chat template has a syntax error in line 1"),
+    ],
+)
+def test_a_model_that_cannot_be_served_ends_the_server_with_one_line(engine: dict[str, Any], message: str) -> None:
+    with server(engine, ready=False) as running:
+        _, err = running.process.communicate(timeout=20)
+        assert running.process.returncode == 1 and "Traceback" not in err
+        assert err.splitlines()[-1].startswith(message)
+
+
 def test_what_does_not_finish_within_the_shutdown_timeout_is_told_so() -> None:
     with server({"pause": 5.0}, shutdown_timeout=0.2) as running:
         answers: list[httpx.Response] = []
@@ -211,6 +240,35 @@ def test_what_does_not_finish_within_the_shutdown_timeout_is_told_so() -> None:
         assert running.end(signal.SIGTERM) == {"aborted": 1, "finished": 0}
         thread.join(10)
         assert answers[0].status_code == 503 and "interrupted" in answers[0].json()["error"]["message"]
+
+
+def test_of_many_streams_those_that_are_cut_off_are_aborted_and_the_others_are_whole() -> None:
+    async def one(running: Running, cut: bool) -> str | None:
+        reader, writer = await asyncio.open_connection(LOCAL, running.port)
+        writer.write(request(b"POST /v1/completions HTTP/1.1", json.dumps(STREAM).encode()))
+        try:
+            if cut:
+                await reader.readuntil(b"\n\n")
+                writer.transport.abort()
+                return None
+            return (await reader.read()).decode()
+        finally:
+            writer.close()
+
+    async def scene(running: Running) -> list[str | None]:
+        return await asyncio.gather(*(one(running, number % 4 == 0) for number in range(256)))
+
+    with server({"pause": 0.05}) as running:
+        answers = [answer for answer in asyncio.run(scene(running)) if answer is not None]
+        texts = {
+            "".join(
+                json.loads(line[6:])["choices"][0]["text"] for line in answer.splitlines() if line.startswith("data: {")
+            )
+            for answer in answers
+        }
+        assert len(answers) == 192 and texts == {TEXT}
+        assert all("data: [DONE]" in answer for answer in answers)
+        assert running.end(signal.SIGTERM) == {"aborted": 64, "finished": 192}
 
 
 def test_a_client_that_leaves_a_stream_aborts_it() -> None:
@@ -228,7 +286,7 @@ def test_a_client_that_leaves_a_stream_aborts_it() -> None:
 
 
 def raw(running: Running, *parts: bytes, pause: float = 0.0) -> bytes:
-    """Send bytes, and return all that comes back until the server hangs up or falls silent."""
+    """Send bytes, and return all that comes back until the server hangs up; it must do so within seconds."""
     with socket.create_connection((LOCAL, running.port), timeout=3) as connection:
         received = b""
         try:
@@ -237,7 +295,7 @@ def raw(running: Running, *parts: bytes, pause: float = 0.0) -> bytes:
                 time.sleep(pause)
             while data := connection.recv(1 << 16):
                 received += data
-        except (TimeoutError, ConnectionError):
+        except ConnectionError:
             pass
         return received
 
@@ -271,6 +329,25 @@ def test_what_is_not_a_request_is_answered_once_and_hung_up_on(
     error = json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]
     assert message in error["message"] and error["code"] == status
     assert httpx.get(f"{shared.url}/health").status_code == 200
+
+
+def test_an_idle_connection_is_closed_in_time() -> None:
+    with server(keep_alive_timeout=0.2) as running:
+        assert raw(running, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_key_may_come_from_the_environment_and_lines_may_be_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "hidden")
+    with server(api_key=["secret"], log_format="json", enable_log_requests=True) as running:
+        for key, status in (("hidden", 200), ("secret", 200), ("other", 401)):
+            headers = {"Authorization": f"Bearer {key}"}
+            assert httpx.get(f"{running.url}/v1/models", headers=headers).status_code == status
+        running.process.terminate()
+        _, err = running.process.communicate(timeout=20)
+        lines = [json.loads(line) for line in err.splitlines()]
+        assert all(set(line) == {"time", "level", "logger", "message"} for line in lines)
+        assert any(line["message"].startswith("GET /v1/models") for line in lines)
+        assert "hidden" not in err and "secret" not in err
 
 
 def test_a_connection_that_says_nothing_is_closed(shared: Running) -> None:
@@ -354,16 +431,29 @@ def test_tls_is_spoken_with_a_certificate(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
-    with server(ssl_keyfile=str(key), ssl_certfile=str(certificate)) as running:
+    own = ssl.create_default_context(cafile=str(certificate))
+    own.load_cert_chain(certificate, key)
+    stranger = ssl.create_default_context(cafile=str(certificate))
+    locked = tmp_path / "locked.pem"
+    lock = ["openssl", "pkcs8", "-topk8", "-in", str(key), "-out", str(locked), "-passout", "pass:open"]
+    subprocess.run(lock, check=True, capture_output=True)
+    tls = {"ssl_keyfile": str(locked), "ssl_keyfile_password": "open", "ssl_certfile": str(certificate)}
+    with server(**tls, ssl_ca_certs=str(certificate), ssl_cert_reqs=2, ssl_ciphers="ECDHE+AESGCM") as running:
         url = f"https://{LOCAL}:{running.port}/version"
         for _ in range(300):
             try:
-                assert httpx.get(url, verify=str(certificate)).status_code == 200
+                assert httpx.get(url, verify=own).status_code == 200
                 break
             except httpx.ConnectError:
                 time.sleep(0.02)
         else:
             raise AssertionError("nobody spoke TLS")
+        with pytest.raises(httpx.TransportError):
+            httpx.get(url, verify=stranger)
+        own.maximum_version = ssl.TLSVersion.TLSv1_2
+        own.set_ciphers("ECDHE+CHACHA20")
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url, verify=own)
     with server(ready=False, ssl_certfile=str(tmp_path / "missing.pem")) as running:
         _, err = running.process.communicate(timeout=20)
         assert running.process.returncode == 1 and "missing.pem" in err and len(err.splitlines()) == 1

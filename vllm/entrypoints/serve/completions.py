@@ -33,6 +33,8 @@ async def completions(call: Call) -> Answer:
     check_stream(body)
     name = f"cmpl-{(public := call.id(body.request_id))}"
     max_tokens = _max_tokens(body, server.sampling.defaults.get("max_tokens", _MAX_TOKENS))
+    if isinstance(body.logprobs, bool):
+        body.logprobs = 1 if body.logprobs else None
     echoed = body.logprobs if body.echo else None
     asked = body.prompt_logprobs if body.prompt_logprobs is not None else echoed
     params = server.sampling.params(body, max_tokens, body.logprobs, asked)

@@ -132,12 +132,14 @@ class Call:
 
         Raises HttpError: 400 if `given` is none.
         """
-        if given is not None:
-            if not _is_id(given):
-                raise HttpError(400, "request_id: at most 128 letters, digits and -_.:/=+ make an id", "request_id")
-            return given
-        brought = self.header(b"x-request-id")
-        return brought if brought is not None and _is_id(brought) else secrets.token_hex(12)
+        if given is not None and not _is_id(given):
+            raise HttpError(400, "request_id: at most 128 letters, digits and -_.:/=+ make an id", "request_id")
+        name = self.header(b"x-request-id") if given is None else given
+        if name is None or not _is_id(name):
+            name = secrets.token_hex(12)
+        if self.log is not None:
+            self.log["id"] = name
+        return name
 
     def headers(self, request_id: str) -> tuple[tuple[bytes, bytes], ...]:
         """Return the headers of an answer to a request."""

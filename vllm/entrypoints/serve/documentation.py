@@ -76,7 +76,12 @@ def _operation(route: Route, bodies: list[Any], replies: list[Any], error: Any) 
     names = re.findall(r"\{(\w+)", route.path)
     if names:
         operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            {
+                "name": name,
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "pattern": "^[A-Za-z0-9_.:-]+$"},
+            }
             for name in names
         ]
     if bodies:

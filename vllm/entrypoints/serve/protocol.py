@@ -16,6 +16,26 @@ Count = Annotated[int, Meta(ge=0, le=_MOST)]
 Positive = Annotated[int, Meta(ge=1, le=_MOST)]
 
 
+_PART = {"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}, "text": {"type": "string"}}}
+_MESSAGE = {
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {"type": "string", "minLength": 1},
+        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}, {"type": "null"}]},
+    },
+    "examples": [{"role": "user", "content": "Hello"}],
+}
+Messages = Annotated[list[dict[str, Any]], Meta(extra_json_schema={"items": _MESSAGE, "minItems": 1})]
+"""A conversation.  What templates read of a message is theirs to say, so only what all have is described."""
+
+
+# Ranges are described here, and checked by SamplingParams, which says better what is wrong.
+Temperature = Annotated[float, Meta(extra_json_schema={"minimum": 0})]
+Share = Annotated[float, Meta(extra_json_schema={"minimum": 0, "maximum": 1})]
+Penalty = Annotated[float, Meta(extra_json_schema={"minimum": -2, "maximum": 2})]
+
+
 class StreamOptions(Struct):
     """What a stream says beside its text."""
 
@@ -35,14 +55,14 @@ class SamplingRequest(Struct, kw_only=True):
     best_of: Int | None = None
     seed: Int | None = None
     stop: str | list[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     logit_bias: dict[str, float] | None = None
     user: str | None = None
     top_k: Int | None = None
-    min_p: float | None = None
+    min_p: Share | None = None
     repetition_penalty: float | None = None
     length_penalty: float | None = None
     use_beam_search: bool | None = None
@@ -79,14 +99,15 @@ class CompletionRequest(SamplingRequest, kw_only=True):
     """A text, a list of token ids, or a list of these."""
     max_tokens: Count | None | UnsetType = UNSET
     """By default 16; null: as many as the context has room for; 0 with `echo` for the log-probabilities of a prompt."""
-    logprobs: Int | None = None
+    logprobs: Int | bool | None = None
+    """True is 1, False none at all."""
     echo: bool | None = None
 
 
 class ChatRequest(SamplingRequest, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]]
+    messages: Messages
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
     """By default as many as the context has room for."""
@@ -108,7 +129,7 @@ class TokenizeRequest(Struct, kw_only=True):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     add_generation_prompt: bool | None = None

@@ -7,7 +7,8 @@ from typing import Any
 from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.sandbox import render_apart
 from vllm.errors import RequestError
-from vllm.inputs.chat import ChatOptions, Message
+from vllm.inputs.chat import ChatOptions, ChatRenderer, Message
+from vllm.inputs.chat_template import choose_template
 
 
 async def render(call: Call, messages: list[Message]) -> str:
@@ -47,3 +48,11 @@ def _template(call: Call) -> str | None:
     if not any(mark in given for mark in "{}\n"):  # it would be read as a path
         raise RequestError("chat_template must be a Jinja template, not a path", "chat_template")
     return given
+
+
+def check_template(renderer: ChatRenderer) -> None:
+    """Raise ConfigError or ModelError if the template of chats can't be read; a model may have none."""
+    from vllm.inputs.jinja import compile_template
+
+    if renderer.default is not None or renderer.templates:
+        compile_template(choose_template(renderer.model, renderer.templates, renderer.default, has_tools=False))

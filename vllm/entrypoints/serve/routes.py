@@ -18,5 +18,5 @@ def routes(settings: ServerArgs) -> list[Route]:
         *tokenization.ROUTES,
         *invocations.ROUTES,
         *documentation.ROUTES,
-        *([] if settings.disable_ui else documentation.CHAT_ROUTES),
+        *([] if settings.disable_ui or not documentation.CHAT_PAGE.is_file() else documentation.CHAT_ROUTES),
     ]

@@ -24,6 +24,7 @@ from vllm.entrypoints.serve.engine import Engine
 from vllm.entrypoints.serve.guard import with_cors
 from vllm.entrypoints.serve.listen import Listener, bind, url_of
 from vllm.entrypoints.serve.logs import use_format
+from vllm.entrypoints.serve.rendering import check_template
 from vllm.entrypoints.serve.routes import routes
 from vllm.entrypoints.serve.settings import ServerArgs
 from vllm.logging import get_logger
@@ -31,6 +32,7 @@ from vllm.logging import get_logger
 logger = get_logger(__name__)
 
 _LAST_WORDS = 0.3  # seconds that an interrupted server has to send what it still has to say
+_PAGES = {"/": "a chat page", "/docs": "/docs", "/metrics": "/metrics"}
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
@@ -83,7 +85,7 @@ async def _serve(
         await signals.wait_with(loading)
         if loading.done():
             loading.result()  # raises what went wrong
-            _log_ready(server, url, time.monotonic() - begun)
+            _log_ready(server, server.engine, url, time.monotonic() - begun)
             await signals.wait()
     finally:
         await _end(app, listener, signals, loading)
@@ -95,7 +97,7 @@ async def _load(server: Server, engine_args: EngineArgs, make_engine: Callable[[
     """Find the model, which may mean to download it, and load it."""
     engine = await apart(make_engine, engine_args)
     server.engine, engine.observer = engine, server.metrics
-    await engine.start()
+    await asyncio.gather(engine.start(), apart(check_template, engine.chat_renderer()))
     if (loaded := engine.ready) is not None:
         cache = {"block_size": engine_args.block_size, "cache_dtype": engine_args.kv_cache_dtype}
         cache |= {"enable_prefix_caching": engine_args.enable_prefix_caching, "num_gpu_blocks": loaded.num_blocks}
@@ -104,17 +106,17 @@ async def _load(server: Server, engine_args: EngineArgs, make_engine: Callable[[
     gc.freeze()  # what is there now stays: there is nothing in it to look for
 
 
-def _log_ready(server: Server, url: str, seconds: float) -> None:
-    engine = server.ready()
-    pages = "chat page, /docs, /metrics" if not server.settings.disable_ui else "/docs, /metrics"
+def _log_ready(server: Server, engine: Engine | None, url: str, seconds: float) -> None:
+    assert engine is not None and engine.ready is not None, "an engine that has started says what it has planned"
+    paths = {route.path for route in server.routes}
     logger.info(
-        "ready in %.1f s: %s, %s tokens of context, %s, at %s (%s)",
+        "ready in %.1f s: %s, %s tokens of context, %s; at %s (%s)",
         seconds,
         ", ".join(server.names),
         f"{engine.model_config.max_model_len:,}",
-        engine.ready.memory if engine.ready is not None else "",
+        engine.ready.memory,
         url,
-        pages,
+        ", ".join(name for path, name in _PAGES.items() if path in paths),
     )
 
 

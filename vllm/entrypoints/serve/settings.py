@@ -30,12 +30,13 @@ SERVER_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "grpc": (False, None),
     "enable_tokenizer_info_endpoint": (False, None),
     "log_config_file": (None,),
+    "enable_log_outputs": (False, None),
+    "enable_log_deltas": (False, None),
     "max_num_queued_tokens": (None,),
     "ssl_check": (False, None),
     "enable_ssl_refresh": (False, None),
 }
 
-_OFF = "it is off here"
 SERVER_WITHOUT_EFFECT: dict[str, str] = {
     "disable_log_requests": "requests are only logged with --enable-log-requests",
     "disable_uvicorn_access_log": "there is no access log",
@@ -49,8 +50,6 @@ SERVER_WITHOUT_EFFECT: dict[str, str] = {
     "exclude_tools_when_tool_choice_none": "tools that may not be called are never shown to the model",
     "enable_prompt_logprobs": "they are always there to be asked for",
     "log_error_stack": "a fault of ours is always logged with its stack",
-    "enable_log_outputs": _OFF,
-    "enable_log_deltas": _OFF,
 }
 
 CONTENT_FORMATS = ("auto", "string", "openai")

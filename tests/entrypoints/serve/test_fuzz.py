@@ -1,0 +1,105 @@
+"""Bodies made at random, half of sense and half of nonsense: each is answered, and no answer is a fault of ours."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.entrypoints.serve.fakes import Client
+from vllm.entrypoints.serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+
+NUMBERS = st.integers(-3, 3) | st.integers() | st.floats() | st.sampled_from([2**63, -(2**63), 2**70, 1e308, 0.5])
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+TOKENS = st.lists(st.integers(-1, 300), max_size=6)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "tool", ""])},
+    optional={
+        "content": st.text(max_size=8) | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": st.text()}))
+    },
+)
+SENSE: dict[str, st.SearchStrategy[Any]] = {
+    "prompt": st.text(max_size=8) | TOKENS | st.lists(st.text(max_size=8) | TOKENS, max_size=3),
+    "messages": st.lists(MESSAGE, min_size=1, max_size=3),
+    "tokens": TOKENS,
+    "model": st.just("acme/tiny"),
+    "n": st.integers(1, 3),
+    "best_of": st.integers(1, 3),
+    "max_tokens": st.integers(0, 5),
+    "max_completion_tokens": st.integers(1, 5),
+    "top_logprobs": st.integers(0, 3),
+    "prompt_logprobs": st.integers(0, 3),
+    "stop": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=3),
+    "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans()}),
+    "logit_bias": st.dictionaries(st.integers(0, 9).map(str), st.floats(-3, 3), max_size=3),
+    "allowed_token_ids": TOKENS,
+    "stop_token_ids": TOKENS,
+    "request_id": st.text(max_size=8),
+    "chat_template": st.sampled_from(["loud", "{{ messages }}"]),
+}
+REFUSED = ["suffix", "guided_json", "response_format", "structured_outputs", "unknown"]
+
+
+def bodies(kind: type[msgspec.Struct], required: str) -> st.SearchStrategy[dict[str, Any]]:
+    def value(name: str) -> st.SearchStrategy[Any]:
+        return SENSE.get(name, st.booleans() | st.floats(0, 1) | st.integers(0, 2)) | VALUES
+
+    names = [field.encode_name for field in msgspec.structs.fields(kind)]
+    optional = {name: value(name) for name in [*names, *REFUSED] if name != required}
+    few = st.lists(st.sampled_from(sorted(optional)), max_size=5, unique=True).flatmap(
+        lambda chosen: st.fixed_dictionaries({name: optional[name] for name in chosen})
+    )
+    return st.tuples(st.fixed_dictionaries({required: value(required)}), few).map(lambda pair: pair[0] | pair[1])
+
+
+def encodable(value: Any) -> bytes:
+    """JSON without NaN, which is none; infinities become numbers that are too large for a float."""
+    return (
+        json.dumps(value).replace("-Infinity", "-1e999").replace("Infinity", "1e999").replace("NaN", "1e999").encode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "required"),
+    [
+        ("/v1/completions", CompletionRequest, "prompt"),
+        ("/v1/chat/completions", ChatRequest, "messages"),
+        ("/tokenize", TokenizeRequest, "prompt"),
+        ("/detokenize", DetokenizeRequest, "tokens"),
+    ],
+)
+def test_no_body_is_answered_with_a_fault_of_ours(path: str, kind: type[msgspec.Struct], required: str) -> None:
+    client = Client()
+    seen = set()
+
+    @settings(max_examples=150)
+    @given(bodies(kind, required))
+    def check(body: dict[str, Any]) -> None:
+        answer = client.post(path, encodable(body))
+        seen.add(answer.status)
+        if answer.status != 200:
+            assert answer.status in (400, 404) and answer.error["message"]
+        elif body.get("stream") is True:
+            assert all("error" not in event for event in answer.events)
+        else:
+            assert all(math.isfinite(number) for number in numbers(answer.json))
+
+    check()
+    assert seen >= {200, 400}, "the bodies are all of one kind"
+
+
+def numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for inner in value.values() for number in numbers(inner)]
+    if isinstance(value, list):
+        return [number for inner in value for number in numbers(inner)]
+    return [value] if isinstance(value, (int, float)) else []
