@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.entrypoints.fake_openai import FakeOpenAI
-from vllm.engine.core import LLMEngine
+from vllm.engine.llm_engine import LLMEngine
 from vllm.entrypoints.batch.lines import read_lines
 from vllm.entrypoints.batch.remote import answer_remotely
 from vllm.entrypoints.cli import main

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from vllm.engine.core import LLMEngine
+from vllm.engine.llm_engine import LLMEngine
 from vllm.entrypoints.batch.bodies import body_of, prompt_and_params
 from vllm.entrypoints.batch.lines import Answer, Line
 from vllm.errors import VllmError

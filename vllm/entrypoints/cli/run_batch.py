@@ -71,7 +71,7 @@ def _answers(options: argparse.Namespace, args: EngineArgs, lines: list[Line]) -
 
         yield from answer_remotely(options.url, options.api_key, lines, options.max_concurrency)
         return
-    from vllm.engine.core import LLMEngine
+    from vllm.engine.llm_engine import LLMEngine
     from vllm.entrypoints.batch.local import Local
 
     with LLMEngine.from_engine_args(args, progress=True) as engine:

@@ -90,7 +90,7 @@ class LocalModel:
     """A model in this process."""
 
     def __init__(self, args: EngineArgs) -> None:
-        from vllm.engine.core import LLMEngine
+        from vllm.engine.llm_engine import LLMEngine
 
         self.engine = LLMEngine.from_engine_args(args, progress=True)
         self.name = "the tiny model inside" if args.model == DEFAULT_MODEL else args.model
