@@ -380,7 +380,7 @@ def test_calls_from_several_threads_run_one_after_the_other(llm: LLM) -> None:
 def test_an_exception_in_a_step_reaches_the_caller_and_the_engine_lives_on(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    runner = llm.llm_engine.executor.runner  # type: ignore[union-attr]
+    runner = llm.llm_engine.core.executor.runner  # type: ignore[union-attr]
     hidden, calls = runner.forward.hidden, []
 
     def fail(num_tokens: int) -> torch.Tensor:
@@ -401,7 +401,7 @@ def test_an_exception_in_a_step_reaches_the_caller_and_the_engine_lives_on(
 
 
 @pytest.mark.parametrize(
-    "place", ["scheduler._dispatch", "scheduler.cache.pools[0].release", "executor.execute", "outputs.process"]
+    "place", ["scheduler._dispatch", "scheduler.cache.pools[0].release", "core.executor.execute", "outputs.process"]
 )
 def test_an_interrupt_between_any_two_instructions_leaves_a_whole_engine(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, place: str
@@ -480,7 +480,7 @@ def test_an_output_that_failed_is_not_the_best_of_several(llm: LLM) -> None:
 def test_nan_logits_fail_one_row_and_leave_nothing_in_the_cache(checkpoint: Callable[..., Path]) -> None:
     with LLM(checkpoint("llama"), dtype="float32", num_gpu_blocks_override=40) as llm:
         expected = run(llm, list(range(20, 90))).token_ids
-        table = llm.llm_engine.executor.runner.model.entry.tokens.matrix  # type: ignore[union-attr]
+        table = llm.llm_engine.core.executor.runner.model.entry.tokens.matrix  # type: ignore[union-attr]
         weight = table.content if hasattr(table, "content") else table.weight
         saved = weight[3].clone()
         with torch.inference_mode():
@@ -500,7 +500,7 @@ def test_close_leaves_no_memory_thread_process_or_file(checkpoint: Callable[...,
     def life() -> weakref.ref[Any]:
         llm = LLM(checkpoint("llama"), dtype="float32", kv_cache_memory_bytes=64 << 20)
         llm.generate(["a"] * 4, GREEDY, use_tqdm=False)
-        model = weakref.ref(llm.llm_engine.executor.runner.model)  # type: ignore[union-attr]
+        model = weakref.ref(llm.llm_engine.core.executor.runner.model)  # type: ignore[union-attr]
         llm.close()
         with pytest.raises(EngineDeadError, match="closed"):
             llm.generate("a", GREEDY, use_tqdm=False)

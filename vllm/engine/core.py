@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+import msgspec
+
 from vllm.config import EngineConfig
 from vllm.engine.executor import Executor, InProcessExecutor, Pending
 from vllm.errors import EngineDeadError
@@ -21,6 +23,7 @@ class EngineCore:
         self._inflight: deque[tuple[Batch, Pending]] = deque()
         self._depth = 1
         self._num_step_tokens = 0
+        self._failed: Batch | None = None
         self.restart()
 
     @classmethod
@@ -38,26 +41,35 @@ class EngineCore:
         self.scheduler.add(request)
 
     def step(self) -> list[Event]:
-        """Take one step.  When it fails as a whole, that is raised; `retry` or `drop` must come next."""
+        """Take one step.  When its batch fails, that is raised; `retry` or `drop` must come next."""
         executor = self._alive()
         while len(self._inflight) < self._depth and (batch := self.scheduler.schedule()):
             self._inflight.append((batch, executor.execute(batch)))
         if not self._inflight:
             return []
-        result = self._inflight[0][1].result()
-        batch, _ = self._inflight.popleft()
+        batch, pending = self._inflight.popleft()
+        try:
+            result = pending.result()
+        except BaseException:
+            self._failed = batch
+            raise
         self._num_step_tokens = batch.num_tokens
         return self.scheduler.account(batch, result)
 
-    def retry(self, error: str) -> list[Event]:
-        """After a step that failed: find the row whose fault it was, and fail that one alone."""
-        self._inflight.popleft()
-        return self.scheduler.retry(error)
+    def retry(self, error: Exception) -> list[Event]:
+        """After a batch that failed: find the row whose fault it was, and fail that one alone.
+
+        Raises the error where it was no batch that failed: the books cannot be trusted then.
+        """
+        batch, self._failed = self._failed, None
+        if batch is None:
+            raise error
+        return self.scheduler.retry(f"{type(error).__name__}: {error}")
 
     def drop(self) -> list[str]:
-        """After a step that failed: end its requests, and return their ids."""
-        batch, _ = self._inflight.popleft()
-        return self.scheduler.drop(batch)
+        """After a step that was interrupted: end the requests of its batch, and return their ids."""
+        batch, self._failed = self._failed, None
+        return [] if batch is None else self.scheduler.drop(batch)
 
     def restart(self) -> None:
         """Forget every request and cached prefix, and go on with the model as it is loaded.
@@ -66,18 +78,16 @@ class EngineCore:
         """
         executor = self._alive()
         self._inflight.clear()
+        self._failed = None
         self.scheduler = Scheduler(self.config.scheduler, _make_cache(self.config, executor))
 
     def stats(self) -> EngineStats:
-        scheduler, cache = self.scheduler, self.scheduler.cache
-        counts = scheduler.stats
-        return EngineStats(
+        scheduler = self.scheduler
+        return msgspec.structs.replace(
+            scheduler.stats,
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
-            cache_usage=cache.usage,
-            num_preemptions=counts.num_preemptions,
-            prefix_queries=counts.prefix_queries,
-            prefix_hits=counts.prefix_hits,
+            cache_usage=scheduler.cache.usage,
             num_step_tokens=self._num_step_tokens,
         )
 

@@ -120,7 +120,7 @@ class EngineProcess:
             events = core.step()
         except Exception as error:
             logger.exception("a step failed; its requests are tried again in smaller groups")
-            events = core.retry(f"{type(error).__name__}: {error}")
+            events = core.retry(error)
         self._send(News(events, core.stats()))
 
     def _receive(self, wait: bool) -> list[Any]:

@@ -7,7 +7,7 @@ import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vllm.messages import EngineRequest
+from vllm.messages import EngineRequest, Sequence
 from vllm.sampling_params import SamplingParams
 from vllm.seeds import derived_seed
 
@@ -62,6 +62,29 @@ class Request:
     beam: BeamGroup | None = None
     has_candidates: bool = False
     """A beam that has done its part of the step and waits for the others."""
+
+    @classmethod
+    def of(cls, source: EngineRequest, index: int, order: tuple[int, int, int]) -> Request:
+        """Return one of the sequences that a request asks for."""
+        params = source.params
+        if index > 0 and params.prompt_logprobs is not None:  # given once per request
+            params = params.clone()
+            params.prompt_logprobs = None
+        return cls(source, params, index, order, list(source.token_ids), len(source.token_ids))
+
+    def as_sequence(self) -> Sequence:
+        """Return what the worker must know of it when it gets its slot."""
+        source = self.source
+        return Sequence(
+            slot=self.slot,
+            token_ids=list(self.tokens),
+            num_prompt=self.num_prompt,
+            params=self.params,
+            eos_token_ids=source.eos_token_ids,
+            seed=sibling_seed(source.seed, self.index),
+            bad_words_ids=source.bad_words_ids,
+            num_candidates=self.beam.num_candidates if self.beam else 0,
+        )
 
     @property
     def id(self) -> str:

@@ -12,28 +12,18 @@ a prefix hit or a fork starts further on, a preempted request starts again.
 from __future__ import annotations
 
 import bisect
-import math
 import time
 from collections import deque
-from dataclasses import dataclass
 
 from vllm.config import SchedulerConfig
 from vllm.errors import RequestError
 from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.hashing import chain_root, extend_chain
-from vllm.messages import Batch, BlockCopy, EngineRequest, Event, Row, RowOutput, Sequence, StepOutput
+from vllm.messages import Batch, BlockCopy, EngineRequest, EngineStats, Event, Row, RowOutput, Sequence, StepOutput
 from vllm.scheduler.beam import BeamGroup, Continuation, LiveBeam
 from vllm.scheduler.invariants import check_scheduler
-from vllm.scheduler.request import ORDER, Request, Status, sibling_seed, stop_cause
-
-
-@dataclass(slots=True)
-class SchedulerStats:
-    """Counts since the start."""
-
-    num_preemptions: int = 0
-    prefix_queries: int = 0  # prompt tokens looked up
-    prefix_hits: int = 0  # of them, found
+from vllm.scheduler.request import ORDER, Request, Status, stop_cause
+from vllm.scheduler.suspects import Suspects
 
 
 class Scheduler:
@@ -42,7 +32,8 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, cache: KVCache) -> None:
         self.config = config
         self.cache = cache
-        self.stats = SchedulerStats()
+        self.stats = EngineStats()
+        """Counts since the start."""
         self.waiting: list[Request] = []  # both in the order of Request.order
         self.running: list[Request] = []
         self._by_id: dict[str, list[Request]] = {}
@@ -51,9 +42,7 @@ class Scheduler:
         self._admitted: list[Sequence] = []  # collected for the next batch
         self._released: list[int] = []
         self._copies: list[BlockCopy] = []
-        self._suspects: list[dict[Request, int]] = []
-        """After a step that failed: groups of its requests, the last one being tried alone, each with how far it must
-        get to be above suspicion."""
+        self._suspects = Suspects()
         self._num_arrived = 0
         self._num_beams = 0
         self._step = 0
@@ -119,7 +108,7 @@ class Scheduler:
         preemptions = self.stats.num_preemptions
         for request in list(self.running):
             count = min(request.num_tokens - request.num_computed, budget)
-            may_run = request.status is Status.RUNNING and count > 0 and self._is_its_turn(request)
+            may_run = request.status is Status.RUNNING and count > 0 and self._suspects.may_run(request)
             if may_run and self._make_room(request, count):
                 rows.append((request, self._dispatch(request, count)))
                 budget -= count
@@ -155,7 +144,7 @@ class Scheduler:
         position = 0
         while position < len(self.waiting) and self._free_slots and budget > 0:
             request = self.waiting[position]
-            if request.is_parked or not self._is_its_turn(request):  # it holds nobody up
+            if request.is_parked or not self._suspects.may_run(request):  # it holds nobody up
                 position += 1
                 continue
             count = self._claim(request, budget, promised)
@@ -219,19 +208,7 @@ class Scheduler:
         request.num_sent = [0] * len(request.tables)
         request.choice = None  # the worker gets all its tokens now
         bisect.insort(self.running, request, key=ORDER)
-        source = request.source
-        self._admitted.append(
-            Sequence(
-                slot=request.slot,
-                token_ids=list(request.tokens),
-                num_prompt=request.num_prompt,
-                params=request.params,
-                eos_token_ids=source.eos_token_ids,
-                seed=sibling_seed(source.seed, request.index),
-                bad_words_ids=source.bad_words_ids,
-                num_candidates=request.beam.num_candidates if request.beam else 0,
-            )
-        )
+        self._admitted.append(request.as_sequence())
 
     def _dispatch(self, request: Request, count: int) -> Row:
         """Write a request's row and count its tokens as computed."""
@@ -273,15 +250,13 @@ class Scheduler:
         """Book the results of a step; return the news for the output side."""
         events: list[Event] = []
         groups: dict[int, BeamGroup] = {}
-        suspects = self._suspects[-1] if self._suspects else {}
         for request, row, result in zip(self._dispatched.popleft(), batch.rows, output.rows, strict=True):
             if request.status is Status.FINISHED:
                 continue
             if result.error is not None:
                 events.append(self._fail(request, result.error))
                 continue
-            if row.start + row.count >= suspects.get(request, math.inf):
-                del suspects[request]
+            self._suspects.came_to(request, row.start + row.count)
             self._register(request, row.start + row.count)
             self._release_followers(request, row)
             if request.beam is not None:
@@ -294,7 +269,7 @@ class Scheduler:
         for group in groups.values():
             if group.is_ready:
                 events += self._advance(group)
-        self._clear_suspects()
+        self._suspects.forget_ended()
         return events
 
     def _book(self, request: Request, row: Row, result: RowOutput) -> Event | None:
@@ -396,35 +371,20 @@ class Scheduler:
         Its requests give everything back and are computed again, half of them at a time and nobody beside them, until a
         step of one row fails: that one ends with the error.  The others notice nothing.
         """
-        failed = [request for request in self._dispatched.popleft() if request.status is not Status.FINISHED]
-        reached = {request: request.num_computed for request in failed}
+        failed = {
+            request: request.num_computed
+            for request in self._dispatched.popleft()
+            if request.status is not Status.FINISHED
+        }
         for request in list(self.running):
             self._preempt(request)
         self._drop_waiting_forks()  # copies of their blocks may not have been made
-        if self._suspects:
-            for request in failed:
-                reached[request] = max(reached[request], self._suspects[-1].pop(request, 0))
-        if len(failed) == 1:
-            event = self._fail(failed[0], error)
-            self._clear_suspects()
-            return [event]
-        for half in (failed[: len(failed) // 2], failed[len(failed) // 2 :]):
-            self._suspects.append({request: reached[request] for request in half})
-        self._clear_suspects()
-        return []
-
-    def _is_its_turn(self, request: Request) -> bool:
-        return not self._suspects or request in self._suspects[-1]
-
-    def _clear_suspects(self) -> None:
-        """Forget those who have come through the point of failure, or have ended."""
-        while self._suspects:
-            group = self._suspects[-1]
-            for request in [each for each in group if each.status is Status.FINISHED]:
-                del group[request]
-            if group:
-                return
-            self._suspects.pop()
+        if len(failed) > 1:
+            self._suspects.split(failed)
+            return []
+        events = [self._fail(request, error) for request in failed]
+        self._suspects.forget_ended()
+        return events
 
     def drop(self, batch: Batch) -> list[str]:
         """Book a step that failed as a whole: end its requests, and return their ids."""
@@ -438,18 +398,7 @@ class Scheduler:
     # ── what requests hold ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _new_request(self, source: EngineRequest, index: int) -> Request:
-        params = source.params
-        if index > 0 and params.prompt_logprobs is not None:  # given once per request
-            params = params.clone()
-            params.prompt_logprobs = None
-        return Request(
-            source,
-            params,
-            index,
-            (source.priority, self._num_arrived, index),
-            list(source.token_ids),
-            len(source.token_ids),
-        )
+        return Request.of(source, index, (source.priority, self._num_arrived, index))
 
     def _longest(self, source: EngineRequest) -> int:
         max_tokens = source.beam.max_tokens if source.beam else source.params.max_tokens
