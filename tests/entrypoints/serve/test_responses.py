@@ -16,8 +16,6 @@ from tests.entrypoints.serve.events import check_types, named_events
 from tests.entrypoints.serve.fakes import Client, FakeEngine, tokenizer
 from tests.entrypoints.serve.test_server import TEXT, Running, server
 from vllm.entrypoints.serve.conversation import as_chat
-from vllm.entrypoints.serve.responses.endpoints import Responses
-from vllm.entrypoints.serve.responses.record import Record
 from vllm.entrypoints.serve.responses.store import Store
 from vllm.errors import EngineDeadError, OverloadedError, RequestError
 
@@ -183,7 +181,8 @@ def test_a_stream_joined_equals_the_whole(script: str, size: int, together: int)
 
 
 @pytest.mark.parametrize(
-    ("raised", "status"), [(RequestError("no", "prompt"), 400), (OverloadedError("full"), 503), (EngineDeadError("x"), 500)]
+    ("raised", "status"),
+    [(RequestError("no", "prompt"), 400), (OverloadedError("full"), 503), (EngineDeadError("x"), 500)],
 )
 def test_what_goes_wrong_before_the_first_token_is_a_status(raised: Exception, status: int) -> None:
     engine = FakeEngine()
@@ -270,24 +269,22 @@ def test_a_server_keeps_the_newest_for_a_while() -> None:
 
 
 def test_what_is_kept_is_limited_in_bytes_and_what_runs_stays() -> None:
-    endpoints = Responses(Client().server.settings)
-    records: list[Record] = []
-
-    async def scene() -> None:
-        client = Client()
-        client.app.router._exact[PATH]["POST"].handler.__self__.store = store  # type: ignore[attr-defined]
-        for _ in range(4):
-            await client.request("POST", PATH, {"input": "x" * 1000})
-        records.extend(store._records.values())
-
+    client = Client()
     store = Store(most=10, lifetime=60.0, most_bytes=6000)
-    asyncio.run(scene())
-    assert 1 <= len(records) < 4
-    assert sum(record.size + len(record.body) for record in records) == store._bytes <= 6000
-    records[0].body = b""  # as if it had not ended
+    client.app.router.find("POST", PATH)[0].handler.__self__.store = store  # type: ignore[attr-defined]
+    names = [ask(client, input="tide " * 200)["id"] for _ in range(4)]
+    kept = [record for name in names if (record := store.get(name)) is not None]
+    assert [record.id for record in kept] == names[-len(kept) :] and 2 <= len(kept) < 4
+    assert sum(record.size + len(record.body) for record in kept) == store.num_bytes <= 6000
+    assert all(record.size > 1000 for record in kept)
+    ask(client, input="more", previous_response_id=names[-1])
+    assert store.get(names[-2]) is None  # a conversation counts with all that it holds
+    first = store.get(names[-1])
+    assert first is not None
+    first.body = b""  # as if it had not ended
     store.most = 0
-    store.put(records[-1])
-    assert [*store._records.values()] == records[:1] and len(endpoints.store) == 0
+    store.put(first)
+    assert len(store) == 1 and store.get(names[-1]) is first
 
 
 def test_a_conversation_that_is_too_long_loses_its_oldest_messages_if_it_may() -> None:
@@ -409,7 +406,7 @@ def test_a_response_in_the_background_can_fail(
         ({"reasoning": {"effort": "low", "summary": "auto"}}, "reasoning.summary"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
-        ({"include": ["everything"]}, "include"),
+        ({"include": ["everything"]}, "include[0]"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"top_logprobs": 21, "include": LOGPROBS}, "top_logprobs"),
         ({"truncation": "middle"}, "truncation"),

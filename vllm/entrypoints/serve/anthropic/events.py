@@ -3,6 +3,7 @@
     message_start, content_block_start, ping
     content_block_delta, ...
     content_block_stop, message_delta, message_stop
+A stream that fails ends with `error`, whatever had come before.
 """
 
 from __future__ import annotations

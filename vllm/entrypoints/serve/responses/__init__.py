@@ -5,4 +5,5 @@
     store.py     the responses that are kept
     events.py    a response as a stream
     endpoints.py the endpoints
+What the API has beside text, tools and structured output above all, is refused by name.
 """

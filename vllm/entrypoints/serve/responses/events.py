@@ -56,9 +56,7 @@ class Events:
         assert item is not None
         part = item.content[0]
         return (
-            self._write(
-                TextEvent("response.output_text.done", item.id, 0, 0, part.text, part.logprobs, self._next())
-            )
+            self._write(TextEvent("response.output_text.done", item.id, 0, 0, part.text, part.logprobs, self._next()))
             + self._write(PartEvent("response.content_part.done", item.id, 0, 0, part, self._next()))
             + self._write(ItemEvent("response.output_item.done", 0, item, self._next()))
             + self._life(self._record.response.status, msgspec.Raw(self._record.body))

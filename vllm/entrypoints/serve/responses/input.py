@@ -45,6 +45,8 @@ def check(body: ResponsesRequest) -> None:
         raise RequestError("stream_options is only for stream=true", "stream_options")
     if body.background and body.stream:
         raise RequestError("a response in the background can't be streamed; fetch it until it is there", "stream")
+    if any(len(key) > 64 for key in body.metadata or ()):
+        raise RequestError("metadata: a key has more than 64 characters", "metadata")
     if body.cache_salt == "":
         raise RequestError("cache_salt is empty; leave it out or give a text", "cache_salt")
 
@@ -74,9 +76,7 @@ def _message(item: InputItem, where: str) -> Message:
 
 def _text(part: InputPart, where: str) -> str:
     if part.type not in ("input_text", "output_text", "text", "refusal"):
-        raise RequestError(
-            f"{where}.type: {part.type!r} is not supported; the model takes text only", f"{where}.type"
-        )
+        raise RequestError(f"{where}.type: {part.type!r} is not supported; the model takes text only", f"{where}.type")
     name = "refusal" if part.type == "refusal" else "text"
     text = part.refusal if part.type == "refusal" else part.text
     if text is None:

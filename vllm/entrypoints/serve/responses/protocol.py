@@ -23,9 +23,9 @@ Include = Literal[
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 ]
-Key = Annotated[str, Meta(max_length=64)]
 Value = Annotated[str, Meta(max_length=512)]
-Metadata = Annotated[dict[Key, Value], Meta(max_length=16)]
+Metadata = Annotated[dict[str, Value], Meta(max_length=16)]
+"""Keys have at most 64 characters."""
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 
 # What is no message of text is refused in words of our own; the description shows what is taken.

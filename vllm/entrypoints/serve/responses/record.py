@@ -132,9 +132,7 @@ class Record:
         self.body = encode(response)
 
 
-def new_record(
-    call: Call, request: EngineRequest, conversation: Sequence[Message], size: int, keeps: bool
-) -> Record:
+def new_record(call: Call, request: EngineRequest, conversation: Sequence[Message], size: int, keeps: bool) -> Record:
     """Return the record of a response that is about to be computed.  `keeps`: whether it is stored."""
     body: ResponsesRequest = call.body
     response = Response(

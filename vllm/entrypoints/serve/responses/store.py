@@ -19,7 +19,7 @@ class Store:
         self.most_bytes = most_bytes
         self._records: dict[str, Record] = {}
         self._sizes: dict[str, int] = {}
-        self._bytes = 0
+        self.num_bytes = 0
 
     def __len__(self) -> int:
         return len(self._records)
@@ -27,7 +27,7 @@ class Store:
     def put(self, record: Record) -> None:
         """Keep a record, or take note of what has become of it."""
         size = record.size + len(record.body)
-        self._bytes += size - self._sizes.get(record.id, 0)
+        self.num_bytes += size - self._sizes.get(record.id, 0)
         self._records[record.id], self._sizes[record.id] = record, size
         self._prune()
 
@@ -40,8 +40,8 @@ class Store:
         """Drop what is too old, then the oldest until the rest is within the limits."""
         now = time.monotonic()
         for record in [*self._records.values()]:  # oldest first
-            if now - record.born <= self.lifetime and len(self) <= self.most and self._bytes <= self.most_bytes:
+            if now - record.born <= self.lifetime and len(self) <= self.most and self.num_bytes <= self.most_bytes:
                 return
             if record.has_ended:
                 del self._records[record.id]
-                self._bytes -= self._sizes.pop(record.id)
+                self.num_bytes -= self._sizes.pop(record.id)
