@@ -202,6 +202,17 @@ def test_every_error_has_the_shape_of_the_api() -> None:
     assert client.post("/v1/nothing", body).error["type"] == "AuthenticationError"
 
 
+def test_the_description_has_each_api_with_its_own_errors() -> None:
+    document = Client().get("/openapi.json").json
+
+    def error_type(path: str) -> str:
+        content = document["paths"][path]["post"]["responses"]["400"]["content"]
+        return content["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
+
+    assert error_type(PATH) == error_type(COUNT) == "MessageErrorReply"
+    assert error_type("/v1/responses") == error_type("/v1/completions") == "ErrorReply"
+
+
 def test_a_full_queue_is_told_in_the_shape_of_the_api() -> None:
     async def scene() -> list[Answer]:
         engine = FakeEngine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -543,6 +544,8 @@ def test_the_clients_cancel_and_are_told_of_failures() -> None:
                 assert (await client.responses.cancel(later.id)).status == "cancelled"
 
         asyncio.run(scene())
+        client.responses.create(model="acme/tiny", input="Hello", background=True)
+        assert running.end(signal.SIGTERM) == {"aborted": 2, "finished": 0}  # which says that there was no traceback
     with server({"pause": 0.05}, request_timeout=0.2) as running, running.openai() as client:
         *_, last = client.responses.create(model="acme/tiny", input="Hello", stream=True)
         assert check_types(last) <= OURS
