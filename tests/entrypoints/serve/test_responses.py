@@ -242,12 +242,14 @@ def test_a_response_is_kept_and_gone_on_from_without_its_instructions() -> None:
     assert client.get(f"{PATH}/{first['id']}").status == 200
 
 
-def test_log_probabilities_are_kept_too() -> None:
+def test_log_probabilities_are_kept_too_but_once() -> None:
     client = Client()
+    store = client.app.router.find("POST", PATH)[0].handler.__self__.store  # type: ignore[attr-defined]
     whole, streamed = ask(client, include=LOGPROBS), stream(client, include=LOGPROBS)[-1]["response"]
     for response in (whole, streamed):
         assert response["output"][0]["content"][0]["logprobs"]
         assert client.get(f"{PATH}/{response['id']}").json == response
+        assert store.get(response["id"]).item.content[0].logprobs == []  # the JSON has them
 
 
 def test_nothing_is_kept_that_is_not_to_be() -> None:

@@ -120,7 +120,7 @@ async def _shorten(chat: Call, head: list[Message], rest: list[Message]) -> None
 
     if await fits(0):
         return
-    starts = [position for position, message in enumerate(rest) if position and message["role"] == "user"]
+    starts = [position for position, message in enumerate(rest) if message["role"] == "user"]
     low, high = 0, len(starts) - 1
     while low < high:  # the last one is not tried: if nothing fits, preparing it says so
         middle = (low + high) // 2
