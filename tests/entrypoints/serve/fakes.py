@@ -223,7 +223,7 @@ class Client:
             "method": method,
             "path": path.partition("?")[0],
             "raw_path": path.encode(),
-            "query_string": b"",
+            "query_string": path.partition("?")[2].encode(),
             "headers": [(name.lower().encode(), value.encode()) for name, value in sent.items() if value],
         }
         gone, messages = asyncio.Event(), []

@@ -17,7 +17,6 @@ from vllm.entrypoints.serve.context import RETRY_AFTER, Call, Server
 from vllm.entrypoints.serve.errors import HttpError, explain
 from vllm.entrypoints.serve.guard import Guard, Place
 from vllm.entrypoints.serve.http import ClientGone, EventStream, Receive, Reply, Send, decoder, read_body
-from vllm.entrypoints.serve.protocol import refusal
 from vllm.entrypoints.serve.route import Route, Router
 from vllm.logging import get_logger
 
@@ -36,7 +35,7 @@ class App:
         server.routes = self.router.routes
         self.guard = Guard(server.settings, [*keys])
         self._open = {route.path for route in server.routes if route.is_open}
-        self._decoders = {route.path: decoder(route.body, refusal) for route in server.routes if route.body}
+        self._decoders = {route.path: decoder(route.body, route.refused) for route in server.routes if route.body}
         self._under_way: set[Exchange] = set()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -58,8 +57,8 @@ class App:
         exchange = Exchange(receive)
         route: Route | None = None
         self._under_way.add(exchange)
+        path = self._path(scope)
         try:
-            path = self._path(scope)
             if path not in self._open:
                 self.guard.check_key(scope["headers"])
             self.guard.check_headers(scope)
@@ -78,7 +77,7 @@ class App:
                 raise  # whoever runs the application wants it to stop
             told = exchange.told(error, _named(scope))
             if told is not None:
-                body = HttpError.body(told) if route is None else route.error(told)
+                body = (self.router.error(path) if route is None else route.error)(told)
                 await Reply(body, told.status, headers=told.headers).send(scope, send)
         finally:
             exchange.close()
@@ -98,7 +97,7 @@ class App:
         if route.body is not None:
             raw = await read_body(exchange.receive, headers, settings.max_body_bytes, settings.body_timeout)
             body = self._decoders[route.path](raw)
-        call = Call(self.server, headers, raw, body, parameters)
+        call = Call(self.server, headers, raw, body, parameters, scope["query_string"].decode("latin-1"))
         if settings.enable_log_requests:
             call.log = {}
         begun = time.monotonic()

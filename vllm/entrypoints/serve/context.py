@@ -103,10 +103,16 @@ class Server:
 class Call:
     """One request to the server."""
 
-    __slots__ = ("_headers", "body", "log", "parameters", "raw", "server")
+    __slots__ = ("_headers", "body", "log", "parameters", "query", "raw", "server")
 
     def __init__(
-        self, server: Server, headers: dict[bytes, bytes], raw: bytes, body: Any, parameters: dict[str, str]
+        self,
+        server: Server,
+        headers: dict[bytes, bytes],
+        raw: bytes,
+        body: Any,
+        parameters: dict[str, str],
+        query: str = "",
     ) -> None:
         self.server = server
         self._headers = headers
@@ -115,6 +121,8 @@ class Call:
         """The decoded body: a struct of the route's type."""
         self.parameters = parameters
         """Those of the path."""
+        self.query = query
+        """What follows the path's question mark."""
         self.log: dict[str, Any] | None = None
         """What the line about this request says, if there is to be one."""
 

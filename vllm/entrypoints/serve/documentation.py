@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from vllm.entrypoints.serve.context import Call
-from vllm.entrypoints.serve.errors import STATUSES, ErrorReply
+from vllm.entrypoints.serve.errors import STATUSES
 from vllm.entrypoints.serve.http import EVENTS, HTML, Reply, json_reply
 from vllm.entrypoints.serve.route import Answer, Route
 from vllm.version import __version__
@@ -37,18 +37,15 @@ async def chat_page(call: Call) -> Answer:
 
 def describe(routes: Sequence[Route]) -> dict[str, Any]:
     """Return the OpenAPI document of routes."""
-    types = [kind for route in routes for kind in [*route.bodies, *route.replies]]
-    references, components = msgspec.json.schema_components(
-        [*types, ErrorReply], ref_template="#/components/schemas/{name}"
-    )
-    *found, error = references
-    schemas = iter(found)
+    types = [kind for route in routes for kind in [*route.bodies, *route.replies, route.error_reply]]
+    references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    schemas = iter(references)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         bodies = [next(schemas) for _ in route.bodies]
         replies = [next(schemas) for _ in route.replies]
         path = route.path.replace("...}", "}")
-        paths.setdefault(path, {})[route.method.lower()] = _operation(route, bodies, replies, error)
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route, bodies, replies, next(schemas))
     return {
         "openapi": "3.1.0",
         "info": {"title": "vllm", "version": __version__},

@@ -34,7 +34,7 @@ class Guard:
             return
         given = [key for name, value in headers if (key := _key(name, value)) is not None]
         if not given:
-            message = "this server asks for an API key, as the header Authorization: Bearer KEY"
+            message = "this server asks for an API key, as the header Authorization: Bearer KEY or x-api-key: KEY"
             raise HttpError(401, message, headers=_challenge(headers))
         # Every key is compared with every digest, so that the time tells nothing.
         found = [hmac.compare_digest(_digest(key), known) for key in given[:2] for known in self._digests]

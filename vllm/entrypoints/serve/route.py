@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vllm.entrypoints.serve.errors import HttpError
-from vllm.entrypoints.serve.http import EventStream, Reply
+from vllm.entrypoints.serve.errors import ErrorReply, HttpError
+from vllm.entrypoints.serve.http import EventStream, Refused, Reply
+from vllm.entrypoints.serve.protocol import refusal
 from vllm.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ class Route:
     """Whether it is answered without an API key."""
     error: Callable[[HttpError], bytes] = HttpError.body
     """How this API writes an error."""
+    error_reply: type[msgspec.Struct] = ErrorReply
+    """The type of that."""
+    refused: Refused = refusal
+    """What this API says of a body's other fields."""
 
     @property
     def bodies(self) -> list[type[msgspec.Struct]]:
@@ -86,6 +91,10 @@ class Router:
                 headers=((b"allow", allowed.encode()),),
             )
         return route, parameters
+
+    def error(self, path: str) -> Callable[[HttpError], bytes]:
+        """Return how the API that a path belongs to writes an error, also one about who asks or with what method."""
+        return next((route.error for route in self._exact.get(path, {}).values()), HttpError.body)
 
     def methods(self, path: str) -> dict[str, Route]:
         """Return the routes of a path by method.  Raises HttpError: 404."""

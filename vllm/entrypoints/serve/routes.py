@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from vllm.entrypoints.serve import chat, completions, documentation, invocations, metrics, models, probes, tokenization
+from vllm.entrypoints.serve.anthropic import endpoints as anthropic
+from vllm.entrypoints.serve.responses import endpoints as responses
 from vllm.entrypoints.serve.route import Route
 from vllm.entrypoints.serve.settings import ServerArgs
 
@@ -15,6 +17,8 @@ def routes(settings: ServerArgs) -> list[Route]:
         *models.ROUTES,
         *completions.ROUTES,
         *chat.ROUTES,
+        *responses.routes(settings),
+        *anthropic.ROUTES,
         *tokenization.ROUTES,
         *invocations.ROUTES,
         *documentation.ROUTES,

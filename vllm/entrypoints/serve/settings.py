@@ -110,6 +110,8 @@ class ServerArgs:
     max_n: int = option(MAX_N, "Outputs of a prompt at most (n and best_of).")
     max_stop_strings: int = option(MAX_STOP_STRINGS, "Stop strings of a request at most.")
     max_stop_length: int = option(1024, "Characters of a stop string at most.")
+    max_stored_responses: int = option(1024, "Responses of /v1/responses that are kept to go on from; 0: none.")
+    stored_response_lifetime: float = option(3600.0, "Seconds that such a response is kept.")
     max_concurrent_requests: int | None = option(
         None, "Requests that are worked on at a time, beyond which 503 is answered; by default as many as come."
     )
@@ -137,7 +139,7 @@ class ServerArgs:
 
     def _check_counts(self) -> None:
         most = {"port": 65535, "max_n": MAX_N, "max_stop_strings": MAX_STOP_STRINGS}
-        least = dict.fromkeys(("port", "max_num_queued_reqs", "max_log_len"), 0)
+        least = dict.fromkeys(("port", "max_num_queued_reqs", "max_log_len", "max_stored_responses"), 0)
         for f in fields(self):
             value = getattr(self, f.name)
             if not f.type.startswith(("int", "float")) or f.name == "ssl_cert_reqs" or value is None:

@@ -1,0 +1,208 @@
+"""POST /v1/responses, GET /v1/responses/{id}, POST /v1/responses/{id}/cancel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from urllib.parse import parse_qs
+
+from vllm.entrypoints.serve.context import Call
+from vllm.entrypoints.serve.conversation import in_words_of, prepare_chat
+from vllm.entrypoints.serve.errors import HttpError, explain
+from vllm.entrypoints.serve.generation import deltas, finals
+from vllm.entrypoints.serve.http import EventStream, Reply
+from vllm.entrypoints.serve.responses.events import Events
+from vllm.entrypoints.serve.responses.input import IN_WORDS, chat_of, check, messages_of
+from vllm.entrypoints.serve.responses.protocol import LOGPROBS, Response, ResponsesRequest, refusal
+from vllm.entrypoints.serve.responses.record import Record, new_record
+from vllm.entrypoints.serve.responses.store import Store
+from vllm.entrypoints.serve.route import Answer, Route
+from vllm.entrypoints.serve.settings import ServerArgs
+from vllm.errors import RequestError
+from vllm.messages import EngineRequest
+from vllm.outputs import RequestOutput
+
+
+class Responses:
+    """The endpoints and the responses that they keep."""
+
+    def __init__(self, settings: ServerArgs) -> None:
+        self.store = Store(settings.max_stored_responses, settings.stored_response_lifetime)
+
+    async def create(self, call: Call) -> Answer:
+        """Answer a request: whole, as a stream, or later."""
+        body: ResponsesRequest = call.body
+        server = call.server
+        server.model_named(body.model)
+        check(body)
+        keeps = body.store is not False and self.store.most > 0
+        if body.background and not keeps:
+            raise RequestError("a response in the background must be stored, to be fetched later", "background")
+        previous = self._previous(body.previous_response_id)
+        conversation = messages_of(body.input)
+        size = len(call.raw)
+        if previous is not None:
+            conversation = [*previous.messages(), *conversation]
+            size += previous.size + len(previous.body)
+        with in_words_of(IN_WORDS):
+            chat = await chat_of(call, conversation)
+            request = await prepare_chat(chat, (body.top_logprobs or 0) if LOGPROBS in (body.include or ()) else None)
+        record = new_record(call, request, conversation, size, keeps)
+        headers = call.headers(call.id(body.request_id))
+        if body.background:
+            self._start(call, request, record)
+            return Reply(record.json(), headers=headers)
+        if body.stream:
+            events = Events(record)
+            return EventStream(self._stream(call, request, record, events), headers, self._failing(record, events))
+        (output,) = await finals(server.ready(), [request])
+        record.add(output)
+        self._ended(call, record)
+        return Reply(record.body, headers=headers)
+
+    async def retrieve(self, call: Call) -> Answer:
+        """Return a response that is kept."""
+        if parse_qs(call.query).get("stream", ["false"])[0].lower() not in ("false", "0"):
+            raise RequestError("a response that is kept can't be streamed; leave stream out", "stream")
+        return Reply(self._kept(call).json())
+
+    async def cancel(self, call: Call) -> Answer:
+        """End a response that is computed in the background; one that has ended stays as it is."""
+        record = self._kept(call)
+        if not record.response.background:
+            raise RequestError("only a response in the background can be cancelled; close the connection of others")
+        task = record.task
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        return Reply(record.json())
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(
+                "POST",
+                "/v1/responses",
+                self.create,
+                "Answer an input, or go on with a conversation.",
+                body=ResponsesRequest,
+                reply=Response,
+                computes=True,
+                refused=refusal,
+            ),
+            Route(
+                "GET",
+                "/v1/responses/{response_id}",
+                self.retrieve,
+                "Return a response that is kept.",
+                reply=Response,
+                needs_engine=False,
+            ),
+            Route(
+                "POST",
+                "/v1/responses/{response_id}/cancel",
+                self.cancel,
+                "End a response that is computed in the background.",
+                reply=Response,
+                needs_engine=False,
+            ),
+        ]
+
+    def _previous(self, name: str | None) -> Record | None:
+        if name is None:
+            return None
+        record, field = self.store.get(name), "previous_response_id"
+        if record is None:
+            raise RequestError(f"{field}: there is no response {name[:100]!r}, or it is not kept any more", field)
+        if record.response.status not in ("completed", "incomplete"):
+            raise RequestError(f"{field}: the response is {record.response.status}, with nothing to go on from", field)
+        return record
+
+    def _kept(self, call: Call) -> Record:
+        name = call.parameters["response_id"]
+        record = self.store.get(name)
+        if record is None:
+            raise HttpError(404, f"there is no response {name[:100]!r}, or it is not kept any more", "response_id")
+        return record
+
+    async def _stream(
+        self, call: Call, request: EngineRequest, record: Record, events: Events
+    ) -> AsyncGenerator[bytes, None]:
+        begun = False
+        try:
+            async with aclosing(deltas(call.server.ready(), [request])) as news:
+                async for _, outputs in news:
+                    shown = b""
+                    for output in outputs:
+                        text, logprobs = record.add(output)
+                        assert record.item is not None
+                        if not begun:
+                            begun = True
+                            shown += events.opening(record.item.id)
+                            self._keep(record)
+                        shown += events.delta(record.item.id, text, logprobs)
+                    if record.has_ended:
+                        shown += events.closing()
+                    if shown:
+                        yield shown
+        finally:
+            if not record.has_ended:
+                record.cancel()  # the client is gone; if it is to be told of a failure, that follows
+            self._ended(call, record, begun)
+
+    def _failing(self, record: Record, events: Events) -> Callable[[HttpError], bytes]:
+        """Return how the stream of a response ends in an error."""
+
+        def failed(error: HttpError) -> bytes:
+            event = events.failed(error)
+            self._keep(record)
+            return event
+
+        return failed
+
+    def _start(self, call: Call, request: EngineRequest, record: Record) -> None:
+        """Compute a response in the background.  It takes over the place in the queue that its request has."""
+        server = call.server
+
+        async def run() -> RequestOutput:
+            record.response.status = "in_progress"
+            async with asyncio.timeout(call.settings.request_timeout):
+                return (await finals(server.ready(), [request]))[0]
+
+        def book(task: asyncio.Task[RequestOutput]) -> None:
+            server.num_running -= 1
+            record.task = None
+            if task.cancelled():
+                record.cancel()
+            else:
+                try:
+                    record.add(task.result())
+                except TimeoutError:
+                    limit = f"{call.settings.request_timeout:g}"
+                    record.fail(HttpError(503, f"not done within request_timeout={limit} seconds"))
+                except Exception as error:
+                    record.fail(explain(error, f"the response {record.id}"))
+            self._ended(call, record)
+
+        server.num_running += 1
+        record.task = asyncio.create_task(run())
+        record.task.add_done_callback(book)
+        self.store.put(record)
+
+    def _ended(self, call: Call, record: Record, shown: bool = True) -> None:
+        """Note the end of a response; `shown`: whether anybody knows of it."""
+        if call.log is not None:
+            call.log["completion_tokens"] = record.num_output
+        if record.response.status in ("completed", "incomplete"):
+            record.forget_details()
+        if shown:
+            self._keep(record)
+
+    def _keep(self, record: Record) -> None:
+        if record.response.store:
+            self.store.put(record)
+
+
+def routes(settings: ServerArgs) -> list[Route]:
+    """Return the routes of the API, with a store of their own."""
+    return Responses(settings).routes()
