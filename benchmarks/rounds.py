@@ -61,7 +61,7 @@ def run(plan: Plan, path: Path) -> dict[str, Any]:
                 print(f"round {number + 1} of {plan.rounds}: {name}", file=sys.stderr, flush=True)
                 for engine in order:
                     turns.take(number, name, engine)
-            _save(record, path)
+                _save(record, path)
     _save(record, path)
     return record
 
@@ -96,18 +96,23 @@ class _Turns:
             self.done.add((name, engine.name))
             return
         if name == START:
-            self.record["starts"].append(entry | {"seconds": self.fleet.start(engine)})
+            seconds = self.fleet.start(engine)
+            self.record["starts"].append(entry | {"seconds": seconds})
+            self._judge(seconds, name, engine)
             return
         self.fleet.wake(engine)
         before = self._roof()
         readings = self.fleet.run(engine, asked[name].requests)
         self.record["measurements"].append(entry | {"roof": [before, self._roof()], "readings": readings})
-        if (took := max(readings["last"])) > self.plan.patience:
+        self._judge(max(readings["last"]), name, engine)
+
+    def _judge(self, took: float, name: str, engine: Engine) -> None:
+        """Give no further turn to who tries the patience."""
+        patience = self.plan.patience
+        if took > patience:
             self.done.add((name, engine.name))
-            note = (
-                f"{engine.name} took {took:.0f} s for {name}, more than {self.plan.patience:.0f}: it had one turn at it"
-            )
-            self.record["notes"].append(note)
+            what = f"{engine.name} took {took:.0f} s for {name}, more than {patience:.0f}: it had one turn at it"
+            self.record["notes"].append(what)
 
     def _roof(self) -> dict[str, float] | None:
         return None if self.meter is None else asdict(self.meter.measure())

@@ -118,7 +118,10 @@ def _by_transformers(content: dict[str, Any]) -> tuple[Any, list[str]]:
 def _public(config: Any) -> dict[str, Any]:
     hidden = {"_content", "_original", "_output_attentions", "_post_init_done", "ignore_keys_at_rope_validation"}
     internal = {name for name in vars(config) if name.endswith("_implementation_internal")}
-    return {name: value for name, value in vars(config).items() if name not in hidden | internal}
+    values = {name: value for name, value in vars(config).items() if name not in hidden | internal}
+    if values.pop("dtype_name", None) is not None or "dtype" not in values:  # ours becomes torch's when it is asked for
+        values["dtype"] = config.dtype
+    return values
 
 
 def _exact(value: Any) -> Any:
