@@ -307,7 +307,7 @@ def test_requests_are_logged_when_asked_for(caplog: pytest.LogCaptureFixture, mo
     assert lines == []
     Client(enable_log_requests=True).post(COMPLETE, BODY)
     Client(enable_log_requests=True, max_log_len=3).post(COMPLETE, BODY)
-    assert "id=" in lines[0] and "completion_tokens=" in lines[0] and "prompt='" not in lines[0]
+    assert "request_id=" in lines[0] and "completion_tokens=" in lines[0] and "prompt='" not in lines[0]
     assert "prompt='The'" in lines[1]
 
 

@@ -42,7 +42,7 @@ GROUPS = {
         *("max_prompts", "max_n", "max_stop_strings", "max_stop_length", "request_timeout", "shutdown_timeout"),
         *("keep_alive_timeout", "header_timeout", "body_timeout"),
     ),
-    "logging": ("enable_log_requests", "max_log_len", "log_format"),
+    "logging": ("enable_log_requests", "max_log_len", "log_format", "otlp_traces_endpoint"),
 }
 """The server's options as help shows them."""
 

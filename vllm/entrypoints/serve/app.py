@@ -8,6 +8,7 @@ cancels the task that answers it, which closes the engine's iterator, which abor
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -98,9 +99,9 @@ class App:
             raw = await read_body(exchange.receive, headers, settings.max_body_bytes, settings.body_timeout)
             body = self._decoders[route.path](raw)
         call = Call(self.server, headers, raw, body, parameters, scope["query_string"].decode("latin-1"))
-        if settings.enable_log_requests:
-            call.log = {}
-        begun = time.monotonic()
+        if settings.enable_log_requests or (self.server.tracing and route.computes):
+            call.facts = {}
+        begun = time.time_ns()
         exchange.watch(settings.request_timeout)
         with Place(self.server) if route.computes else _NO_PLACE:
             try:
@@ -110,8 +111,26 @@ class App:
                 else:
                     await answer.send(scope, send)
             finally:
-                if call.log is not None:
-                    _log(scope, call.log, time.monotonic() - begun, exchange)
+                if call.facts is not None:
+                    self._book(scope, route, call, (begun, time.time_ns()), exchange)
+
+    def _book(self, scope: Any, route: Route, call: Call, span: tuple[int, int], exchange: Exchange) -> None:
+        """Write down what is known of a request that has ended: in the log, as a span."""
+        facts = call.facts or {}
+        if self.server.settings.enable_log_requests:
+            _log(scope, facts, (span[1] - span[0]) / 1e9, exchange)
+        if self.server.tracing is not None and route.computes:
+            error = sys.exc_info()[1]
+            told = (
+                exchange.why
+                if error is None
+                else explain(error, _named(scope))
+                if isinstance(error, Exception)
+                else None
+            )
+            why = told.message if told is not None else "client gone" if exchange.ended or error is not None else None
+            model = getattr(call.body, "model", None) or self.server.names[0]
+            self.server.tracing.record(route.path, dict(scope["headers"]), {"model": model, **facts}, span, why)
 
 
 class Exchange:

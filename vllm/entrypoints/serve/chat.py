@@ -63,8 +63,8 @@ async def chat(call: Call) -> Answer:
         reply.prompt_logprobs = prompt_logprobs(outputs[0].prompt_logprobs)
     if call.settings.enable_per_request_metrics:
         reply.metrics = metrics_of(outputs[0], count.completion)
-    if call.log is not None:
-        call.log["completion_tokens"] = count.completion
+    if call.facts is not None:
+        call.facts["completion_tokens"] = count.completion
     return json_reply(reply, call.headers(public))
 
 
@@ -104,8 +104,8 @@ async def _events(
                 shown += chunks.end(count.usage())
             if shown:
                 yield shown
-    if call.log is not None:
-        call.log["completion_tokens"] = count.completion
+    if call.facts is not None:
+        call.facts["completion_tokens"] = count.completion
 
 
 class _Writer:
@@ -117,7 +117,7 @@ class _Writer:
         self.body = body
         self.role = call.settings.response_role
         self.start = _echoed(body.messages[-1], self.role) if body.echo else ""
-        self.logprobs = LogprobWriter(
+        self.factsprobs = LogprobWriter(
             call.server.ready().tokenizer, call.settings.return_tokens_as_token_ids if as_ids is None else as_ids
         )
 
@@ -153,7 +153,7 @@ class _Writer:
     def _logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
         if not self.body.logprobs or completion.logprobs is None:
             return None
-        return self.logprobs.chat(completion.token_ids, completion.logprobs, self.body.top_logprobs or 0)
+        return self.factsprobs.chat(completion.token_ids, completion.logprobs, self.body.top_logprobs or 0)
 
 
 def _echoed(message: dict[str, Any], role: str) -> str:

@@ -56,8 +56,8 @@ async def completions(call: Call) -> Answer:
     reply = Completion(name, "text_completion", created, model, choices, count.usage())
     if call.settings.enable_per_request_metrics and len(outputs) == 1:
         reply.metrics = metrics_of(outputs[0], count.completion)
-    if call.log is not None:
-        call.log["completion_tokens"] = count.completion
+    if call.facts is not None:
+        call.facts["completion_tokens"] = count.completion
     return json_reply(reply, call.headers(public))
 
 
@@ -109,8 +109,8 @@ async def _events(
                 shown += chunks.end(count.usage())
             if shown:
                 yield shown
-    if call.log is not None:
-        call.log["completion_tokens"] = count.completion
+    if call.facts is not None:
+        call.facts["completion_tokens"] = count.completion
 
 
 class _Writer:
@@ -124,7 +124,9 @@ class _Writer:
         self.tokenizer = tokenizer
         self.is_silent = body.max_tokens == 0
         """Nothing is generated: one token is, and nobody sees it."""
-        self.logprobs = LogprobWriter(tokenizer, call.settings.return_tokens_as_token_ids if as_ids is None else as_ids)
+        self.factsprobs = LogprobWriter(
+            tokenizer, call.settings.return_tokens_as_token_ids if as_ids is None else as_ids
+        )
         first = requests[0]
         self.width = first.params.n if first.beam is None else first.beam.beam_width
         self._offsets: dict[int, int] = {}
@@ -182,7 +184,7 @@ class _Writer:
     ) -> CompletionLogprobs | None:
         if self.body.logprobs is None or positions is None:
             return None
-        return self.logprobs.completion(token_ids, positions, offset, self.body.logprobs)
+        return self.factsprobs.completion(token_ids, positions, offset, self.body.logprobs)
 
 
 def _end(logprobs: CompletionLogprobs | None, offset: int) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vllm.entrypoints.serve.metrics import Metrics
     from vllm.entrypoints.serve.route import Route
     from vllm.entrypoints.serve.sampling import Sampling
+    from vllm.entrypoints.serve.tracing import Tracing
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ class Server:
         self.num_running = 0
         """Requests that are worked on: computed, or waiting for it."""
         self.routes: list[Route] = []
+        self.tracing: Tracing | None = None
         self.sandboxes = asyncio.Semaphore(2)
         """Processes for templates of requests."""
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="text")
@@ -97,13 +99,15 @@ class Server:
         return await loop.run_in_executor(self._threads, functools.partial(function, *args, **kwargs))
 
     def close(self) -> None:
+        if self.tracing is not None:
+            self.tracing.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Call:
     """One request to the server."""
 
-    __slots__ = ("_headers", "body", "log", "parameters", "query", "raw", "server")
+    __slots__ = ("_headers", "body", "facts", "parameters", "query", "raw", "server")
 
     def __init__(
         self,
@@ -123,7 +127,7 @@ class Call:
         """Those of the path."""
         self.query = query
         """What follows the path's question mark."""
-        self.log: dict[str, Any] | None = None
+        self.facts: dict[str, Any] | None = None
         """What the line about this request says, if there is to be one."""
 
     @property
@@ -145,8 +149,8 @@ class Call:
         name = self.header(b"x-request-id") if given is None else given
         if name is None or not _is_id(name):
             name = secrets.token_hex(12)
-        if self.log is not None:
-            self.log["id"] = name
+        if self.facts is not None:
+            self.facts["request_id"] = name
         return name
 
     def headers(self, request_id: str) -> tuple[tuple[bytes, bytes], ...]:

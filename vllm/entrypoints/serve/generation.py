@@ -27,7 +27,7 @@ async def prepare(call: Call, prompts: Sequence[Prompt], params: Params) -> list
     requests = await call.server.work(
         len(call.raw), preparer.prepare, prompts, params, priority=[priority] * len(prompts)
     )
-    if call.log is not None:
+    if call.facts is not None:
         _note(call, requests)
     return requests
 
@@ -44,14 +44,14 @@ def _priority(call: Call) -> int:
 
 def _note(call: Call, requests: Sequence[EngineRequest]) -> None:
     """Fill in what is logged of a call."""
-    assert call.log is not None
-    call.log["prompt_tokens"] = sum(len(request.token_ids) for request in requests)
-    call.log["stream"] = bool(call.body.stream)
+    assert call.facts is not None
+    call.facts["prompt_tokens"] = sum(len(request.token_ids) for request in requests)
+    call.facts["stream"] = bool(call.body.stream)
     params = requests[0].params
-    call.log |= {"n": params.n, "max_tokens": params.max_tokens, "temperature": params.temperature}
+    call.facts |= {"n": params.n, "max_tokens": params.max_tokens, "temperature": params.temperature}
     if call.settings.max_log_len:
         shown = requests[0].prompt if requests[0].prompt is not None else str(requests[0].token_ids)
-        call.log["prompt"] = shown[: call.settings.max_log_len]
+        call.facts["prompt"] = shown[: call.settings.max_log_len]
 
 
 async def finals(engine: Engine, requests: Sequence[EngineRequest]) -> list[RequestOutput]:

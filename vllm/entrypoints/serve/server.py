@@ -27,6 +27,7 @@ from vllm.entrypoints.serve.logs import use_format
 from vllm.entrypoints.serve.rendering import check_template
 from vllm.entrypoints.serve.routes import routes
 from vllm.entrypoints.serve.settings import ServerArgs
+from vllm.entrypoints.serve.tracing import Tracing
 from vllm.logging import get_logger
 
 logger = get_logger(__name__)
@@ -71,6 +72,8 @@ async def _serve(
 ) -> int:
     begun = time.monotonic()
     server = Server(args, model=engine_args.model, max_num_seqs=engine_args.max_num_seqs)
+    if args.otlp_traces_endpoint:
+        server.tracing = Tracing(args.otlp_traces_endpoint, server.names[0])
     keys = [*args.api_key, *filter(None, [env.api_key()])]
     app = App(server, routes(args), keys)
     listener = Listener(with_cors(app, args), socket_, args)

@@ -97,6 +97,9 @@ class ServerArgs:
     enable_log_requests: bool = option(False, "Log a line per request.")
     max_log_len: int | None = option(None, "Characters of a prompt that are logged; by default none of it.")
     log_format: str = option("text", "The form of log lines.", ("text", "json"))
+    otlp_traces_endpoint: str | None = option(
+        None, "Where a collector of OpenTelemetry takes traces, as http://host:4318/v1/traces (the extra otel)."
+    )
     disable_ui: bool = option(False, "Serve no chat page at /.")
     request_timeout: float | None = option(None, "Seconds after which a request is given up; by default never.")
     shutdown_timeout: float = option(30.0, "Seconds that running requests have to finish after SIGTERM.")

@@ -58,8 +58,8 @@ async def _events(call: Call, request: EngineRequest, writer: Writer) -> AsyncGe
 
 
 def _note(call: Call, writer: Writer) -> None:
-    if call.log is not None:
-        call.log["completion_tokens"] = writer.count.completion
+    if call.facts is not None:
+        call.facts["completion_tokens"] = writer.count.completion
 
 
 ROUTES = [

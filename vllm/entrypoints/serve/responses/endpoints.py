@@ -191,8 +191,8 @@ class Responses:
 
     def _ended(self, call: Call, record: Record, shown: bool = True) -> None:
         """Note the end of a response; `shown`: whether anybody knows of it."""
-        if call.log is not None:
-            call.log["completion_tokens"] = record.num_output
+        if call.facts is not None:
+            call.facts["completion_tokens"] = record.num_output
         if record.response.status in ("completed", "incomplete"):
             record.forget_details()
         if shown:

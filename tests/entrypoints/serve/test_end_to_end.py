@@ -1,0 +1,242 @@
+"""`vllm serve` as it is run: the front, the engine in its process, the model inside the package, clients as people use them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import psutil
+import pytest
+
+from vllm import LLM, SamplingParams
+
+ROOT = Path(__file__).parents[3]
+PROMPT = "Hello, my name is"
+HELLO: Any = [{"role": "user", "content": "Hello"}]
+LONG = {"prompt": PROMPT, "max_tokens": 800, "temperature": 0, "ignore_eos": True, "stream": True}
+
+
+class Serving:
+    """A server process with its engine."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        assert process.stderr is not None
+        self.url = ""
+        self.lines: list[str] = []
+        for line in process.stderr:
+            self.lines.append(line)
+            if found := re.search(r"listening at (http://[\d.:]+)", line):
+                self.url = found[1]
+            if "ready in" in line:
+                break
+        assert self.url, "".join(self.lines)
+        threading.Thread(target=self.lines.extend, args=[process.stderr], daemon=True).start()  # or the pipe fills up
+
+    @property
+    def engine(self) -> psutil.Process:
+        (child,) = psutil.Process(self.process.pid).children()
+        return child
+
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+    def figure(self, name: str) -> float:
+        """A figure of /metrics."""
+        page = httpx.get(f"{self.url}/metrics").text
+        found = re.search(rf"^vllm:{name}{{[^}}]*}} (\S+)$", page, re.MULTILINE)
+        assert found, f"{name} is not in\n{page}"
+        return float(found[1])
+
+    def until(self, name: str, value: float, seconds: float = 10.0) -> None:
+        end = time.monotonic() + seconds
+        while self.figure(name) != value:
+            assert time.monotonic() < end, f"{name} is {self.figure(name)}, not {value}"
+            time.sleep(0.01)
+
+    def wait(self, seconds: float = 30.0) -> None:
+        """Wait until requests are served."""
+        end = time.monotonic() + seconds
+        while httpx.get(f"{self.url}/health").status_code != 200:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+
+@contextmanager
+def serving(*options: str, **variables: str) -> Iterator[Serving]:
+    command = [sys.executable, "-m", "vllm.entrypoints.cli", "serve", "--host", "127.0.0.1", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    process = subprocess.Popen(
+        [*command, "--max-model-len", "1024", *options], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield Serving(process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Serving]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, str]:
+    """What the engine says in this process: greedy continuations."""
+    with LLM(max_model_len=1024) as llm:
+        params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+        prompts = [f"{PROMPT} {number}" for number in range(16)]
+        return {output.prompt: output.outputs[0].text for output in llm.generate(prompts, params, use_tqdm=False)}
+
+
+def test_the_openai_client_gets_what_the_engine_says_whole_and_streamed(shared: Serving, alone: dict[str, str]) -> None:
+    client = shared.openai()
+    (card,) = client.models.list().data
+    for prompt, text in list(alone.items())[:3]:
+        options: Any = {"model": card.id, "prompt": prompt, "max_tokens": 64, "temperature": 0}
+        whole = client.completions.create(**options, extra_body={"ignore_eos": True})
+        stream = client.completions.create(**options, stream=True, extra_body={"ignore_eos": True})
+        assert whole.choices[0].text == "".join(chunk.choices[0].text for chunk in stream) == text
+    chat = client.chat.completions.create(model=card.id, messages=HELLO, temperature=0, logprobs=True, top_logprobs=2)
+    pieces = client.chat.completions.create(model=card.id, messages=HELLO, temperature=0, stream=True)
+    answer = chat.choices[0].message.content
+    assert answer and answer == "".join(piece.choices[0].delta.content or "" for piece in pieces)
+    assert chat.choices[0].logprobs and chat.choices[0].logprobs.content
+    assert client.responses.create(model=card.id, input="Hello", temperature=0).output_text == answer
+    claude = anthropic.Anthropic(base_url=shared.url, api_key="none", max_retries=0)
+    greedy = {"temperature": 0}
+    message = claude.messages.create(model=card.id, max_tokens=64, messages=HELLO, extra_body=greedy)
+    assert message.content[0].text == answer  # type: ignore[union-attr]
+
+
+def test_a_crowd_is_answered_whole_while_some_of_it_leave(shared: Serving, alone: dict[str, str]) -> None:
+    prompts = list(alone)
+
+    async def one(client: httpx.AsyncClient, number: int) -> str | None:
+        prompt = prompts[number % len(prompts)]
+        body = {"prompt": prompt, "max_tokens": 64, "temperature": 0, "ignore_eos": True, "stream": True}
+        text = ""
+        async with client.stream("POST", "/v1/completions", json=body) as answer:
+            assert answer.status_code == 200
+            async for line in answer.aiter_lines():
+                if line == "data: [DONE]":
+                    break
+                if line:
+                    text += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+                    if number % 4 == 3:
+                        return None
+        return text if text == alone[prompt] else f"{prompt!r} became {text!r}"
+
+    async def all_of_them() -> list[str | None]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=shared.url, limits=limits, timeout=60) as client:
+            return await asyncio.gather(*(one(client, number) for number in range(256)))
+
+    results = asyncio.run(all_of_them())
+    assert [result for number, result in enumerate(results) if number % 4 != 3] == [
+        alone[prompts[number % len(prompts)]] for number in range(256) if number % 4 != 3
+    ]
+    shared.until("num_requests_running", 0, 1.0)
+    assert shared.figure("kv_cache_usage_perc") == 0
+
+
+def test_an_engine_that_is_killed_tells_each_request_and_comes_back(shared: Serving) -> None:
+    async def one(client: httpx.AsyncClient) -> tuple[float, str]:
+        body = ""
+        async with client.stream("POST", "/v1/completions", json=LONG) as answer:
+            async for line in answer.aiter_lines():
+                body += line
+        return time.monotonic(), body
+
+    async def all_of_them() -> tuple[float, list[tuple[float, str]]]:
+        async with httpx.AsyncClient(
+            base_url=shared.url, limits=httpx.Limits(max_connections=None), timeout=60
+        ) as client:
+            tasks = [asyncio.create_task(one(client)) for _ in range(32)]
+            while await asyncio.to_thread(shared.figure, "num_requests_running") < 32:
+                await asyncio.sleep(0.01)
+            killed = time.monotonic()
+            shared.engine.kill()
+            return killed, await asyncio.gather(*tasks)
+
+    shared.wait()
+    killed, ends = asyncio.run(all_of_them())
+    assert all(when - killed < 2.0 for when, _ in ends)
+    assert all("SIGKILL" in body and body.endswith("data: [DONE]") for _, body in ends)
+    assert httpx.get(f"{shared.url}/health").status_code == 503
+    shared.wait()
+    assert shared.openai().completions.create(model="default", prompt=PROMPT).choices[0].text
+
+
+def test_sigterm_lets_all_finish_and_nothing_is_left(alone: dict[str, str]) -> None:
+    with serving() as running:
+        engine = running.engine
+        with httpx.stream("POST", f"{running.url}/v1/completions", json={**LONG, "max_tokens": 400}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            running.process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]" and '"finish_reason":"length"' in rest[-2]
+        assert running.process.wait(10) == 0
+        engine.wait(2)
+
+
+def test_no_engine_outlives_a_front_that_is_killed() -> None:
+    with serving() as running:
+        engine = running.engine
+        running.process.kill()
+        engine.wait(2)
+
+
+POISON = """
+import sys
+if "vllm.engine.process" in sys.orig_argv:
+    from vllm.worker.runner import ModelRunner
+    execute = ModelRunner.execute
+    def poisoned(self, batch):
+        known = {**self.tables.sequences, **{sequence.slot: sequence for sequence in batch.admitted}}
+        for row in batch.rows:
+            sequence = known[row.slot]
+            if row.start > 20 and sequence.params.top_k == 666:
+                raise ArithmeticError("this row cannot be computed")
+        return execute(self, batch)
+    ModelRunner.execute = poisoned
+"""
+
+
+def test_a_row_that_breaks_every_step_is_answered_500_and_the_others_as_ever(
+    tmp_path: Path, alone: dict[str, str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(POISON)
+    with serving(PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}") as running:
+
+        async def all_of_them() -> list[httpx.Response]:
+            async with httpx.AsyncClient(base_url=running.url, timeout=60) as client:
+                bodies = [
+                    {"prompt": prompt, "max_tokens": 64, "temperature": 0, "ignore_eos": True} for prompt in alone
+                ]
+                bodies[5]["top_k"] = 666
+                return await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
+
+        answers = asyncio.run(all_of_them())
+        running.until("num_requests_running", 0)
+    guilty = answers.pop(5)
+    assert guilty.status_code == 500 and "this row cannot be computed" in guilty.json()["error"]["message"]
+    expected = [text for number, text in enumerate(alone.values()) if number != 5]
+    assert [answer.json()["choices"][0]["text"] for answer in answers] == expected
