@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import psutil
 import pytest
 import torch
 
-from vllm.ops.memory import zeros
+from vllm.ops.memory import Arena, zeros
 
 CPU = torch.device("cpu")
 
@@ -24,3 +26,19 @@ def test_what_is_not_written_takes_no_memory() -> None:
     cache = zeros(1 << 28, dtype=torch.bfloat16, device=CPU)
     cache[: 1 << 20] = 1.0
     assert process.memory_info().rss - before < 64 << 20
+
+
+def test_an_arena_lends_zeros_side_by_side_and_gives_all_back() -> None:
+    arena = Arena()
+    parts = [arena.zeros(1000, count, dtype=torch.uint8) for count in (7, 64, 4096, 60_000)]
+    big = arena.zeros(80 << 20, dtype=torch.uint8)
+    for number, part in enumerate([*parts, big]):
+        assert not part.any() and part.data_ptr() % 64 == 0
+        part.fill_(number + 1)
+    assert all(bool((part == number + 1).all()) for number, part in enumerate([*parts, big]))
+    assert parts[1].data_ptr() - parts[0].data_ptr() == 7040
+    process = psutil.Process()
+    before = process.memory_info().rss
+    del parts, part, big
+    gc.collect()
+    assert before - process.memory_info().rss > 100 << 20

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vllm.ops.activations import CODES
 from vllm.ops.matrix import Matrix, MatrixShape
-from vllm.ops.memory import empty, zeros
+from vllm.ops.memory import Arena, empty
 from vllm.ops.native import TYPES, address, library
 from vllm.ops.native.rows import gather
 from vllm.weights import Place, TensorPlace
@@ -160,6 +160,10 @@ class _RowsPlace:
         self.matrix.put(self.first, part)
 
 
+_arena = Arena()
+"""Where packed weights lie.  It holds no memory itself."""
+
+
 def _groups(part: _Part, shape: MatrixShape, columns: int) -> np.ndarray:
     first = np.arange(0, part.rows, _LANES)
     groups = np.zeros(len(first), dtype=_GROUP)
@@ -184,13 +188,12 @@ def _lanes(bias: np.ndarray, parts: list[_Part]) -> np.ndarray:
 def _quantize(content: Tensor, shape: MatrixShape) -> tuple[Tensor, Tensor]:
     """Pack rows.  [rows, width] -> packed groups, scales"""
     groups, blocks = -(-content.shape[0] // _LANES), -(-shape.width // _BLOCK)
-    cpu = torch.device("cpu")
     if shape.format == "int8":
-        packed = zeros(groups, blocks * _BLOCK * _LANES, dtype=torch.uint8, device=cpu)
-        scales = zeros(groups, _LANES, dtype=torch.float32, device=cpu)
+        packed = _arena.zeros(groups, blocks * _BLOCK * _LANES, dtype=torch.uint8)
+        scales = _arena.zeros(groups, _LANES, dtype=torch.float32)
     else:
-        packed = zeros(groups, blocks * _BLOCK * _LANES // 2, dtype=torch.uint8, device=cpu)
-        scales = zeros(groups, blocks, _INT4_SCALES, dtype=torch.uint8, device=cpu)
+        packed = _arena.zeros(groups, blocks * _BLOCK * _LANES // 2, dtype=torch.uint8)
+        scales = _arena.zeros(groups, blocks, _INT4_SCALES, dtype=torch.uint8)
     library().quantize(
         content.shape[0],
         address(content),
