@@ -183,6 +183,18 @@ async def test_stopping_without_patience_tells_who_is_left() -> None:
 
 
 @in_loop
+async def test_stopping_while_it_loads_takes_no_time() -> None:
+    engine = AsyncEngine(EngineArgs(max_model_len=512))
+    starting = asyncio.create_task(engine.start())
+    await until(lambda: engine._process is not None)
+    began = time.monotonic()
+    await engine.stop(timeout=30.0)
+    assert time.monotonic() - began < 1.0
+    with pytest.raises(EngineDeadError):
+        await starting
+
+
+@in_loop
 async def test_a_model_that_cannot_be_loaded_is_the_callers_to_know(tmp_path: Path) -> None:
     from vllm.engine.setup import DEFAULT_MODEL_PATH
 

@@ -129,6 +129,8 @@ class AsyncEngine:
 
     async def stop(self, timeout: float = 0.0) -> None:
         """Let requests end, for at most `timeout` seconds; then stop the engine.  What is left is told so."""
+        if self.state == "loading":
+            self._kill()  # it would not hear anything before it has loaded
         self.state = "stopping"
         if timeout > 0:
             with contextlib.suppress(TimeoutError):

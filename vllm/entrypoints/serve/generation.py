@@ -163,11 +163,13 @@ def metrics_of(output: RequestOutput, num_tokens: int) -> Metrics:
     times = output.metrics
     first = None if times is None else times.first_token_time
     if times is None or first is None:
-        return Metrics(None, None, None, None)
+        return Metrics(None, None, None, None, None)
     last = times.finished_time if times.finished_time is not None else first
     spent = last - first
+    scheduled = times.first_scheduled_time
     return Metrics(
         time_to_first_token_ms=1000 * (first - times.arrival_time),
+        queue_time_ms=None if scheduled is None else 1000 * max(0.0, scheduled - times.arrival_time),
         generation_time_ms=1000 * spent,
         mean_itl_ms=1000 * spent / (num_tokens - 1) if num_tokens > 1 else None,
         tokens_per_second=(num_tokens - 1) / spent if spent > 0 and num_tokens > 1 else None,

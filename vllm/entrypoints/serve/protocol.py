@@ -163,6 +163,7 @@ class Metrics(Struct):
     """How long a request took, in milliseconds."""
 
     time_to_first_token_ms: float | None
+    queue_time_ms: float | None
     generation_time_ms: float | None
     mean_itl_ms: float | None
     tokens_per_second: float | None
