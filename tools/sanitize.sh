@@ -26,7 +26,7 @@ main() {
     # Memory of Python and torch is checked too, once malloc is ours.  libstdc++ must be there when exceptions are caught.
     LD_PRELOAD="$(library libasan.so) $(library libubsan.so) $(library libstdc++.so)" PYTHONMALLOC=malloc \
         ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-        "$PYTHON" -m pytest -p no:cacheprovider tests/ops/native "$@"
+        "$PYTHON" -m pytest -p no:cacheprovider --capture=sys tests/ops/native "$@"  # what is found goes to stderr itself
 }
 
 build() {

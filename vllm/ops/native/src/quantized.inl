@@ -82,7 +82,7 @@ INLINE void quantize_block(const LinearArgs& a, int64_t row, int64_t block, int8
     ivec total[W::PARTS];
     for (int i = 0; i < W::PARTS; i++) total[i] = izero();
     for (int i = 0; i < 8; i++) {
-        ivec q = to_int(mul(x[i], inverse));
+        ivec q = to_int(max(mul(x[i], inverse), set1(-127)));  // a NaN becomes some value: the scale tells of it
         store_int8(values + i * LANES, q);
         total[i * W::PARTS / 8] = iadd(total[i * W::PARTS / 8], q);
     }
