@@ -117,7 +117,7 @@ class _Writer:
         self.body = body
         self.role = call.settings.response_role
         self.start = _echoed(body.messages[-1], self.role) if body.echo else ""
-        self.factsprobs = LogprobWriter(
+        self.logprobs = LogprobWriter(
             call.server.ready().tokenizer, call.settings.return_tokens_as_token_ids if as_ids is None else as_ids
         )
 
@@ -153,7 +153,7 @@ class _Writer:
     def _logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
         if not self.body.logprobs or completion.logprobs is None:
             return None
-        return self.factsprobs.chat(completion.token_ids, completion.logprobs, self.body.top_logprobs or 0)
+        return self.logprobs.chat(completion.token_ids, completion.logprobs, self.body.top_logprobs or 0)
 
 
 def _echoed(message: dict[str, Any], role: str) -> str:

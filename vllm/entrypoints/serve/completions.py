@@ -124,9 +124,7 @@ class _Writer:
         self.tokenizer = tokenizer
         self.is_silent = body.max_tokens == 0
         """Nothing is generated: one token is, and nobody sees it."""
-        self.factsprobs = LogprobWriter(
-            tokenizer, call.settings.return_tokens_as_token_ids if as_ids is None else as_ids
-        )
+        self.logprobs = LogprobWriter(tokenizer, call.settings.return_tokens_as_token_ids if as_ids is None else as_ids)
         first = requests[0]
         self.width = first.params.n if first.beam is None else first.beam.beam_width
         self._offsets: dict[int, int] = {}
@@ -184,7 +182,7 @@ class _Writer:
     ) -> CompletionLogprobs | None:
         if self.body.logprobs is None or positions is None:
             return None
-        return self.factsprobs.completion(token_ids, positions, offset, self.body.logprobs)
+        return self.logprobs.completion(token_ids, positions, offset, self.body.logprobs)
 
 
 def _end(logprobs: CompletionLogprobs | None, offset: int) -> int:
