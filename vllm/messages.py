@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import BeamSearchParams, SamplingParams
 
 
@@ -20,12 +21,14 @@ class EngineRequest(Struct):
     params: SamplingParams
     prompt: str | None = None
     beam: BeamSearchParams | None = None  # a beam search; `params` then holds what both kinds share
+    pooling: PoolingParams | None = None  # hidden states are wanted, and no token; `params` then says nothing
     eos_token_ids: tuple[int, ...] = ()  # the model's own end tokens
     seed: int = 0  # drives the request's draws; its own if it gave one, else one from the engine's
     priority: int = 0  # lower runs first
     arrival: float = 0.0  # seconds, monotonic
     cache_salt: str | None = None
     bad_words_ids: list[list[int]] = []  # bad_words, tokenized
+    token_types: list[int] = []  # which of a pair of texts each token is of; empty: there is no pair
 
 
 class Sequence(Struct):
@@ -39,6 +42,8 @@ class Sequence(Struct):
     seed: int
     bad_words_ids: list[list[int]]
     num_candidates: int = 0  # > 0: a beam; return this many most likely next tokens instead of drawing one
+    pooling: PoolingParams | None = None  # return what is pooled from the hidden states instead
+    token_types: list[int] = []
 
 
 class Row(Struct):
@@ -48,7 +53,7 @@ class Row(Struct):
     start: int
     count: int
     new_blocks: list[list[int]]  # per cache group, appended to the slot's table
-    wants_token: bool  # the range ends at the last known token: choose the next one
+    wants_token: bool  # the range ends at the last known token: choose the next one, or pool
     tokens: list[int] = []  # the range's last tokens where the worker can't know them (a beam's choice)
     stale: list[int] = []  # per cache group, leading table entries that now point nowhere
 
@@ -84,6 +89,13 @@ class TokenLogprobs(Struct, array_like=True):
     top_logprobs: list[float]
 
 
+class Pooled(Struct, array_like=True):
+    """What was pooled for a request: a vector [N], or one for each of its tokens [n, N]."""
+
+    shape: tuple[int, ...]
+    data: bytes  # float32, little endian
+
+
 class RowOutput(Struct):
     """What a row brought.  Fields stay at their defaults where nothing was asked."""
 
@@ -91,6 +103,7 @@ class RowOutput(Struct):
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs] = []  # for the prompt tokens start + 1 … start + count
     candidates: list[tuple[int, float]] = []  # a beam's most likely next tokens with log-probabilities, best first
+    pooled: Pooled | None = None
     error: str | None = None  # this row failed; the others did not
 
 
@@ -114,6 +127,7 @@ class Event(Struct, array_like=True):
     num_cached: int = 0
     error: str | None = None
     beams: list[Beam] = []  # the final beams of a beam search, best first
+    pooled: Pooled | None = None
     scheduled: float = 0.0  # seconds, monotonic: when the request was first let into a batch
 
 

@@ -1,9 +1,9 @@
-"""What the user gets: `RequestOutput`, its `CompletionOutput`s, and the results of beam search."""
+"""What the user gets: `RequestOutput` with its `CompletionOutput`s, the results of beam search, and of pooling."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 
 @dataclass(slots=True)
@@ -87,3 +87,74 @@ class BeamSearchOutput:
     """The best beams of one prompt, best first."""
 
     sequences: list[BeamSearchSequence] = field(default_factory=list)
+
+
+@dataclass
+class PoolingOutput:
+    """What a pooling model made of a prompt."""
+
+    data: Any
+    """A torch tensor, float32 on the host: [N], or [n, N] with a row for every token."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, self.__class__) and bool((self.data == other.data).all())
+
+
+@dataclass
+class EmbeddingOutput:
+    """A prompt's embedding."""
+
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        return len(self.embedding)
+
+
+@dataclass
+class ClassificationOutput:
+    """Probabilities of classes, or their logits where no activation is applied."""
+
+    probs: list[float]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.probs)
+
+
+@dataclass
+class ScoringOutput:
+    """How well two texts go together."""
+
+    score: float
+
+
+_Pooled = TypeVar("_Pooled", PoolingOutput, EmbeddingOutput, ClassificationOutput, ScoringOutput)
+
+
+@dataclass
+class PoolingRequestOutput(Generic[_Pooled]):
+    """The result of a prompt; there is one, and it is final."""
+
+    request_id: str
+    outputs: _Pooled
+    prompt_token_ids: list[int]
+    finished: bool = True
+    num_cached_tokens: int = 0
+    """Prompt tokens taken from the prefix cache."""
+    error: str | None = None
+
+
+@dataclass
+class EmbeddingRequestOutput(PoolingRequestOutput[EmbeddingOutput]):
+    """An embedding, and the prompt it is of."""
+
+
+@dataclass
+class ClassificationRequestOutput(PoolingRequestOutput[ClassificationOutput]):
+    """Probabilities of classes, and the prompt they are for."""
+
+
+@dataclass
+class ScoringRequestOutput(PoolingRequestOutput[ScoringOutput]):
+    """A score, and the prompt of the two texts."""

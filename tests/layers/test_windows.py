@@ -9,9 +9,9 @@ import torch
 from transformers import Gemma3TextConfig, GPTNeoXConfig, MixtralConfig, PreTrainedConfig
 
 from vllm.kv_cache.spec import Full, Window
-from vllm.layers.decoder import Decoder
 from vllm.layers.linear import Linear, Part
 from vllm.layers.placement import Placement
+from vllm.layers.transformer import Transformer
 from vllm.models.registry import build
 from vllm.ops.matrix import Matrix
 
@@ -24,7 +24,7 @@ NEOX = GPTNeoXConfig(**SMALL, architectures=["GPTNeoXForCausalLM"])
 MIXTRAL = MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=3, architectures=["MixtralForCausalLM"])
 
 
-def built(config: PreTrainedConfig) -> Decoder:
+def built(config: PreTrainedConfig) -> Transformer:
     return build(config, Placement(torch.bfloat16, CPU), max_model_len=64)
 
 

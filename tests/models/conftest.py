@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests import checkpoints
 from vllm.kv_cache.spec import group_layers
-from vllm.layers.decoder import Decoder
 from vllm.layers.step import Step
+from vllm.layers.transformer import Transformer
 from vllm.loader.fill import fill as loader_fill
 from vllm.loader.read import tensors, weight_files
 from vllm.ops import attention_backend
@@ -36,10 +36,10 @@ def spread() -> Callable[[torch.nn.Module], torch.nn.Module]:
 
 
 @pytest.fixture
-def fill() -> Callable[[Decoder, Path], None]:
+def fill() -> Callable[[Transformer, Path], None]:
     """Load a folder's weights; every window must be filled, every name explained."""
 
-    def fill(decoder: Decoder, folder: Path) -> None:
+    def fill(decoder: Transformer, folder: Path) -> None:
         found = tensors(weight_files(folder))
         prefixes = (decoder.base_prefix,)
         loader_fill(decoder.windows(), found, decoder.ignored_names, where=str(folder), prefixes=prefixes)
@@ -53,7 +53,7 @@ def compute() -> Callable[..., list[Tensor]]:
     return _compute
 
 
-def _compute(decoder: Decoder, sequences: list[Tensor], chunk: int | None = None) -> list[Tensor]:
+def _compute(decoder: Transformer, sequences: list[Tensor], chunk: int | None = None) -> list[Tensor]:
     specs, dtype = decoder.cache_specs, decoder.entry.tokens.matrix.shape.dtype
     backend = attention_backend(specs, dtype, torch.device("cpu"), BLOCK_SIZE)
     groups = group_layers(specs)

@@ -14,12 +14,12 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from vllm.layers.decoder import Decoder
 from vllm.layers.placement import Placement
 from vllm.layers.rotary import Unstretched
-from vllm.models.build import build_decoder
+from vllm.layers.transformer import Transformer
+from vllm.models.build import build_transformer
 from vllm.models.registry import ARCHITECTURES, build, spec_of
-from vllm.models.spec import AttentionSpec, DecoderSpec
+from vllm.models.spec import AttentionSpec, TransformerSpec
 
 CPU = torch.device("cpu")
 LENGTH = 40
@@ -186,7 +186,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     return ((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()).item()
 
 
-Pair = tuple[PreTrainedModel, Decoder]
+Pair = tuple[PreTrainedModel, Transformer]
 Compute = Callable[..., list[Tensor]]
 
 
@@ -195,11 +195,13 @@ def pair(spread: Callable[..., Any], fill: Callable[..., None], tmp_path: Path) 
     """Make the tiny transformers model of a case, save it, and load it into a decoder of ours."""
 
     def pair(
-        name: str, dtype: torch.dtype = torch.float32, change: Callable[[DecoderSpec], DecoderSpec] = lambda spec: spec
+        name: str,
+        dtype: torch.dtype = torch.float32,
+        change: Callable[[TransformerSpec], TransformerSpec] = lambda spec: spec,
     ) -> Pair:
         model = spread(AutoModelForCausalLM.from_config(tiny_config(name), attn_implementation="eager"))
         model.save_pretrained(tmp_path)
-        decoder = build_decoder(change(spec_of(model.config)), Placement(dtype, CPU), max_model_len=LENGTH)
+        decoder = build_transformer(change(spec_of(model.config)), Placement(dtype, CPU), max_model_len=LENGTH)
         fill(decoder, tmp_path)
         return model, decoder
 
@@ -223,7 +225,7 @@ def test_every_architecture_has_a_case() -> None:
     assert set(ARCHITECTURES) - covered == {"Gemma3ForConditionalGeneration"}  # has a test of its own
 
 
-def every_attention(spec: DecoderSpec, change: Callable[[AttentionSpec], dict[str, Any]]) -> DecoderSpec:
+def every_attention(spec: TransformerSpec, change: Callable[[AttentionSpec], dict[str, Any]]) -> TransformerSpec:
     layers = (replace(layer, attention=replace(layer.attention, **change(layer.attention))) for layer in spec.layers)
     return replace(spec, layers=tuple(layers))
 
@@ -233,11 +235,11 @@ def plain_rope(attention: AttentionSpec) -> dict[str, Any]:
     return {"rope": replace(attention.rope, stretch=Unstretched())}
 
 
-def one_rope(spec: DecoderSpec) -> DecoderSpec:
+def one_rope(spec: TransformerSpec) -> TransformerSpec:
     return every_attention(spec, lambda attention: {"rope": spec.layers[-1].attention.rope})
 
 
-MUTATIONS: dict[str, Callable[[DecoderSpec], DecoderSpec]] = {
+MUTATIONS: dict[str, Callable[[TransformerSpec], TransformerSpec]] = {
     "scale": lambda spec: every_attention(spec, lambda attention: {"scale": attention.scale * 1.01}),
     "window": lambda spec: every_attention(spec, lambda attention: {"window": None}),
     "wider window": lambda spec: every_attention(

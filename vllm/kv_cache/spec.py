@@ -43,7 +43,15 @@ class Window(Full):
         return max(0, num_computed - self.size + 1) // block_size
 
 
-CacheSpec = Full | Window
+@dataclass(frozen=True, slots=True)
+class Scratch(Full):
+    """Attention of all of a sequence's tokens to each other, computed in one step: nothing is kept between steps.
+
+    Blocks of such a group belong to the step; the worker gives them out, and no pool knows of them.
+    """
+
+
+CacheSpec = Full | Window | Scratch
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The shapes of a decoder layer: where the norms stand around attention and feed-forward, and how they are joined.
+"""The shapes of a layer: where the norms stand around attention and feed-forward, and how they are joined.
 
 What a branch is added to is given to it as its `residual`, so that its last product can add it on the way out.
 """

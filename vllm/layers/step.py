@@ -19,6 +19,8 @@ class Step:
 
     token_ids: Tensor
     """[T] int64"""
+    token_types: Tensor
+    """[T] int64: which of a pair of texts a token is of; 0 where there is no pair"""
     positions: Tensor
     """[T] int64"""
     plans: tuple[AttentionPlan, ...]
@@ -32,4 +34,9 @@ class Step:
 
     def first(self, num_tokens: int) -> Step:
         """Return the step's first tokens as a step."""
-        return replace(self, token_ids=self.token_ids[:num_tokens], positions=self.positions[:num_tokens])
+        return replace(
+            self,
+            token_ids=self.token_ids[:num_tokens],
+            token_types=self.token_types[:num_tokens],
+            positions=self.positions[:num_tokens],
+        )

@@ -13,14 +13,14 @@ from vllm import ops
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.layers.attention import Attention
 from vllm.layers.blocks import Parallel, PostNorm, PreNorm, Sandwich
-from vllm.layers.decoder import Decoder
 from vllm.layers.embedding import Embedding, Head, PositionedInput, TiedLinear, TokenInput
 from vllm.layers.linear import Linear, Part
 from vllm.layers.mlp import ExpertNames, Mlp, MoE
 from vllm.layers.norm import LayerNorm, RmsNorm
 from vllm.layers.placement import Placement
 from vllm.layers.rotary import NoRotary, Rope, Rotary
-from vllm.models.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, MoeSpec
+from vllm.layers.transformer import Transformer
+from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, MoeSpec, TransformerSpec
 from vllm.ops.attention import AttentionOptions
 
 _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
@@ -32,8 +32,8 @@ _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
 """Block → its class, and the roles of its norms in the order it takes them."""
 
 
-def build_decoder(spec: DecoderSpec, placement: Placement, max_model_len: int) -> Decoder:
-    """Make the modules of a spec.  Their weights are undefined until the decoder's windows are filled.
+def build_transformer(spec: TransformerSpec, placement: Placement, max_model_len: int) -> Transformer:
+    """Make the modules of a spec.  Their weights are undefined until the model's windows are filled.
 
     Raises ModelError if the spec asks for what there is not, ConfigError if max_model_len is more than it can do.
     """
@@ -42,24 +42,24 @@ def build_decoder(spec: DecoderSpec, placement: Placement, max_model_len: int) -
             f"max_model_len={max_model_len}: the model has learned embeddings for {spec.positions.count} positions; "
             f"use at most {spec.positions.count}"
         )
-    return _Builder(spec, placement, max_model_len).decoder()
+    return _Builder(spec, placement, max_model_len).transformer()
 
 
 @dataclass(slots=True)
 class _Builder:
-    spec: DecoderSpec
+    spec: TransformerSpec
     placement: Placement
     max_model_len: int
     rotaries: dict[Rope, Rotary] = field(default_factory=dict)
     """Layers with the same rope share one table."""
 
-    def decoder(self) -> Decoder:
+    def transformer(self) -> Transformer:
         spec = self.spec
         tokens = Embedding(spec.vocab_size, spec.embed_width or spec.width, spec.names["embed"], self.placement)
         ignored = spec.ignored_names
         if spec.tied:  # some checkpoints store the table a second time
             ignored += (f"{spec.names['head']}.weight",)
-        return Decoder(
+        return Transformer(
             self.entry(tokens),
             [self.block(index, layer) for index, layer in enumerate(spec.layers)],
             self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity(),

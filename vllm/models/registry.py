@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from vllm.errors import ModelError, did_you_mean
 
 if TYPE_CHECKING:
-    from vllm.layers.decoder import Decoder
     from vllm.layers.placement import Placement
-    from vllm.models.spec import DecoderSpec
+    from vllm.layers.transformer import Transformer
+    from vllm.models.spec import TransformerSpec
 
 ARCHITECTURES: Mapping[str, str] = {
     "GPT2LMHeadModel": "gpt:gpt2",
@@ -35,23 +35,23 @@ ARCHITECTURES: Mapping[str, str] = {
 """Architecture → the function that reads its config, as "family:function"."""
 
 
-def build(config: Any, placement: Placement, max_model_len: int) -> Decoder:
-    """Make the decoder that a transformers config describes, for sequences of up to `max_model_len` tokens.
+def build(config: Any, placement: Placement, max_model_len: int) -> Transformer:
+    """Make the model that a transformers config describes, for sequences of up to `max_model_len` tokens.
 
     Its weights are undefined until its windows are filled.  Raises ModelError for what is not supported.
     """
-    from vllm.models.build import build_decoder
+    from vllm.models.build import build_transformer
 
-    return build_decoder(spec_of(config), placement, max_model_len)
+    return build_transformer(spec_of(config), placement, max_model_len)
 
 
-def spec_of(config: Any) -> DecoderSpec:
+def spec_of(config: Any) -> TransformerSpec:
     """Return the spec of a transformers config.  Raises ModelError for what is not supported."""
     known = architecture_of(config)
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{known}: quantized weights are not supported; use a checkpoint without quantization_config")
     family, _, function = ARCHITECTURES[known].partition(":")
-    spec: DecoderSpec = getattr(importlib.import_module(f"vllm.models.families.{family}"), function)(config)
+    spec: TransformerSpec = getattr(importlib.import_module(f"vllm.models.families.{family}"), function)(config)
     return spec
 
 

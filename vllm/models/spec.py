@@ -1,4 +1,4 @@
-"""What a decoder is made of, as plain data.  A field is a number, a name or a choice; `build` turns it into modules."""
+"""What a transformer is made of, as plain data.  A field is a number, a name or a choice; `build` turns it into modules."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class AttentionSpec:
     scale: float
     rope: Rope | None = None
     window: int | None = None
+    causal: bool = True
+    """A token sees only those before it; else all of its sequence, which is computed in one step then."""
     softcap: float = 0.0
     head_norm: bool = False
     """Each head of q and k is normalised."""
@@ -85,8 +87,8 @@ class PositionsSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderSpec:
-    """A decoder-only model.
+class TransformerSpec:
+    """A decoder or an encoder.
 
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
     layer, {x} for the expert.  Roles: embed, positions, project_in, norm, project_out, head, and per layer q, k, v or

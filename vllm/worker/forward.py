@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from vllm import ops
-from vllm.layers.decoder import Decoder
 from vllm.layers.step import Step
+from vllm.layers.transformer import Transformer
 from vllm.sampling.rows import select
 
 
 class Forward:
     """A model that computes in buffers that stay where they are."""
 
-    def __init__(self, model: Decoder, step: Step, max_rows: int) -> None:
+    def __init__(self, model: Transformer, step: Step, max_rows: int) -> None:
         """`step` holds as many tokens as a step can have; its content is written before each computation.  Logits are
         computed for at most `max_rows` tokens at a time."""
         self.model = model

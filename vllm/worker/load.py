@@ -12,8 +12,8 @@ import torch
 from vllm.config import CacheConfig, EngineConfig
 from vllm.device import free_memory
 from vllm.kv_cache.spec import CacheGroup, group_layers
-from vllm.layers.decoder import Decoder
 from vllm.layers.placement import Placement
+from vllm.layers.transformer import Transformer
 from vllm.loader.dummy import fill_dummy
 from vllm.loader.fill import fill
 from vllm.loader.read import check_files, tensors, weight_files
@@ -82,7 +82,7 @@ def load(config: EngineConfig, progress: bool) -> tuple[ModelRunner, MemoryPlan]
     return runner, plan
 
 
-def _fill(config: EngineConfig, model: Decoder, files: list[Path], progress: bool) -> None:
+def _fill(config: EngineConfig, model: Transformer, files: list[Path], progress: bool) -> None:
     if not files:
         fill_dummy(model.windows(), seed=config.model.seed)
         return
@@ -114,7 +114,7 @@ class _CacheMemory:
         return tuple(caches[layer] for layer in range(len(caches)))
 
 
-def _activations(config: EngineConfig, model: Decoder) -> int:
+def _activations(config: EngineConfig, model: Transformer) -> int:
     """Bytes of the largest step: a few float32 copies of its widest layer, and of its logits."""
     widest = max(matrix.shape.rows for matrix in model.blocks.modules() if isinstance(matrix, Matrix))
     rows = min(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens)

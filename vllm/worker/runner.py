@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vllm.kv_cache.spec import CacheGroup
-from vllm.layers.decoder import Decoder
 from vllm.layers.step import Step
+from vllm.layers.transformer import Transformer
 from vllm.messages import Batch, RowOutput, StepOutput
 from vllm.ops.attention import AttentionBackend
 from vllm.sampling.rows import select
@@ -24,7 +24,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Transformer,
         groups: tuple[CacheGroup, ...],
         caches: tuple[Any, ...],
         backend: AttentionBackend,

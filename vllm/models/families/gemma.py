@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm.errors import ModelError
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, typed_layer
-from vllm.models.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, NormSpec
+from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
 
 SANDWICH_NAMES: Mapping[str, str] = {
     **NAMES,
@@ -18,25 +18,25 @@ SANDWICH_NAMES: Mapping[str, str] = {
 }
 
 
-def gemma(config: Any) -> DecoderSpec:
+def gemma(config: Any) -> TransformerSpec:
     """The first gemma: llama with other norms and scaled embeddings."""
     layer = LayerSpec(_attention(config), MlpSpec(config.intermediate_size, config.hidden_act))
     return _decoder(config, (layer,) * config.num_hidden_layers)
 
 
-def gemma2(config: Any) -> DecoderSpec:
+def gemma2(config: Any) -> TransformerSpec:
     """Four norms per layer, capped scores and logits, a window on every other layer."""
     softcap = config.attn_logit_softcapping or 0.0
     layers = _sandwiches(config, softcap=softcap)
     return _decoder(config, layers, names=SANDWICH_NAMES)
 
 
-def gemma3(config: Any) -> DecoderSpec:
+def gemma3(config: Any) -> TransformerSpec:
     """Gemma2 with norms on the heads of q and k instead of capped scores, and another rope where there is a window."""
     return _decoder(config, _sandwiches(config, head_norm=True), names=SANDWICH_NAMES)
 
 
-def gemma3_multimodal(config: Any) -> DecoderSpec:
+def gemma3_multimodal(config: Any) -> TransformerSpec:
     """The text half of a gemma3 that can also see; its images are not supported."""
     spec = gemma3(config.get_text_config())
     return replace(
@@ -47,7 +47,7 @@ def gemma3_multimodal(config: Any) -> DecoderSpec:
     )
 
 
-def _decoder(config: Any, layers: tuple[LayerSpec, ...], **fields: Any) -> DecoderSpec:
+def _decoder(config: Any, layers: tuple[LayerSpec, ...], **fields: Any) -> TransformerSpec:
     if config.use_bidirectional_attention:
         raise ModelError(
             f"use_bidirectional_attention={config.use_bidirectional_attention}: such a gemma embeds and doesn't "

@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm.errors import ModelError
 from vllm.models.rope import rope_of
-from vllm.models.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, NormSpec, PositionsSpec
+from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec, PositionsSpec, TransformerSpec
 
 GPT2_NAMES: Mapping[str, str] = {
     "embed": "transformer.wte",
@@ -55,7 +55,7 @@ _CAUSAL_MASKS = ("*.attn.bias", "*.attn.masked_bias", "*.attention.bias", "*.att
 """Old checkpoints store the causal mask of each layer."""
 
 
-def gpt2(config: Any) -> DecoderSpec:
+def gpt2(config: Any) -> TransformerSpec:
     """Gpt2; the scale of scores may fall from layer to layer."""
     if config.add_cross_attention:
         raise ModelError("add_cross_attention=True: a gpt2 that attends to an encoder is not supported")
@@ -68,7 +68,7 @@ def gpt2(config: Any) -> DecoderSpec:
         heads = (config.n_head, config.n_head, head_dim)
         return LayerSpec(AttentionSpec(*heads, scale, qkv_bias=True, out_bias=True, layout="concat"), mlp)
 
-    return DecoderSpec(
+    return TransformerSpec(
         config.vocab_size,
         config.n_embd,
         tuple(layer(index) for index in range(config.n_layer)),
@@ -82,7 +82,7 @@ def gpt2(config: Any) -> DecoderSpec:
     )
 
 
-def opt(config: Any) -> DecoderSpec:
+def opt(config: Any) -> TransformerSpec:
     """Opt; the 350m one has its norms after the branches and narrower embeddings."""
     head_dim = config.hidden_size // config.num_attention_heads
     heads, bias = (config.num_attention_heads, config.num_attention_heads, head_dim), config.enable_bias
@@ -91,7 +91,7 @@ def opt(config: Any) -> DecoderSpec:
         MlpSpec(config.ffn_dim, config.activation_function, gated=False, bias=bias),
         "pre" if config.do_layer_norm_before else "post",
     )
-    return DecoderSpec(
+    return TransformerSpec(
         config.vocab_size,
         config.hidden_size,
         (layer,) * config.num_hidden_layers,
@@ -104,7 +104,7 @@ def opt(config: Any) -> DecoderSpec:
     )
 
 
-def gpt_neox(config: Any) -> DecoderSpec:
+def gpt_neox(config: Any) -> TransformerSpec:
     """GPT-NeoX and pythia: both branches read the same input, part of each head is rotated."""
     head_dim = config.hidden_size // config.num_attention_heads
     heads, bias = (config.num_attention_heads, config.num_attention_heads, head_dim), config.attention_bias
@@ -114,7 +114,7 @@ def gpt_neox(config: Any) -> DecoderSpec:
         MlpSpec(config.intermediate_size, config.hidden_act, gated=False, bias=True),
         "parallel" if config.use_parallel_residual else "pre",
     )
-    return DecoderSpec(
+    return TransformerSpec(
         config.vocab_size,
         config.hidden_size,
         (layer,) * config.num_hidden_layers,

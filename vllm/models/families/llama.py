@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.models.rope import rope_of
-from vllm.models.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, NormSpec
+from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
 
 NAMES: Mapping[str, str] = {
     "embed": "model.embed_tokens",
@@ -29,20 +29,20 @@ NAMES: Mapping[str, str] = {
 }
 
 
-def llama(config: Any) -> DecoderSpec:
+def llama(config: Any) -> TransformerSpec:
     """Llama 1 to 3 and what was made in their image."""
     attention = attention_of(config, qkv_bias=config.attention_bias, out_bias=config.attention_bias)
     mlp = MlpSpec(config.intermediate_size, config.hidden_act, bias=config.mlp_bias)
     return decoder_of(config, lambda index: LayerSpec(attention, mlp))
 
 
-def mistral(config: Any) -> DecoderSpec:
+def mistral(config: Any) -> TransformerSpec:
     """Llama with a window on every layer, if there is one."""
     layer = LayerSpec(attention_of(config, window=config.sliding_window), mlp_of(config))
     return decoder_of(config, lambda index: layer)
 
 
-def qwen2(config: Any) -> DecoderSpec:
+def qwen2(config: Any) -> TransformerSpec:
     """Llama with biases on q, k and v, and windows by layer type."""
     mlp = mlp_of(config)
     return decoder_of(
@@ -51,7 +51,7 @@ def qwen2(config: Any) -> DecoderSpec:
     )
 
 
-def qwen3(config: Any) -> DecoderSpec:
+def qwen3(config: Any) -> TransformerSpec:
     """Qwen2 with norms on the heads of q and k instead of biases."""
     mlp, bias = mlp_of(config), config.attention_bias
 
@@ -62,16 +62,16 @@ def qwen3(config: Any) -> DecoderSpec:
     return decoder_of(config, layer)
 
 
-def phi3(config: Any) -> DecoderSpec:
+def phi3(config: Any) -> TransformerSpec:
     """Mistral with fused tensors."""
     attention = attention_of(config, window=config.sliding_window, layout="concat")
     layer = LayerSpec(attention, replace(mlp_of(config), fused=True))
     return decoder_of(config, lambda index: layer)
 
 
-def decoder_of(config: Any, layer: Callable[[int], LayerSpec], **fields: Any) -> DecoderSpec:
+def decoder_of(config: Any, layer: Callable[[int], LayerSpec], **fields: Any) -> TransformerSpec:
     """Return a decoder of the llama line; `fields` replace its fields."""
-    spec = DecoderSpec(
+    spec = TransformerSpec(
         config.vocab_size,
         config.hidden_size,
         tuple(layer(index) for index in range(config.num_hidden_layers)),

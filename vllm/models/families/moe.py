@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of
-from vllm.models.spec import DecoderSpec, LayerSpec, MoeSpec
+from vllm.models.spec import LayerSpec, MoeSpec, TransformerSpec
 
 MIXTRAL_NAMES: Mapping[str, str] = {
     **NAMES,
@@ -25,7 +25,7 @@ QWEN_NAMES: Mapping[str, str] = {
 }
 
 
-def mixtral(config: Any) -> DecoderSpec:
+def mixtral(config: Any) -> TransformerSpec:
     """Mistral with experts on every layer."""
     experts = (config.num_local_experts, config.num_experts_per_tok, config.intermediate_size)
     layer = LayerSpec(
@@ -34,7 +34,7 @@ def mixtral(config: Any) -> DecoderSpec:
     return decoder_of(config, lambda index: layer, names=MIXTRAL_NAMES)
 
 
-def qwen3_moe(config: Any) -> DecoderSpec:
+def qwen3_moe(config: Any) -> TransformerSpec:
     """Qwen3 with experts on some layers."""
     bias = config.attention_bias
     attention = attention_of(config, head_norm=True, qkv_bias=bias, out_bias=bias, window=config.sliding_window)

@@ -1,4 +1,4 @@
-"""A decoder-only model, assembled from modules."""
+"""A stack of blocks with an input and a head: a decoder that generates, a decoder or an encoder that pools."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ class HasWindows(Protocol):
         """Yield a window for each of the checkpoint's tensors that belongs into this module."""
 
 
-class Decoder(nn.Module):
-    """Input, blocks, norm and head of a decoder-only model."""
+class Transformer(nn.Module):
+    """Input, blocks, norm and head.
+
+    What the head is decides what the model is for: with a `Head` it generates, with a `Pooler` it embeds or classifies.
+    """
 
     def __init__(
         self,
