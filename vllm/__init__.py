@@ -19,9 +19,18 @@ _HOME = {
     "TextPrompt": "vllm.inputs.prompts",
     "TokensPrompt": "vllm.inputs.prompts",
     "SamplingParams": "vllm.sampling_params",
+    "PoolingParams": "vllm.pooling_params",
     "BeamSearchParams": "vllm.sampling_params",
     "RequestOutput": "vllm.outputs",
     "CompletionOutput": "vllm.outputs",
+    "PoolingOutput": "vllm.outputs",
+    "PoolingRequestOutput": "vllm.outputs",
+    "EmbeddingOutput": "vllm.outputs",
+    "EmbeddingRequestOutput": "vllm.outputs",
+    "ClassificationOutput": "vllm.outputs",
+    "ClassificationRequestOutput": "vllm.outputs",
+    "ScoringOutput": "vllm.outputs",
+    "ScoringRequestOutput": "vllm.outputs",
 }
 
 __all__ = ["__version__", "__version_tuple__", *_HOME]
@@ -31,7 +40,19 @@ if TYPE_CHECKING:
     from vllm.engine.llm_engine import LLMEngine
     from vllm.entrypoints.llm import LLM
     from vllm.inputs.prompts import PromptType, TextPrompt, TokensPrompt
-    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.outputs import (
+        ClassificationOutput,
+        ClassificationRequestOutput,
+        CompletionOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        PoolingOutput,
+        PoolingRequestOutput,
+        RequestOutput,
+        ScoringOutput,
+        ScoringRequestOutput,
+    )
+    from vllm.pooling_params import PoolingParams
     from vllm.sampling_params import BeamSearchParams, SamplingParams
 
 

@@ -6,14 +6,18 @@ One field of EngineArgs is one keyword of `LLM(...)`, one flag of the command li
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from vllm.errors import ConfigError, did_you_mean
 from vllm.names import take_names
+from vllm.pooling_params import PoolerConfig, Pooling
 
 DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
+TASKS = ("auto", "generate", "embed", "embedding", "classify", "reward", "score", "transcription")
+RUNNERS = ("auto", "generate", "pooling")
+CONVERSIONS = ("auto", "none", "embed", "classify", "reward")
 DEFAULT_MODEL = ""
 """No model named: the tiny model that is part of the package."""
 
@@ -28,8 +32,6 @@ def option(default: Any, doc: str, choices: tuple[Any, ...] | None = None) -> An
 
 # Names of the interface whose feature is not built yet, with the values that mean "not used".
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "task": ("auto", "generate", None),
-    "runner": ("auto", "generate", None),
     "device": ("auto", "cpu", None),
     "tokenizer_mode": ("auto", "hf", "slow", None),  # there is one implementation
     "tensor_parallel_size": (1, None),
@@ -37,7 +39,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "data_parallel_size": (1, None),
     "quantization_config": (None,),
     "enable_lora": (False, None),
-    "convert": ("auto", "none", None),
     "speculative_config": (None,),
     "spec_method": (None,),
     "spec_model": (None,),
@@ -45,8 +46,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "speculative_model": (None,),
     "num_speculative_tokens": (None,),
     "structured_outputs_config": (None, {}),
-    "pooler_config": (None,),
-    "override_pooler_config": (None,),
     "mm_processor_kwargs": (None, {}),
     "limit_mm_per_prompt": (None, {}),
     "kv_transfer_config": (None,),
@@ -154,6 +153,17 @@ class EngineArgs:
     """
 
     model: str = option(DEFAULT_MODEL, "Folder or Hub name of the model; none: the tiny model inside the package.")
+    task: str = option("auto", "What the model is for; an older way to say runner and convert.", TASKS)
+    runner: str = option(
+        "auto",
+        "What the model does: generate, or pooling (embed, classify, score); auto: what it was made for.",
+        RUNNERS,
+    )
+    convert: str = option(
+        "auto", "What a model that generates is turned into where it shall pool; auto: what its files say.", CONVERSIONS
+    )
+    pooler_config: dict[str, Any] = option({}, "How the model pools, where that differs from what its files say.")
+    override_pooler_config: dict[str, Any] = option({}, "An older name of pooler_config.")
     tokenizer: str | None = option(None, "Folder or Hub name of the tokenizer; by default the model's.")
     skip_tokenizer_init: bool = option(False, "Load no tokenizer; prompts are token ids and outputs have no text.")
     trust_remote_code: bool = option(False, "Run Python code that comes with the checkpoint.")
@@ -213,6 +223,8 @@ class EngineArgs:
         for f in fields(self):
             if getattr(self, f.name) is None:
                 setattr(self, f.name, f.default if f.default_factory is MISSING else f.default_factory())
+            if isinstance(value := getattr(self, f.name), PoolerConfig):
+                setattr(self, f.name, {name: item for name, item in asdict(value).items() if item is not None})
             choices, value = f.metadata["choices"], getattr(self, f.name)
             if choices is not None and value not in choices:
                 raise ConfigError(
@@ -260,6 +272,8 @@ class ModelConfig:
     max_logprobs: int
     logprobs_mode: str
     seed: int
+    pooling: Pooling | None = None
+    """How it pools; None: it generates."""
 
     @property
     def tokenizer(self) -> str | None:
@@ -275,6 +289,8 @@ class SchedulerConfig:
     max_model_len: int
     chunked_prefill: bool = True
     policy: str = "fcfs"
+    chose_step_tokens: bool = False
+    """The user chose max_num_batched_tokens."""
 
 
 @dataclass(frozen=True, slots=True)

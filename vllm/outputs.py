@@ -89,15 +89,12 @@ class BeamSearchOutput:
     sequences: list[BeamSearchSequence] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(eq=False)  # comparing tensors gives tensors
 class PoolingOutput:
     """What a pooling model made of a prompt."""
 
     data: Any
     """A torch tensor, float32 on the host: [N], or [n, N] with a row for every token."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, self.__class__) and bool((self.data == other.data).all())
 
 
 @dataclass

@@ -334,8 +334,7 @@ def test_an_engine_streams_deltas_that_add_up(checkpoint: Callable[..., Path]) -
         ({"enable_chunked_prefill": False, "max_num_batched_tokens": 100}, ConfigError, "raise it to 512"),
         ({"max_num_seqs": 0}, ConfigError, "max_num_seqs=0"),
         ({"max_logprobs": -2}, ConfigError, "max_logprobs=-2"),
-        ({"task": "embed"}, ConfigError, "task='embed' is not supported"),
-        ({"runner": "pooling"}, ConfigError, "runner='pooling' is not supported"),
+        ({"task": "transcription"}, ConfigError, "task=.transcription. is not supported"),
         ({"device": "cuda"}, ConfigError, "device='cuda' is not supported"),
         ({"generation_config": "no/such/folder"}, ConfigError, "generation_config='no/such/folder' is no folder"),
         ({"tokenizer": "no/such/folder/anywhere"}, ModelError, "no such directory"),
@@ -381,7 +380,7 @@ def test_an_exception_in_a_step_reaches_the_caller_and_the_engine_lives_on(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     runner = llm.llm_engine.core.executor.runner  # type: ignore[union-attr]
-    hidden, calls = runner.forward.hidden, []
+    hidden, calls = runner.hidden.compute, []
 
     def fail(num_tokens: int) -> torch.Tensor:
         calls.append(1)
@@ -390,7 +389,7 @@ def test_an_exception_in_a_step_reaches_the_caller_and_the_engine_lives_on(
         return hidden(num_tokens)
 
     expected = texts(llm.generate(["a", "The tide"], GREEDY, use_tqdm=False))
-    monkeypatch.setattr(runner.forward, "hidden", fail)
+    monkeypatch.setattr(runner.hidden, "compute", fail)
     with pytest.raises(type(error)) as caught:
         llm.generate(["a", "The tide"], GREEDY, use_tqdm=False)
     assert caught.value is error
@@ -480,7 +479,7 @@ def test_an_output_that_failed_is_not_the_best_of_several(llm: LLM) -> None:
 def test_nan_logits_fail_one_row_and_leave_nothing_in_the_cache(checkpoint: Callable[..., Path]) -> None:
     with LLM(checkpoint("llama"), dtype="float32", num_gpu_blocks_override=40) as llm:
         expected = run(llm, list(range(20, 90))).token_ids
-        table = llm.llm_engine.core.executor.runner.model.entry.tokens.matrix  # type: ignore[union-attr]
+        table = llm.llm_engine.core.executor.runner.hidden.model.entry.tokens.matrix  # type: ignore[union-attr]
         weight = table.content if hasattr(table, "content") else table.weight
         saved = weight[3].clone()
         with torch.inference_mode():
@@ -500,7 +499,7 @@ def test_close_leaves_no_memory_thread_process_or_file(checkpoint: Callable[...,
     def life() -> weakref.ref[Any]:
         llm = LLM(checkpoint("llama"), dtype="float32", kv_cache_memory_bytes=64 << 20)
         llm.generate(["a"] * 4, GREEDY, use_tqdm=False)
-        model = weakref.ref(llm.llm_engine.core.executor.runner.model)  # type: ignore[union-attr]
+        model = weakref.ref(llm.llm_engine.core.executor.runner.hidden.model)  # type: ignore[union-attr]
         llm.close()
         with pytest.raises(EngineDeadError, match="closed"):
             llm.generate("a", GREEDY, use_tqdm=False)

@@ -76,7 +76,9 @@ def _compute(decoder: Transformer, sequences: list[Tensor], chunk: int | None = 
         for plan, table in zip(plans, tables, strict=True):
             plan.place(Layout(*layout, table[rows], BLOCK_SIZE))
         positions = torch.cat([torch.arange(start, start + len(part)) for part in parts])
-        hidden = decoder(Step(torch.cat(parts), positions, plans, caches, group_of, backend))
-        for r, part in zip(rows, decoder.logits(hidden).split(count.tolist()), strict=True):
+        hidden = decoder(
+            Step(torch.cat(parts), torch.zeros_like(positions), positions, plans, caches, group_of, backend)
+        )
+        for r, part in zip(rows, decoder.head(hidden).split(count.tolist()), strict=True):
             logits[r].append(part)
     return [torch.cat(parts) for parts in logits]

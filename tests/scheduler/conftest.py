@@ -8,6 +8,7 @@ from vllm.config import SchedulerConfig
 from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.spec import CacheGroup, CacheSpec, Full
 from vllm.messages import Batch, EngineRequest, Event
+from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import BeamSearchParams, SamplingParams
 from vllm.scheduler.scheduler import Scheduler
 
@@ -70,6 +71,9 @@ class Toy:
         self.scheduler.add(
             EngineRequest(name, prompt, SamplingParams(max_tokens=max_tokens), beam=beam, eos_token_ids=(end,))
         )
+
+    def add_pooled(self, name: str, prompt: list[int]) -> None:
+        self.scheduler.add(EngineRequest(name, prompt, SamplingParams(), pooling=PoolingParams()))
 
     def step(self) -> list[Event]:
         batch = self.scheduler.schedule()

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 from vllm.kv_cache.spec import CacheSpec, Window
-from vllm.messages import Batch, Row, RowOutput, Sequence, StepOutput
+from vllm.messages import Batch, Pooled, Row, RowOutput, Sequence, StepOutput
 
 VOCAB = 11
 
@@ -90,6 +90,8 @@ class FakeWorker:
         if not row.wants_token:
             return RowOutput()
         known = slot.tokens[:end]
+        if slot.sequence.pooling is not None:
+            return RowOutput(pooled=Pooled((1,), bytes([sum(known) % 256])))
         if slot.sequence.num_candidates:
             return RowOutput(candidates=candidates(known, slot.sequence.num_candidates))
         token = next_token(known, slot.sequence.seed)

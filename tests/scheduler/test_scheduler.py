@@ -6,6 +6,7 @@ import pytest
 
 from vllm.errors import RequestError
 from vllm.kv_cache.spec import Window
+from vllm.messages import Pooled
 from vllm.scheduler.request import sibling_seed
 
 from .conftest import FULL, Toy
@@ -311,3 +312,25 @@ def test_a_fault_that_passes_costs_nothing_where_there_was_company() -> None:
     toy.fault = lambda batch: next(faults, False)
     toy.run()
     assert toy.tokens == {("a", 0): generate([1, 2, 3], 5, 1), ("b", 0): generate([4, 5], 5, 2)}
+
+
+def test_who_is_aborted_while_it_is_tried_alone_holds_nobody_up() -> None:
+    toy = Toy(20)
+    for name in "ab":
+        toy.add(name, PROMPT[:4])
+    toy.fault = lambda batch: True
+    toy.step()
+    toy.fault = lambda batch: False
+    toy.scheduler.abort("b")  # of the two halves, its own would be tried first
+    toy.run()
+    assert toy.tokens["a", 0] == generate(PROMPT[:4], 5)
+
+
+def test_a_pooled_request_ends_with_its_prompt_and_keeps_nothing() -> None:
+    toy = Toy(20, max_num_batched_tokens=4)
+    toy.add_pooled("a", PROMPT)
+    toy.add("b", PROMPT[:3])
+    toy.run()
+    assert toy.finished["a", 0].pooled == Pooled((1,), bytes([sum(PROMPT) % 256]))
+    assert toy.tokens["a", 0] == [] and toy.tokens["b", 0] == generate(PROMPT[:3], 5)
+    assert toy.cache.usage == 0

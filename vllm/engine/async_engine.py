@@ -22,24 +22,9 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from vllm.config import EngineArgs, EngineConfig, ModelConfig
-from vllm.engine.output_processor import OutputProcessor
+from vllm.engine import wire
+from vllm.engine.output_processor import Output, OutputProcessor, PooledOutput
 from vllm.engine.setup import make_chat_renderer, make_preparer, resolve
-from vllm.engine.wire import (
-    Abort,
-    Add,
-    Failed,
-    Finish,
-    Frames,
-    Load,
-    News,
-    Ready,
-    Refused,
-    ResetPrefixCache,
-    Stop,
-    ToEngine,
-    ToFront,
-    framed,
-)
 from vllm.errors import ConfigError, EngineDeadError, ModelError, OverloadedError, RequestError, VllmError
 from vllm.inputs.chat import ChatRenderer
 from vllm.logging import get_logger
@@ -62,7 +47,7 @@ class Observer(Protocol):
     def added(self, request: EngineRequest) -> None:
         """A request was handed over."""
 
-    def stepped(self, events: Sequence[Event], outputs: Sequence[RequestOutput], stats: EngineStats) -> None:
+    def stepped(self, events: Sequence[Event], outputs: Sequence[Output], stats: EngineStats) -> None:
         """A step brought news; what users get of it."""
 
     def ended(self, request_id: str, reason: str) -> None:
@@ -84,7 +69,7 @@ class AsyncEngine:
         self.preparer = make_preparer(self.config.model, self.tokenizer)
         self.outputs = OutputProcessor(self.tokenizer)
         self.state = "loading"
-        self.ready: Ready | None = None
+        self.ready: wire.Ready | None = None
         """What the engine said when it had loaded."""
         self.num_restarts = 0
         self._stats = EngineStats()
@@ -136,7 +121,7 @@ class AsyncEngine:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout)
         self._fail_all(EngineDeadError("the server is shutting down"))
-        self._send(Stop())
+        self._send(wire.Stop())
         if self._running is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._running), EXIT_SECONDS)
@@ -154,9 +139,18 @@ class AsyncEngine:
         try:
             while True:
                 outputs = await mailbox.take()
-                yield outputs
+                yield cast("list[RequestOutput]", outputs)
                 if outputs[-1].finished:
                     return
+        finally:
+            self._forget(request.id)
+
+    async def encode(self, request: EngineRequest) -> PooledOutput:
+        """Run a request of a model that pools, to its end; who stops waiting aborts it.  Raises as `stream`."""
+        mailbox = self._submit(request)
+        try:
+            (output,) = await mailbox.take()
+            return cast(PooledOutput, output)
         finally:
             self._forget(request.id)
 
@@ -169,7 +163,7 @@ class AsyncEngine:
 
     def reset_prefix_cache(self) -> None:
         """Forget cached prompt beginnings."""
-        self._send(ResetPrefixCache())
+        self._send(wire.ResetPrefixCache())
 
     def health(self) -> str | None:
         """Return what is wrong, in words; None if all is well."""
@@ -197,7 +191,7 @@ class AsyncEngine:
         if len(self._mailboxes) == 1:
             self._heard = time.monotonic()
         self.outputs.add(request)
-        self._send(Add(request))
+        self._send(wire.Add(request))
         if self.observer is not None:
             self.observer.added(request)
         return mailbox
@@ -207,7 +201,7 @@ class AsyncEngine:
         mailbox = self._mailboxes.pop(request_id, None)
         if mailbox is not None and not mailbox.ended:
             self.outputs.abort(request_id)
-            self._send(Abort([request_id]))
+            self._send(wire.Abort([request_id]))
             if self.observer is not None:
                 self.observer.ended(request_id, "abort")
         if not self._mailboxes:
@@ -228,20 +222,20 @@ class AsyncEngine:
 
     # ── the engine's words ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def hear(self, message: ToFront) -> None:
+    def hear(self, message: wire.ToFront) -> None:
         """Take a message of the engine."""
         self._heard = time.monotonic()
         match message:
-            case News(events, stats):
+            case wire.News(events, stats):
                 self._stats = stats
                 self._take_events(events)
-            case Refused(request_id, text, param):
+            case wire.Refused(request_id, text, param):
                 self._fail(request_id, RequestError(text, param))
-            case Ready():
+            case wire.Ready():
                 self.ready, self.state = message, "ready"
                 if self._loaded is not None and not self._loaded.done():
                     self._loaded.set_result(None)
-            case Failed(kind, text):
+            case wire.Failed(kind, text):
                 errors: dict[str, type[VllmError]] = {"config": ConfigError, "model": ModelError}
                 self._give_up(errors.get(kind, EngineDeadError)(text))
 
@@ -252,7 +246,7 @@ class AsyncEngine:
             logger.exception("no text could be made of a step's tokens; its requests end")
             for request_id in dict.fromkeys(event.request_id for event in events):
                 self._fail(request_id, EngineDeadError("no text could be made of the output's tokens"))
-                self._send(Abort([request_id]))
+                self._send(wire.Abort([request_id]))
             return
         if self.observer is not None:
             self.observer.stepped(events, outputs, self._stats)
@@ -260,9 +254,9 @@ class AsyncEngine:
             if mailbox := self._mailboxes.get(output.request_id):
                 mailbox.put(output)
         for request_id, index in stopped:
-            self._send(Finish(request_id, index))
+            self._send(wire.Finish(request_id, index))
 
-    def _send(self, message: ToEngine) -> None:
+    def _send(self, message: wire.ToEngine) -> None:
         """Say something to the engine, if there is one."""
         if self._link is not None:
             self._link.send(message)
@@ -303,7 +297,7 @@ class AsyncEngine:
         ours.setblocking(False)
         _, link = await asyncio.get_running_loop().create_connection(lambda: _Link(self), sock=ours)
         self._link = link
-        link.send(Load(_options(self.args)))
+        link.send(wire.Load(_options(self.args)))
         await link.closed
         self._link = None
         cause = await self._reap()
@@ -366,7 +360,7 @@ class _Link(asyncio.Protocol):
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._frames = Frames(ToFront)
+        self._frames = wire.Frames(wire.ToFront)
         self._transport: asyncio.Transport | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -381,9 +375,9 @@ class _Link(asyncio.Protocol):
         if not self.closed.done():
             self.closed.set_result(None)
 
-    def send(self, message: ToEngine) -> None:
+    def send(self, message: wire.ToEngine) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(framed(message))
+            self._transport.write(wire.framed(message))
 
 
 class _Mailbox:
@@ -392,13 +386,13 @@ class _Mailbox:
     __slots__ = ("_error", "_outputs", "_waiter", "ended")
 
     def __init__(self) -> None:
-        self._outputs: list[RequestOutput] = []
+        self._outputs: list[Output] = []
         self._error: VllmError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.ended = False
         """Nothing will come any more."""
 
-    def put(self, output: RequestOutput) -> None:
+    def put(self, output: Output) -> None:
         self._outputs.append(output)
         self.ended = output.finished
         self._wake()
@@ -407,7 +401,7 @@ class _Mailbox:
         self._error, self.ended = error, True
         self._wake()
 
-    async def take(self) -> list[RequestOutput]:
+    async def take(self) -> list[Output]:
         """Wait for outputs, and return all that are there.  Raises the error that ended the request."""
         while not self._outputs:
             if self._error is not None:

@@ -79,7 +79,7 @@ class EngineCore:
         executor = self._alive()
         self._inflight.clear()
         self._failed = None
-        self.scheduler = Scheduler(self.config.scheduler, _make_cache(self.config, executor))
+        self.scheduler = Scheduler(executor.scheduler, _make_cache(self.config, executor))
 
     def stats(self) -> EngineStats:
         scheduler = self.scheduler
@@ -109,6 +109,6 @@ def _make_cache(config: EngineConfig, executor: Executor) -> KVCache:
         executor.groups,
         executor.plan.num_blocks,
         config.cache.block_size,
-        config.scheduler.max_num_batched_tokens,
+        executor.scheduler.max_num_batched_tokens,
         config.cache.prefix_caching,
     )

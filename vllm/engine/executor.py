@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from vllm.config import EngineConfig
+from vllm.config import EngineConfig, SchedulerConfig
 from vllm.kv_cache.spec import CacheGroup
 from vllm.messages import Batch, StepOutput
 from vllm.worker.load import load
@@ -24,6 +24,8 @@ class Executor(Protocol):
 
     plan: MemoryPlan
     groups: tuple[CacheGroup, ...]
+    """Whose blocks the scheduler gives out."""
+    scheduler: SchedulerConfig
 
     def execute(self, batch: Batch) -> Pending:
         """Start to compute a batch."""
@@ -51,8 +53,9 @@ class InProcessExecutor:
     """Computes in the calling thread; an exception reaches the caller as it is."""
 
     def __init__(self, config: EngineConfig, progress: bool = False) -> None:
-        self.runner, self.plan = load(config, progress)
-        self.groups = self.runner.groups
+        loaded = load(config, progress)
+        self.runner, self.plan = loaded.runner, loaded.plan
+        self.groups, self.scheduler = loaded.groups, loaded.scheduler
 
     def execute(self, batch: Batch) -> Computed:
         try:

@@ -1,4 +1,4 @@
-"""The engine with its text, in the calling process: prompts in, RequestOutputs out."""
+"""The engine with its text, in the calling process: prompts in, RequestOutputs or what was pooled out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm.config import EngineArgs, EngineConfig, ModelConfig
 from vllm.engine.core import EngineCore
-from vllm.engine.output_processor import OutputProcessor
+from vllm.engine.output_processor import Output, OutputProcessor
 from vllm.engine.setup import make_chat_renderer, make_preparer, resolve
 from vllm.garbage import no_collections
 from vllm.inputs.chat import ChatRenderer
@@ -14,7 +14,6 @@ from vllm.inputs.prepare import Params
 from vllm.inputs.prompts import PromptType, parse_prompts
 from vllm.inputs.tokenizer import Tokenizer
 from vllm.messages import EngineRequest
-from vllm.outputs import RequestOutput
 from vllm.scheduler.scheduler import Scheduler
 
 
@@ -75,7 +74,7 @@ class LLMEngine:
             self.scheduler.abort(name)
             self.outputs.abort(name)
 
-    def step(self) -> list[RequestOutput]:
+    def step(self) -> list[Output]:
         """Take one step.  An exception of the model, of the tokenizer or of a user's callable ends the step's requests
         and is raised."""
         try:

@@ -1,4 +1,4 @@
-"""The output side: tokens become text, events become RequestOutputs.
+"""The output side: tokens become text, events become RequestOutputs; what was pooled is handed on.
 
 One state per request and one stream per output sequence; nothing here knows of slots, blocks or steps.
 """
@@ -9,11 +9,25 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from vllm.engine.detokenize import Detokenizer
 from vllm.inputs.tokenizer import Tokenizer
 from vllm.messages import Beam, EngineRequest, Event, TokenLogprobs
-from vllm.outputs import CompletionOutput, Logprob, PositionLogprobs, RequestMetrics, RequestOutput
+from vllm.outputs import (
+    CompletionOutput,
+    Logprob,
+    PoolingOutput,
+    PoolingRequestOutput,
+    PositionLogprobs,
+    RequestMetrics,
+    RequestOutput,
+)
 from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
+
+PooledOutput = PoolingRequestOutput[PoolingOutput]
+"""What a pooling model made of a prompt, as a float32 array of numpy: the front has no tensors."""
+Output = RequestOutput | PooledOutput
 
 
 class TokenNames:
@@ -110,11 +124,15 @@ class OutputProcessor:
         self.tokenizer = tokenizer
         self.names = TokenNames(tokenizer)
         self._states: dict[str, RequestState] = {}
+        self._pooled: dict[str, EngineRequest] = {}
 
     def __len__(self) -> int:
-        return len(self._states)
+        return len(self._states) + len(self._pooled)
 
     def add(self, request: EngineRequest) -> None:
+        if request.pooling is not None:
+            self._pooled[request.id] = request
+            return
         params = request.params
         streams = []
         for index in range(1 if request.beam else params.num_samples):
@@ -129,13 +147,18 @@ class OutputProcessor:
 
     def abort(self, request_id: str) -> None:
         self._states.pop(request_id, None)
+        self._pooled.pop(request_id, None)
 
-    def process(self, events: Iterable[Event]) -> tuple[list[RequestOutput], list[tuple[str, int]]]:
+    def process(self, events: Iterable[Event]) -> tuple[list[Output], list[tuple[str, int]]]:
         """Take a step's events.  Return what the users get, and the sequences that ended by a stop string."""
         touched: dict[str, set[int]] = {}
         stopped: list[tuple[str, int]] = []
+        outputs: list[Output] = []
         now = time.monotonic()
         for event in events:
+            if request := self._pooled.pop(event.request_id, None):
+                outputs.append(_pooled_output(request, event))
+                continue
             state = self._states.get(event.request_id)
             if state is None or state.streams[event.index].finish_reason is not None:
                 continue  # aborted meanwhile, or ended by a stop string that the scheduler has not heard of yet
@@ -145,7 +168,6 @@ class OutputProcessor:
                 stopped.append((event.request_id, event.index))
             if event.token_ids and state.metrics.first_token_time is None:
                 state.metrics.first_token_time = now
-        outputs = []
         for name, indices in touched.items():
             state = self._states[name]
             if state.finished:
@@ -223,6 +245,15 @@ class OutputProcessor:
             finish_reason=beam.finish_reason,
             stop_reason=beam.stop_reason,
         )
+
+
+def _pooled_output(request: EngineRequest, event: Event) -> PooledOutput:
+    data = np.zeros(0, np.float32)
+    if event.pooled is not None:
+        data = np.frombuffer(event.pooled.data, "<f4").reshape(event.pooled.shape)
+    return PoolingRequestOutput(
+        request.id, PoolingOutput(data), request.token_ids, num_cached_tokens=event.num_cached, error=event.error
+    )
 
 
 def shown_tokens(

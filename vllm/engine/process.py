@@ -20,24 +20,9 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.config import EngineArgs
+from vllm.engine import wire
 from vllm.engine.core import EngineCore
 from vllm.engine.setup import resolve
-from vllm.engine.wire import (
-    Abort,
-    Add,
-    Failed,
-    Finish,
-    Frames,
-    Load,
-    News,
-    Ready,
-    Refused,
-    ResetPrefixCache,
-    Stop,
-    ToEngine,
-    ToFront,
-    framed,
-)
 from vllm.errors import ConfigError, ModelError, RequestError
 from vllm.garbage import no_collections
 from vllm.logging import get_logger
@@ -58,7 +43,7 @@ class EngineProcess:
         self._connection = connection
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
-        self._frames = Frames(ToEngine)
+        self._frames = wire.Frames(wire.ToEngine)
 
     def run(self) -> None:
         """Serve until told to stop.  Raises Gone if nobody is there any more."""
@@ -68,18 +53,18 @@ class EngineProcess:
         while True:
             messages = self._receive(wait=not core.has_work)
             for message in messages:
-                if isinstance(message, Stop):
+                if isinstance(message, wire.Stop):
                     return
                 self._take(core, message)
             if core.has_work:
                 self._step(core)
             elif messages:  # no step brings the news that nothing runs any more
-                self._send(News([], core.stats()))
+                self._send(wire.News([], core.stats()))
 
     def _load(self) -> EngineCore | None:
         """Load the model, and say how it went."""
         began = time.monotonic()
-        load: Load | None = None
+        load: wire.Load | None = None
         while load is None:
             load = next(iter(self._receive(wait=True)), None)
         try:
@@ -89,30 +74,30 @@ class EngineProcess:
                 core = EngineCore.load(config)
         except (ConfigError, ModelError) as error:
             kind = "config" if isinstance(error, ConfigError) else "model"
-            self._send(Failed(kind, str(error)))
+            self._send(wire.Failed(kind, str(error)))
             return None
         except Exception as error:
             traceback.print_exc()
-            self._send(Failed("fault", f"{type(error).__name__}: {error}"))
+            self._send(wire.Failed("fault", f"{type(error).__name__}: {error}"))
             return None
         assert core.executor is not None
         plan = core.executor.plan
-        self._send(Ready(str(plan), plan.num_tokens, sum(plan.num_blocks), time.monotonic() - began))
+        self._send(wire.Ready(str(plan), plan.num_tokens, sum(plan.num_blocks), time.monotonic() - began))
         return core
 
-    def _take(self, core: EngineCore, message: ToEngine) -> None:
+    def _take(self, core: EngineCore, message: wire.ToEngine) -> None:
         match message:
-            case Add(request):
+            case wire.Add(request):
                 try:
                     core.add(request)
                 except RequestError as error:
-                    self._send(Refused(request.id, str(error), error.param))
-            case Abort(names):
+                    self._send(wire.Refused(request.id, str(error), error.param))
+            case wire.Abort(names):
                 for name in names:
                     core.scheduler.abort(name)
-            case Finish(name, index):
+            case wire.Finish(name, index):
                 core.scheduler.finish(name, index)
-            case ResetPrefixCache():
+            case wire.ResetPrefixCache():
                 core.scheduler.cache.reset()
 
     def _step(self, core: EngineCore) -> None:
@@ -121,7 +106,7 @@ class EngineProcess:
         except Exception as error:
             logger.exception("a step failed; its requests are tried again in smaller groups")
             events = core.retry(error)
-        self._send(News(events, core.stats()))
+        self._send(wire.News(events, core.stats()))
 
     def _receive(self, wait: bool) -> list[Any]:
         """Return the messages that are there; if `wait`, sleep until one is."""
@@ -133,9 +118,9 @@ class EngineProcess:
             found += self._frames.feed(data)
         return found
 
-    def _send(self, message: ToFront) -> None:
+    def _send(self, message: wire.ToFront) -> None:
         try:
-            self._connection.sendall(framed(message))
+            self._connection.sendall(wire.framed(message))
         except OSError:
             raise Gone from None
 

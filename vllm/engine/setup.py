@@ -206,5 +206,10 @@ def _scheduler(args: EngineArgs, max_model_len: int) -> SchedulerConfig:
             f"split; raise it to {max_model_len}, lower max_model_len, or leave enable_chunked_prefill on"
         )
     return SchedulerConfig(
-        args.max_num_seqs, step_tokens, max_model_len, args.enable_chunked_prefill, args.scheduling_policy
+        args.max_num_seqs,
+        step_tokens,
+        max_model_len,
+        args.enable_chunked_prefill,
+        args.scheduling_policy,
+        chose_step_tokens=args.max_num_batched_tokens is not None,
     )

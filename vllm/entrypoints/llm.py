@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -206,7 +206,7 @@ class LLM:
 
     def _outputs(self) -> Iterator[RequestOutput]:
         while self.llm_engine.has_work:
-            yield from self.llm_engine.step()
+            yield from cast("list[RequestOutput]", self.llm_engine.step())
 
     def _with_prompt(self, output: RequestOutput, params: BeamSearchParams) -> BeamSearchOutput:
         prompt, tokenizer = output.prompt_token_ids or [], self.llm_engine.tokenizer

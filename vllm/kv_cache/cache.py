@@ -14,7 +14,7 @@ Tables = list[list[int]]
 
 
 class KVCache:
-    """Takes, shares and releases blocks over all cache groups at once."""
+    """Takes, shares and releases blocks over all cache groups at once; without a group there is nothing to take."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class KVCache:
         self.pools = [BlockPool(count) for count in num_blocks]
         self.block_size = block_size
         self.max_step_tokens = max_step_tokens
-        self.prefix_caching = prefix_caching
+        self.prefix_caching = prefix_caching and bool(self.pools)
 
     def new_tables(self) -> Tables:
         return [[] for _ in self.pools]
@@ -58,7 +58,7 @@ class KVCache:
     @property
     def usage(self) -> float:
         """The share of blocks that sequences hold, in the pool that has the fewest left."""
-        return max(1 - pool.num_free / pool.num_usable for pool in self.pools)
+        return max((1 - pool.num_free / pool.num_usable for pool in self.pools), default=0.0)
 
     def free(self) -> list[int]:
         return [pool.num_free for pool in self.pools]

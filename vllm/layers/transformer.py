@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vllm.kv_cache.spec import CacheSpec
 from vllm.layers.attention import Attention
 from vllm.layers.embedding import Head, PositionedInput, TokenInput
+from vllm.layers.pooler import Pooler
 from vllm.layers.step import Step
 from vllm.ops.matrix import Matrix
 from vllm.weights import Window
@@ -34,7 +35,7 @@ class Transformer(nn.Module):
         entry: TokenInput | PositionedInput,
         blocks: Sequence[nn.Module],
         norm: nn.Module,
-        head: Head,
+        head: Head | Pooler,
         *,
         ignored_names: tuple[str, ...],
         base_prefix: str,
@@ -55,10 +56,6 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, step)
         return self.norm(x)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits of hidden states.  [R, D] -> [R, V] float32"""
-        return self.head(hidden)
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:

@@ -84,6 +84,8 @@ class Request:
             seed=sibling_seed(source.seed, self.index),
             bad_words_ids=source.bad_words_ids,
             num_candidates=self.beam.num_candidates if self.beam else 0,
+            pooling=source.pooling,
+            token_types=source.token_types,
         )
 
     @property
@@ -109,8 +111,9 @@ class Request:
 
     @property
     def may_read_prefix_cache(self) -> bool:
-        """Prompt log-probabilities need the hidden states of the whole prompt, which no cache holds."""
-        return not (self.wants_prompt_logprobs or self.params.skip_reading_prefix_cache)
+        """Prompt log-probabilities need the hidden states of the whole prompt, which no cache holds; so may pooling."""
+        params = self.source.pooling or self.params
+        return not (self.wants_prompt_logprobs or params.skip_reading_prefix_cache)
 
 
 def sibling_seed(seed: int, index: int) -> int:

@@ -103,6 +103,7 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """Decide the next step, or return None when no request can take one."""
+        self._suspects.forget_ended()
         rows: list[tuple[Request, Row]] = []
         budget = self.config.max_num_batched_tokens
         preemptions = self.stats.num_preemptions
@@ -269,7 +270,6 @@ class Scheduler:
         for group in groups.values():
             if group.is_ready:
                 events += self._advance(group)
-        self._suspects.forget_ended()
         return events
 
     def _book(self, request: Request, row: Row, result: RowOutput) -> Event | None:
@@ -278,7 +278,10 @@ class Scheduler:
         if result.prompt_logprobs:  # after a preemption the first ones come again
             event.prompt_logprobs = result.prompt_logprobs[max(0, request.num_prompt_logprobs - row.start) :]
             request.num_prompt_logprobs += len(event.prompt_logprobs)
-        if row.wants_token:
+        if result.pooled is not None:
+            event.pooled, event.finish_reason = result.pooled, "stop"
+            self._end(request)
+        elif row.wants_token:
             request.tokens.append(result.token)
             event.token_ids = [result.token]
             if result.logprobs is not None:
@@ -286,7 +289,7 @@ class Scheduler:
             if cause := stop_cause(request, result.token, self.config.max_model_len):
                 event.finish_reason, event.stop_reason = cause
                 self._end(request)
-        return event if event.token_ids or event.prompt_logprobs else None
+        return event if event.token_ids or event.prompt_logprobs or event.pooled else None
 
     def _register(self, request: Request, num_computed: int) -> None:
         """Offer the blocks that the step filled to the prefix cache."""
@@ -383,7 +386,6 @@ class Scheduler:
             self._suspects.split(failed)
             return []
         events = [self._fail(request, error) for request in failed]
-        self._suspects.forget_ended()
         return events
 
     def drop(self, batch: Batch) -> list[str]:
@@ -401,6 +403,8 @@ class Scheduler:
         return Request.of(source, index, (source.priority, self._num_arrived, index))
 
     def _longest(self, source: EngineRequest) -> int:
+        if source.pooling is not None:
+            return len(source.token_ids)
         max_tokens = source.beam.max_tokens if source.beam else source.params.max_tokens
         room = self.config.max_model_len
         return room if max_tokens is None else min(room, len(source.token_ids) + max_tokens)

@@ -30,7 +30,6 @@ class Suspects:
         requests = list(reached)
         for half in (requests[: len(requests) // 2], requests[len(requests) // 2 :]):
             self._groups.append({request: reached[request] for request in half})
-        self.forget_ended()
 
     def came_to(self, request: Request, num_computed: int) -> None:
         """A request's step went well."""

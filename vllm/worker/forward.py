@@ -10,36 +10,46 @@ import torch
 from torch import Tensor
 
 from vllm import ops
+from vllm.layers.embedding import Head
 from vllm.layers.step import Step
 from vllm.layers.transformer import Transformer
+from vllm.ops.native.program import Program
 from vllm.sampling.rows import select
 
 
-class Forward:
+class HiddenStates:
     """A model that computes in buffers that stay where they are."""
 
-    def __init__(self, model: Transformer, step: Step, max_rows: int) -> None:
-        """`step` holds as many tokens as a step can have; its content is written before each computation.  Logits are
-        computed for at most `max_rows` tokens at a time."""
+    def __init__(self, model: Transformer, step: Step) -> None:
+        """`step` holds as many tokens as a step can have; its content is written before each computation."""
         self.model = model
         self.step = step
-        self._hidden = self._logits = None
-        self._rows = torch.zeros(max_rows, dtype=torch.int64)
-        device = step.token_ids.device
-        if step.attention.recordable and (hidden := ops.record(lambda: model(step), device)):
-            every = hidden.output
-            self._hidden = hidden
-            self._logits = ops.record(lambda: model.logits(ops.gather(every, self._rows)), device)
+        self.program: Program | None = None
+        if step.attention.recordable:
+            self.program = ops.record(lambda: model(step), step.token_ids.device)
 
-    def hidden(self, num_tokens: int) -> Tensor:
+    def compute(self, num_tokens: int) -> Tensor:
         """Compute the step's first tokens.  The result may be overwritten by the next call.  -> [T, D]"""
-        if self._hidden is None:
+        if self.program is None:
             return self.model(self.step.first(num_tokens))
-        return self._hidden.run(num_tokens)
+        return self.program.run(num_tokens)
 
-    def logits(self, hidden: Tensor, rows: list[int]) -> Tensor:
-        """Compute the logits of some rows of `hidden`'s last result, which may be overwritten as it.  -> [R, V] float32"""
-        if self._logits is None:
-            return self.model.logits(select(hidden, rows))
+
+class Logits:
+    """The head of a model that generates, for the rows whose next token somebody waits for."""
+
+    def __init__(self, head: Head, hidden: HiddenStates, max_rows: int) -> None:
+        """Logits are computed for at most `max_rows` tokens at a time."""
+        self.head = head
+        self._rows = torch.zeros(max_rows, dtype=torch.int64)
+        self._program: Program | None = None
+        if hidden.program is not None:
+            every = hidden.program.output
+            self._program = ops.record(lambda: head(ops.gather(every, self._rows)), every.device)
+
+    def compute(self, hidden: Tensor, rows: list[int]) -> Tensor:
+        """Compute the logits of some rows of the last hidden states; the next call overwrites them.  -> [R, V] float32"""
+        if self._program is None:
+            return self.head(select(hidden, rows))
         self._rows[: len(rows)] = torch.tensor(rows)
-        return self._logits.run(len(rows))
+        return self._program.run(len(rows))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vllm.config import CacheConfig, EngineConfig
+from vllm.config import CacheConfig, EngineConfig, SchedulerConfig
 from vllm.device import free_memory
-from vllm.kv_cache.spec import CacheGroup, group_layers
+from vllm.errors import ConfigError
+from vllm.kv_cache.spec import CacheGroup, Scratch, group_layers
+from vllm.layers.embedding import Head
 from vllm.layers.placement import Placement
+from vllm.layers.pooler import Pooler
+from vllm.layers.step import Step
 from vllm.layers.transformer import Transformer
 from vllm.loader.dummy import fill_dummy
 from vllm.loader.fill import fill
@@ -24,62 +28,115 @@ from vllm.ops.attention import AttentionBackend
 from vllm.ops.matrix import Matrix
 from vllm.ops.native import set_threads
 from vllm.sampling.sampler import Sampler
+from vllm.worker.forward import HiddenStates, Logits
+from vllm.worker.generation import Generation
 from vllm.worker.memory import MemoryPlan, plan_memory
-from vllm.worker.runner import ModelRunner
+from vllm.worker.pooling import PooledStates
+from vllm.worker.runner import ModelRunner, Purpose
 from vllm.worker.tables import SlotTables
 
 logger = get_logger(__name__)
 
 
-def load(config: EngineConfig, progress: bool) -> tuple[ModelRunner, MemoryPlan]:
-    """Make the model runner of a configuration.  Raises ConfigError or ModelError before weights are read if it can."""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready, and what the scheduler must know of it."""
+
+    runner: ModelRunner
+    plan: MemoryPlan
+    groups: tuple[CacheGroup, ...]
+    """Those whose blocks are kept between steps."""
+    scheduler: SchedulerConfig
+    """The configuration's; prompts that a model must see whole are not split."""
+
+
+def load(config: EngineConfig, progress: bool) -> Loaded:
+    """Load the model of a configuration.  Raises ConfigError or ModelError before weights are read if it can."""
     began = time.monotonic()
     set_threads(config.cores)
-    settings, scheduler = config.model, config.scheduler
+    settings = config.model
     dtype, device = getattr(torch, settings.dtype), torch.device(config.device)
     files = [] if settings.load_format == "dummy" else weight_files(Path(settings.path), settings.load_format)
     check_files(files)
     model = build(settings.hf_config, Placement(dtype, device, settings.quantization), settings.max_model_len).eval()
     groups = group_layers(model.cache_specs)
+    kept = tuple(group for group in groups if not isinstance(group.spec, Scratch))
+    scratch = tuple(group for group in groups if isinstance(group.spec, Scratch))
+    scheduler = _whole_prompts(config.scheduler) if scratch else config.scheduler
     memory = _CacheMemory(
         attention_backend(model.cache_specs, dtype, device, config.cache.block_size, config.cache.quantized),
         config.cache,
         dtype,
     )
+    num_scratch = scheduler.max_num_batched_tokens // config.cache.block_size + scheduler.max_num_seqs + 1
     plan = plan_memory(
-        groups,
+        kept,
         config.cache,
         scheduler,
-        [memory.block_bytes(group) for group in groups],
+        [memory.block_bytes(group) * len(group.layers) for group in kept],
         model.num_bytes,
-        _activations(config, model),
+        _activations(config, scheduler, model) + sum(num_scratch * memory.block_bytes(group) for group in scratch),
         free_memory(),
     )
     name = settings.model or "default model"
     logger.info("%s: %s, %s, %d threads; %s", name, settings.architecture, settings.dtype, config.cores, plan)
     _fill(config, model, files, progress)
-    runner = ModelRunner(
-        model,
-        groups,
-        memory.allocate(groups, plan.num_blocks),
-        memory.backend,
-        SlotTables(
-            scheduler.max_num_seqs,
-            scheduler.max_model_len,
-            len(groups),
-            config.cache.block_size,
-            scheduler.max_num_batched_tokens,
-        ),
-        Sampler(
-            scheduler.max_num_seqs,
-            settings.vocab_size,
-            device,
-            max_logprobs=settings.max_logprobs,
-            logprobs_mode=settings.logprobs_mode,
-        ),
+    tables = SlotTables(
+        scheduler.max_num_seqs,
+        scheduler.max_model_len,
+        kept + scratch,
+        config.cache.block_size,
+        scheduler.max_num_batched_tokens,
     )
+    caches = memory.allocate(kept, plan.num_blocks) | memory.allocate_shared(scratch, num_scratch)
+    hidden = HiddenStates(model, _step(tables, memory.backend, kept + scratch, caches))
+    runner = ModelRunner(kept, hidden.step.caches, memory.backend, tables, hidden, _purpose(config, hidden, tables))
     logger.info("ready after %.2f s", time.monotonic() - began)
-    return runner, plan
+    return Loaded(runner, plan, kept, scheduler)
+
+
+def _whole_prompts(scheduler: SchedulerConfig) -> SchedulerConfig:
+    """Each token of a prompt sees all of it, so a step must have room for the longest prompt."""
+    if scheduler.max_num_batched_tokens < scheduler.max_model_len and scheduler.chose_step_tokens:
+        raise ConfigError(
+            f"max_num_batched_tokens={scheduler.max_num_batched_tokens} is less than "
+            f"max_model_len={scheduler.max_model_len}, and this model sees prompts whole; raise it or lower max_model_len"
+        )
+    step_tokens = max(scheduler.max_num_batched_tokens, scheduler.max_model_len)
+    return replace(scheduler, chunked_prefill=False, max_num_batched_tokens=step_tokens)
+
+
+def _step(
+    tables: SlotTables, backend: AttentionBackend, groups: tuple[CacheGroup, ...], caches: dict[int, Any]
+) -> Step:
+    """Make the buffers that every step is written to."""
+    group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
+    return Step(
+        tables.token_ids,
+        tables.token_types,
+        tables.positions,
+        tuple(backend.plan() for _ in groups),
+        tuple(caches[layer] for layer in range(len(caches))),
+        tuple(group_of[layer] for layer in range(len(caches))),
+        backend,
+    )
+
+
+def _purpose(config: EngineConfig, hidden: HiddenStates, tables: SlotTables) -> Purpose:
+    """Make what turns hidden states into results."""
+    settings, head = config.model, hidden.model.head
+    if settings.pooling is not None:
+        assert isinstance(head, Pooler), "a model that pools was built without a pooler"
+        return PooledStates(head, settings.pooling, tables)
+    assert isinstance(head, Head), "a model that generates was built without a vocabulary"
+    sampler = Sampler(
+        tables.num_slots,
+        settings.vocab_size,
+        torch.device(config.device),
+        max_logprobs=settings.max_logprobs,
+        logprobs_mode=settings.logprobs_mode,
+    )
+    return Generation(Logits(head, hidden, tables.num_slots), tables, sampler)
 
 
 def _fill(config: EngineConfig, model: Transformer, files: list[Path], progress: bool) -> None:
@@ -99,23 +156,26 @@ class _CacheMemory:
     dtype: torch.dtype
 
     def block_bytes(self, group: CacheGroup) -> int:
-        """Return the bytes of a block over all layers of a group."""
-        cache = self.config
-        each = self.backend.block_bytes(group.spec, cache.block_size, self.dtype, cache.quantized)
-        return each * len(group.layers)
+        """Return the bytes of a block of one of a group's layers."""
+        return self.backend.block_bytes(group.spec, self.config.block_size, self.dtype, self.config.quantized)
 
-    def allocate(self, groups: tuple[CacheGroup, ...], num_blocks: tuple[int, ...]) -> tuple[Any, ...]:
-        """Make one cache per attention layer, in call order."""
-        caches = {
-            layer: self.backend.allocate(group.spec, count, self.config.block_size, self.dtype, self.config.quantized)
-            for group, count in zip(groups, num_blocks, strict=True)
-            for layer in group.layers
-        }
-        return tuple(caches[layer] for layer in range(len(caches)))
+    def allocate(self, groups: tuple[CacheGroup, ...], num_blocks: tuple[int, ...]) -> dict[int, Any]:
+        """Make one cache per attention layer, by its number in call order."""
+        pairs = zip(groups, num_blocks, strict=True)
+        return {layer: self._allocate(group, count) for group, count in pairs for layer in group.layers}
+
+    def allocate_shared(self, groups: tuple[CacheGroup, ...], num_blocks: int) -> dict[int, Any]:
+        """Make one cache per group, which its layers use one after another."""
+        made = [(group, self._allocate(group, num_blocks)) for group in groups]
+        return {layer: cache for group, cache in made for layer in group.layers}
+
+    def _allocate(self, group: CacheGroup, num_blocks: int) -> Any:
+        config = self.config
+        return self.backend.allocate(group.spec, num_blocks, config.block_size, self.dtype, config.quantized)
 
 
-def _activations(config: EngineConfig, model: Transformer) -> int:
+def _activations(config: EngineConfig, scheduler: SchedulerConfig, model: Transformer) -> int:
     """Bytes of the largest step: a few float32 copies of its widest layer, and of its logits."""
     widest = max(matrix.shape.rows for matrix in model.blocks.modules() if isinstance(matrix, Matrix))
-    rows = min(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens)
-    return 4 * (6 * widest * config.scheduler.max_num_batched_tokens + 2 * config.model.vocab_size * rows)
+    rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens) if config.model.pooling is None else 0
+    return 4 * (6 * widest * scheduler.max_num_batched_tokens + 2 * config.model.vocab_size * rows)

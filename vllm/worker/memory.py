@@ -25,6 +25,8 @@ class MemoryPlan:
     """Tokens of the longest sequences that the cache holds at a time."""
 
     def __str__(self) -> str:
+        if not self.num_blocks:
+            return f"weights {_size(self.weights)}, activations up to {_size(self.activations)}"
         return f"weights {_size(self.weights)}, KV cache {_size(self.cache)} = {self.num_tokens:,} tokens, activations up to {_size(self.activations)}"
 
 
@@ -46,6 +48,13 @@ def plan_memory(
     needs = [
         group.spec.blocks_at_most(scheduler.max_model_len, scheduler.max_num_batched_tokens, size) for group in groups
     ]
+    if not groups:  # nothing is kept between steps
+        if weights + activations > free:
+            raise ConfigError(
+                f"not enough memory: {_size(weights)} weights + {_size(activations)} activations are more than the "
+                f"{_size(free)} that are free; lower max_model_len or max_num_batched_tokens, or use a smaller model"
+            )
+        return MemoryPlan(weights, activations, 0, (), 0)
     per_sequence = sum(need * each for need, each in zip(needs, block_bytes, strict=True))
     if cache.num_blocks is not None:
         num_blocks = [cache.num_blocks] * len(groups)

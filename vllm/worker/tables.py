@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.kv_cache.spec import NULL_BLOCK
+from vllm.kv_cache.spec import NULL_BLOCK, CacheGroup, Scratch
 from vllm.messages import Batch, Row, Sequence
 from vllm.ops.attention import AttentionPlan, Layout
 from vllm.ops.memory import zeros
@@ -34,8 +34,11 @@ class SlotTables:
     """Tokens and block tables by slot."""
 
     def __init__(
-        self, num_slots: int, max_model_len: int, num_groups: int, block_size: int, max_step_tokens: int
+        self, num_slots: int, max_model_len: int, groups: tuple[CacheGroup, ...], block_size: int, max_step_tokens: int
     ) -> None:
+        """`groups` are all cache groups: first those with blocks of a pool, then those whose blocks belong to the step."""
+        self._num_scratch = sum(isinstance(group.spec, Scratch) for group in groups)
+        num_groups = len(groups) - self._num_scratch
         num_blocks = -(-max_model_len // block_size)
         self.block_size = block_size
         self.num_slots = num_slots
@@ -43,19 +46,25 @@ class SlotTables:
         self.blocks = [np.full((num_slots, num_blocks), NULL_BLOCK, dtype=np.int32) for _ in range(num_groups)]
         self.sequences: dict[int, Sequence] = {}
         self.token_ids = torch.zeros(max_step_tokens, dtype=torch.int64)
+        self.token_types = torch.zeros(max_step_tokens, dtype=torch.int64)
         self.positions = torch.zeros(max_step_tokens, dtype=torch.int64)
         self._tokens = self.tokens.numpy()  # the same memory: numpy finds its way about small arrays sooner
         self._positions = np.arange(max_model_len + 1)
+        self._types: dict[int, np.ndarray] = {}
         self._num_blocks = [[0] * num_groups for _ in range(num_slots)]
 
     def apply(self, batch: Batch) -> None:
         """Book what changed since the last batch."""
         for slot in batch.released:
             self.sequences.pop(slot, None)  # a step that failed may never have brought it here
+            if self._types.pop(slot, None) is not None and not self._types:
+                self.token_types.zero_()
         for sequence in batch.admitted:
             self.sequences[sequence.slot] = sequence
             self._tokens[sequence.slot, : len(sequence.token_ids)] = sequence.token_ids
             self._num_blocks[sequence.slot] = [0] * len(self.blocks)
+            if sequence.token_types:
+                self._types[sequence.slot] = np.array(sequence.token_types)
         for row in batch.rows:
             self._apply_row(row)
 
@@ -80,11 +89,27 @@ class SlotTables:
             positions[first:stop] = self._positions[row.start : end]
             for table, blocks in zip(tables, self.blocks, strict=True):
                 table[index] = blocks[row.slot, :width]
+        if self._types:
+            self._lay_types(rows, stops)
         firsts = _column([stop - row.count for row, stop in zip(rows, stops, strict=True)])
         starts, counts = _column([row.start for row in rows]), _column([row.count for row in rows])
+        tables += [self._scratch_table(rows, width)] * self._num_scratch
         for plan, table in zip(plans, tables, strict=True):
             plan.place(Layout(firsts, starts, counts, torch.from_numpy(table), self.block_size))
         return Packed(stops[-1], [stop - 1 for stop in stops])
+
+    def _lay_types(self, rows: list[Row], stops: list[int]) -> None:
+        types = self.token_types.numpy()
+        for row, stop in zip(rows, stops, strict=True):
+            known = self._types.get(row.slot)
+            types[stop - row.count : stop] = 0 if known is None else known[row.start : row.start + row.count]
+
+    def _scratch_table(self, rows: list[Row], width: int) -> np.ndarray:
+        """Give each row as many blocks as it has tokens for, one row's behind the other's.  -> [R, width]"""
+        counts = [-(-row.count // self.block_size) for row in rows]
+        firsts = np.array([*accumulate(counts[:-1], initial=NULL_BLOCK + 1)], dtype=np.int32)
+        table = firsts[:, None] + np.arange(width, dtype=np.int32)
+        return np.where(np.arange(width) < np.array(counts)[:, None], table, np.int32(NULL_BLOCK))
 
     def _apply_row(self, row: Row) -> None:
         if row.tokens:

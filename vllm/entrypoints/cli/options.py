@@ -24,6 +24,7 @@ GROUPS = {
         *("revision", "trust_remote_code", "hf_token", "hf_overrides", "download_dir", "load_format", "dtype"),
         *("quantization", "max_model_len"),
     ),
+    "task": ("task", "runner", "convert", "pooler_config", "override_pooler_config"),
     "tokenizer and templates": ("tokenizer", "tokenizer_revision", "skip_tokenizer_init", "chat_template"),
     "sampling": ("generation_config", "override_generation_config", "seed", "max_logprobs", "logprobs_mode"),
     "cache": (

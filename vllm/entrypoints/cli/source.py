@@ -112,6 +112,7 @@ class LocalModel:
         self.engine.close()
 
     def _answer(self, prompt: Any, sampling: dict[str, Any]) -> Generator[str, None, None]:
+        from vllm.outputs import RequestOutput
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         settings = {"max_tokens": None, **self.engine.model_config.default_sampling, **sampling}
@@ -121,6 +122,7 @@ class LocalModel:
         try:
             while self.engine.has_work:
                 for output in self.engine.step():
+                    assert isinstance(output, RequestOutput), "a model to talk to generates"
                     completion = output.outputs[0]
                     if completion.finish_reason == "error":
                         raise EngineDeadError(str(completion.stop_reason))

@@ -22,12 +22,13 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
+from vllm.engine.output_processor import Output, PooledOutput
 from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.http import Reply
 from vllm.entrypoints.serve.route import Answer, Route
 from vllm.logging import get_logger
 from vllm.messages import EngineRequest, EngineStats, Event
-from vllm.outputs import RequestOutput
+from vllm.outputs import PoolingRequestOutput, RequestOutput
 
 logger = get_logger(__name__)
 
@@ -129,6 +130,7 @@ class _Under:
     """A request under way."""
 
     num_prompt: int
+    arrival: float
     lengths: dict[int, int]
     """Tokens generated, by sequence."""
     last: dict[int, float]
@@ -172,19 +174,21 @@ class Metrics:
     def added(self, request: EngineRequest) -> None:
         """A request was handed to the engine."""
         params = request.params
-        self._under[request.id] = _Under(len(request.token_ids), {}, {})
+        self._under[request.id] = _Under(len(request.token_ids), request.arrival, {}, {})
         self._histograms["request_prompt_tokens"].observe(len(request.token_ids))
         self._histograms["request_params_n"].observe(params.n)
         if params.max_tokens is not None:
             self._histograms["request_params_max_tokens"].observe(params.max_tokens)
 
-    def stepped(self, events: Sequence[Event], outputs: Sequence[RequestOutput], stats: EngineStats) -> None:
+    def stepped(self, events: Sequence[Event], outputs: Sequence[Output], stats: EngineStats) -> None:
         """A step brought news."""
         now = time.monotonic()
         num_tokens = self._take_events(events, now)
         num_prompt = self._take_stats(stats, stepped=bool(events))
         for output in outputs:
-            if output.finished:
+            if isinstance(output, PoolingRequestOutput):
+                self._finish_pooled(output, now)
+            elif output.finished:
                 self._finish(output)
         self._log.add(now, num_prompt, num_tokens, stats)
 
@@ -242,6 +246,13 @@ class Metrics:
         if stepped:
             self._histograms["iteration_tokens_total"].observe(stats.num_step_tokens)
         return stats.num_step_tokens if stepped else 0
+
+    def _finish_pooled(self, output: PooledOutput, now: float) -> None:
+        if under := self._under.pop(output.request_id, None):
+            self._counters["prompt_tokens"].inc(under.num_prompt)
+            self._counters["prompt_tokens_cached"].inc(output.num_cached_tokens)
+            self._histograms["e2e_request_latency_seconds"].observe(now - under.arrival)
+            self._ended["error" if output.error else "stop"].inc()
 
     def _finish(self, output: RequestOutput) -> None:
         """A request has its last token."""

@@ -1,0 +1,87 @@
+"""From hidden states to tokens: logits of the rows that reached their last token, sampling, log-probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from vllm.messages import Batch, RowOutput, Sequence
+from vllm.sampling.rows import select
+from vllm.sampling.sampler import UNSOUND, Sampler
+from vllm.worker.forward import Logits
+from vllm.worker.tables import Packed, SlotTables
+
+
+class Generation:
+    """Chooses next tokens."""
+
+    def __init__(self, logits: Logits, tables: SlotTables, sampler: Sampler) -> None:
+        self.logits = logits
+        self.tables = tables
+        self.sampler = sampler
+
+    def admit(self, sequence: Sequence) -> None:
+        """Take note of a sequence that got a slot."""
+        self.sampler.admit(
+            sequence.slot,
+            sequence.params,
+            seed=sequence.seed,
+            eos_token_ids=sequence.eos_token_ids,
+            bad_words_ids=sequence.bad_words_ids,
+            num_prompt=sequence.num_prompt,
+        )
+
+    def release(self, slot: int) -> None:
+        """Forget what a slot held."""
+        self.sampler.release(slot)
+
+    def results(self, batch: Batch, packed: Packed, hidden: Tensor) -> list[RowOutput]:
+        """Return the tokens and log-probabilities that the hidden states [T, D] of a batch bring, row for row."""
+        outputs = [RowOutput() for _ in batch.rows]
+        self._prompt_logprobs(batch, packed, hidden, outputs)
+        self._choose(batch, packed, hidden, outputs)
+        return outputs
+
+    def _prompt_logprobs(self, batch: Batch, packed: Packed, hidden: Tensor, outputs: list[RowOutput]) -> None:
+        for index, row in enumerate(batch.rows):
+            wanted = self.tables.sequences[row.slot].params.prompt_logprobs
+            if wanted is not None:
+                targets = self.tables.prompt_span(row)
+                first = packed.last[index] - row.count + 1
+                span = hidden[first : first + len(targets)]
+                outputs[index].prompt_logprobs = self.sampler.prompt_logprobs(span, targets, wanted, self.logits.head)
+
+    def _choose(self, batch: Batch, packed: Packed, hidden: Tensor, outputs: list[RowOutput]) -> None:
+        """Sample for the rows that reached their last token; list candidates for those that are beams."""
+        wanting = [index for index, row in enumerate(batch.rows) if row.wants_token]
+        if not wanting:
+            return
+        logits = self.logits.compute(hidden, [packed.last[index] for index in wanting])
+        counts = [self.tables.sequences[batch.rows[index].slot].num_candidates for index in wanting]
+        beams = [place for place, count in enumerate(counts) if count]
+        plain = [place for place, count in enumerate(counts) if not count]
+        if beams:
+            self._list_candidates(batch, [wanting[place] for place in beams], select(logits, beams), outputs)
+        if plain:
+            self._sample(batch, [wanting[place] for place in plain], select(logits, plain), outputs)
+
+    def _list_candidates(self, batch: Batch, rows: list[int], logits: Tensor, outputs: list[RowOutput]) -> None:
+        """Find the tokens that beams may go on with.  …, [n], [n, V]"""
+        sequences = [self.tables.sequences[batch.rows[index].slot] for index in rows]
+        counts = np.array([sequence.num_candidates for sequence in sequences])
+        temperature = np.array([sequence.params.temperature for sequence in sequences])
+        for index, candidates in zip(rows, self.sampler.candidates(logits, counts, temperature), strict=True):
+            outputs[index].candidates = candidates
+            if not candidates:
+                outputs[index].error = UNSOUND
+
+    def _sample(self, batch: Batch, rows: list[int], logits: Tensor, outputs: list[RowOutput]) -> None:
+        """Choose the rows' next tokens, and write them behind those they have.  …, [n], [n, V]"""
+        slots = [batch.rows[index].slot for index in rows]
+        ends = [batch.rows[index].start + batch.rows[index].count for index in rows]
+        sampled = self.sampler.sample(logits, slots, ends, self.tables.tokens)
+        for place, index in enumerate(rows):
+            output = outputs[index]
+            output.token, output.logprobs = sampled.tokens[place], sampled.logprobs[place]
+            output.error = sampled.errors[place]
+            self.tables.append(slots[place], ends[place], output.token)
