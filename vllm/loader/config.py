@@ -25,6 +25,14 @@ Overrides = Mapping[str, Any] | Callable[["PretrainedConfig"], "PretrainedConfig
 
 # transformers takes these on construction though its classes no longer declare them.
 _LEGACY_NAMES = ("rope_theta", "rope_scaling", "torch_dtype")
+# What people put into a configuration for engines like this one.
+_ENGINE_NAMES = (
+    "classifier_from_token",
+    "is_original_qwen3_reranker",
+    "is_causal",
+    "is_matryoshka",
+    "matryoshka_dimensions",
+)
 
 
 def read_config(
@@ -152,7 +160,13 @@ def _merged(raw: dict[str, Any], overrides: dict[str, Any], config_class: Any, w
 def _check_declared(key: str, raw: dict[str, Any], config_class: Any, where: str) -> None:
     parameters = inspect.signature(config_class.__init__).parameters
     closed = hasattr(config_class, "attribute_map")  # an "auto" part takes its class from its content
-    if not closed or key in raw or key in parameters or key in _LEGACY_NAMES or hasattr(config_class, key):
+    if (
+        not closed
+        or key in raw
+        or key in parameters
+        or key in (*_LEGACY_NAMES, *_ENGINE_NAMES)
+        or hasattr(config_class, key)
+    ):
         return
     hint = did_you_mean(key, [*raw, *parameters])
     raise ConfigError(f"{where} has {key!r}, which {config_class.__name__} does not know.{hint}")

@@ -18,6 +18,7 @@ from vllm.layers.linear import Linear, Part
 from vllm.layers.mlp import ExpertNames, Mlp, MoE
 from vllm.layers.norm import LayerNorm, RmsNorm
 from vllm.layers.placement import Placement
+from vllm.layers.pooler import Pooler
 from vllm.layers.rotary import NoRotary, Rope, Rotary
 from vllm.layers.transformer import Transformer
 from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, MoeSpec, TransformerSpec
@@ -32,7 +33,9 @@ _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
 """Block → its class, and the roles of its norms in the order it takes them."""
 
 
-def build_transformer(spec: TransformerSpec, placement: Placement, max_model_len: int) -> Transformer:
+def build_transformer(
+    spec: TransformerSpec, placement: Placement, max_model_len: int, pooler: Pooler | None = None
+) -> Transformer:
     """Make the modules of a spec.  Their weights are undefined until the model's windows are filled.
 
     Raises ModelError if the spec asks for what there is not, ConfigError if max_model_len is more than it can do.
@@ -42,7 +45,7 @@ def build_transformer(spec: TransformerSpec, placement: Placement, max_model_len
             f"max_model_len={max_model_len}: the model has learned embeddings for {spec.positions.count} positions; "
             f"use at most {spec.positions.count}"
         )
-    return _Builder(spec, placement, max_model_len).transformer()
+    return _Builder(spec, placement, max_model_len, pooler).transformer()
 
 
 @dataclass(slots=True)
@@ -50,6 +53,8 @@ class _Builder:
     spec: TransformerSpec
     placement: Placement
     max_model_len: int
+    pooler: Pooler | None
+    """The head of a model that pools; else one is made that generates."""
     rotaries: dict[Rope, Rotary] = field(default_factory=dict)
     """Layers with the same rope share one table."""
 
@@ -57,13 +62,13 @@ class _Builder:
         spec = self.spec
         tokens = Embedding(spec.vocab_size, spec.embed_width or spec.width, spec.names["embed"], self.placement)
         ignored = spec.ignored_names
-        if spec.tied:  # some checkpoints store the table a second time
-            ignored += (f"{spec.names['head']}.weight",)
+        if spec.tied or self.pooler is not None:  # some checkpoints store the table a second time
+            ignored += (f"{spec.names['head']}.*",)
         return Transformer(
             self.entry(tokens),
             [self.block(index, layer) for index, layer in enumerate(spec.layers)],
             self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity(),
-            self.head(tokens),
+            self.head(tokens) if self.pooler is None else self.pooler,
             ignored_names=ignored,
             base_prefix=spec.base_prefix,
         )
