@@ -142,6 +142,8 @@ class Pooling:
     tasks: tuple[PoolingTask, ...]
     """What may be asked for; the first is what is given where nothing is."""
     pooling_type: PoolingType
+    concatenated: tuple[PoolingType, ...] = ()
+    """Further types whose vectors follow."""
     width: int = 0
     """Length of embeddings before they are cut."""
     normalize: bool = True
@@ -166,11 +168,17 @@ class Pooling:
     prompts: tuple[tuple[str, str], ...] = ()
     """Texts that go before a prompt, by name (sentence-transformers)."""
     default_prompt: str | None = None
+    lower_case: bool = False
+    """Texts are lowered before they are tokenized (sentence-transformers)."""
+    similarity: Literal["cosine", "dot", "euclidean", "manhattan"] = "cosine"
+    """How two embeddings are compared."""
+    num_token_types: int = 0
+    """Texts of a pair that the model can tell apart by a type of their tokens; below 2 it can't."""
 
     def keeps_all(self, params: PoolingParams) -> bool:
         """Whether a request's result depends on hidden states of other tokens than its last one."""
         task = params.task or self.tasks[0]
-        return self.pooling_type != "LAST" or task.startswith("token_")
+        return {self.pooling_type, *self.concatenated} != {"LAST"} or task.startswith("token_")
 
 
 def _at_least(name: str, value: int, least: int, otherwise: str = "") -> None:

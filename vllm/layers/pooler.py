@@ -52,7 +52,8 @@ class Pooler(nn.Module):
     def _pick(self, row: PoolingRow) -> Tensor:
         """Return the states that count: [1, D], or [n, D] where every token has a result."""
         if not self._task(row).startswith("token_"):
-            return _PICKS[self.pooling.pooling_type](row.hidden)[None]
+            types = (self.pooling.pooling_type, *self.pooling.concatenated)
+            return torch.cat([_PICKS[kind](row.hidden) for kind in types])[None]
         tag = row.params.step_tag_id if row.params.step_tag_id is not None else self.pooling.step_tag_id
         return row.hidden if tag is None else row.hidden[row.token_ids == tag]
 

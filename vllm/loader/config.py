@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.errors import ConfigError, ModelError, did_you_mean
+from vllm.loader.foreign_config import translated
 from vllm.loader.plain_config import PlainConfig, plain_config
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def read_config(
     one.  With `trust_remote_code` a configuration class that comes with the model is used where transformers has none.
     Raises ModelError if the file is missing, damaged or not understood, ConfigError for an override without effect.
     """
-    raw = _read_model_json(path)
+    raw = translated(_read_model_json(path))
     plain = None if hf_overrides else plain_config(raw, path)
     config = plain or _config_of_transformers(path, raw, trust_remote_code, hf_overrides)
     if not getattr(config, "architectures", None):

@@ -7,12 +7,19 @@ user ─────────┘
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from vllm.errors import ConfigError
-from vllm.loader.sentence_transformers import SentenceTransformer, activation_of, read_sentence_transformer
+from vllm.loader.sentence_transformers import (
+    Dense,
+    Options,
+    SentenceTransformer,
+    activation_of,
+    read_sentence_transformer,
+)
 from vllm.models.registry import Architecture, find
 from vllm.pooling_params import PoolerConfig, Pooling, PoolingTask, PoolingType
 
@@ -55,7 +62,9 @@ def resolve_pooling(
     architecture = find(hf_config)
     stored = read_sentence_transformer(folder)
     runner, convert = _wanted(runner, convert, task)
-    pools = architecture.head != "generate" or (stored is not None and stored.pooling_type is not None)
+    pools = architecture.head != "generate" or (
+        stored is not None and bool(stored.pooling_types or stored.label_tokens)
+    )
     if runner == "generate" or (runner == "auto" and not pools and convert in ("auto", "none")):
         if architecture.head != "generate":
             raise ConfigError(
@@ -63,9 +72,10 @@ def resolve_pooling(
                 "it pools: leave them out"
             )
         return None
-    head = _head(architecture, convert, hf_config)
-    pooling = _of_head(head, architecture, hf_config, stored)
-    return _overridden(pooling, head, pooler_config or PoolerConfig(), hf_config, folder)
+    head = _head(architecture, convert, hf_config, stored)
+    pooling = _of_head(head, architecture, hf_config, stored, folder)
+    pooling = _overridden(pooling, head, pooler_config or PoolerConfig(), hf_config)
+    return _with_label_tokens(pooling, hf_config, stored, folder)
 
 
 def native_length(hf_config: Any, folder: Path) -> int | None:
@@ -78,11 +88,21 @@ def native_length(hf_config: Any, folder: Path) -> int | None:
         if getattr(text_config, "model_type", "") in _SHIFTED:
             known -= text_config.pad_token_id + 1
     stored = read_sentence_transformer(folder)
-    limits = [limit for limit in (known, stored.max_length if stored else None) if limit]
+    limits = [limit for limit in (known, stored.options.max_length if stored else None) if limit]
     return min(limits, default=None)
 
 
-_SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text", "xlm-roberta-xl")
+_SHIFTED = (
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+)
 """Model types whose first positions are the padding's."""
 
 
@@ -108,47 +128,73 @@ def _wanted(runner: str, convert: str, task: str) -> tuple[str, str]:
     return tuple(given if given != "auto" else meant for given, meant in zip((runner, convert), by_task, strict=True))  # type: ignore[return-value]
 
 
-def _head(architecture: Architecture, convert: str, hf_config: Any) -> str:
+def _head(architecture: Architecture, convert: str, hf_config: Any, stored: SentenceTransformer | None) -> str:
     """Return the head that a model gets."""
     own = architecture.head
+    has_label_tokens = getattr(hf_config, "classifier_from_token", None) or (stored and stored.label_tokens)
     if convert in ("auto", "none", own):
-        return "embed" if own == "generate" else own
+        if own == "embed" and stored and stored.modules and not stored.pooling_types:
+            return "token_embed"  # each token's state is projected: a ColBERT
+        if own == "generate":
+            return "classify" if has_label_tokens else "embed"
+        return own
     if convert == "embed":
         return "embed"
     if convert == "reward":
         return "states" if own in ("generate", "embed") else own
-    if own == "generate" or getattr(hf_config, "classifier_from_token", None):
-        return "classify"
+    if own in ("generate", "classify", "token_classify") or has_label_tokens:
+        return "classify" if own == "generate" else own
     raise ConfigError(
         f"{architecture.name} can't be made to classify: it has no weights for classes; use a checkpoint of "
         f"{architecture.base}ForSequenceClassification, or task='embed'"
     )
 
 
-def _of_head(head: str, architecture: Architecture, config: Any, stored: SentenceTransformer | None) -> Pooling:
+def _of_head(
+    head: str, architecture: Architecture, config: Any, stored: SentenceTransformer | None, folder: Path
+) -> Pooling:
     """Return what a head does where the user says nothing."""
-    text_config = config.get_text_config()
-    whole: PoolingType = "CLS" if architecture.is_encoder else "LAST"
-    width = stored.dense[-1].rows if stored and stored.dense else text_config.hidden_size
-    if head == "embed":
-        lengths = getattr(config, "matryoshka_dimensions", None)
-        return Pooling(
-            _OFFERS[head],
-            cast(PoolingType, stored.pooling_type) if stored and stored.pooling_type else whole,
-            width,
-            normalize=stored.normalize if stored and stored.pooling_type else True,
-            activation="none",
-            matryoshka=tuple(lengths) if lengths else bool(getattr(config, "is_matryoshka", False)),
-            prompts=stored.prompts if stored else (),
-            default_prompt=stored.default_prompt if stored else None,
-        )
-    if head in ("token_embed", "states"):
-        width = text_config.hidden_size if head == "states" else getattr(config, "dim", None) or 128  # ColBERT's own
-        return Pooling(_OFFERS[head], "ALL", width, normalize=head == "token_embed", activation="none")
-    num_labels = getattr(text_config, "num_labels", 0) or 0
+    types = getattr(config.get_text_config(), "type_vocab_size", 0) or 0
+    if head in ("embed", "token_embed", "states"):
+        pooling = _embedding(head, architecture, config, stored, folder)
+    else:
+        pooling = _labels(head, architecture, config, stored)
+    return replace(pooling, num_token_types=types, lower_case=stored is not None and stored.options.lower_case)
+
+
+def _embedding(
+    head: str, architecture: Architecture, config: Any, stored: SentenceTransformer | None, folder: Path
+) -> Pooling:
+    hidden = config.get_text_config().hidden_size
+    projections = [module for module in stored.modules if isinstance(module, Dense)] if stored else []
+    if head == "states":
+        return Pooling(_OFFERS[head], "ALL", width=hidden, normalize=False, activation="none")
+    if head == "token_embed":
+        width = projections[-1].rows if projections else _colbert_width(config, folder)
+        return Pooling(_OFFERS[head], "ALL", width=width, activation="none")
+    first, *others = stored.pooling_types if stored and stored.pooling_types else (_default_type(architecture, config),)
+    lengths = getattr(config, "matryoshka_dimensions", None)
+    options = stored.options if stored else Options()
+    return Pooling(
+        _OFFERS[head],
+        cast(PoolingType, first),
+        concatenated=tuple(cast(PoolingType, other) for other in others),
+        width=projections[-1].rows if projections else hidden * (1 + len(others)),
+        normalize=stored.normalize if stored and stored.pooling_types else True,
+        activation="none",
+        matryoshka=tuple(lengths) if lengths else bool(getattr(config, "is_matryoshka", False)),
+        prompts=options.prompts,
+        default_prompt=options.default_prompt,
+        similarity=cast(Any, options.similarity or "cosine"),
+    )
+
+
+def _labels(head: str, architecture: Architecture, config: Any, stored: SentenceTransformer | None) -> Pooling:
+    num_labels = getattr(config.get_text_config(), "num_labels", 0) or 0
     if head == "reward":
         num_labels = 1
     if head == "classify":
+        whole: PoolingType = "CLS" if architecture.is_encoder else "LAST"
         if getattr(config, "classifier_pooling", None) == "mean":
             whole = "MEAN"
         return Pooling(
@@ -163,11 +209,37 @@ def _of_head(head: str, architecture: Architecture, config: Any, stored: Sentenc
     return Pooling(_OFFERS[head], pooling_type, activation=activation, num_labels=num_labels)
 
 
+_POOLING_NAMES: dict[Any, PoolingType] = {"avg": "MEAN", "mean": "MEAN", "cls": "CLS", "last": "LAST"}
+"""What configurations of models with code of their own call the pooling."""
+
+
+def _default_type(architecture: Architecture, config: Any) -> PoolingType:
+    """Return which hidden states make an embedding where no folder of sentence-transformers says it."""
+    for name in ("pooling", "emb_pooler"):
+        if said := _POOLING_NAMES.get(getattr(config, name, None)):
+            return said
+    if architecture.is_encoder:
+        return "CLS"
+    return "MEAN" if architecture.both_ways else "LAST"
+
+
+def _colbert_width(config: Any, folder: Path) -> int:
+    """Return the width of a ColBERT's token embeddings; its authors keep it in a file beside config.json."""
+    for name in ("colbert_dim", "projection_dim"):
+        if isinstance(width := getattr(config, name, None), int):
+            return width
+    try:
+        width = json.loads((folder / "artifact.metadata").read_bytes())["dim"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 128
+    return int(width)
+
+
 def _activation(
     config: Any, num_labels: int, stored: SentenceTransformer | None
 ) -> Literal["softmax", "sigmoid", "none"]:
     """What turns logits of classes into what is returned."""
-    said = stored.activation if stored else None
+    said = stored.options.activation if stored else None
     own = getattr(config, "sentence_transformers", None)
     if isinstance(own, dict):
         said = said or activation_of(own.get("activation_fn"))
@@ -180,7 +252,7 @@ def _activation(
     return "sigmoid" if problem == "multi_label_classification" or num_labels == 1 else "softmax"
 
 
-def _overridden(pooling: Pooling, head: str, user: PoolerConfig, config: Any, folder: Path) -> Pooling:
+def _overridden(pooling: Pooling, head: str, user: PoolerConfig, config: Any) -> Pooling:
     """Return a pooling with what the user says of it."""
     per_token = pooling.tasks[0].startswith("token_")
     chosen = (user.tok_pooling_type if per_token else user.seq_pooling_type) or user.pooling_type
@@ -191,7 +263,12 @@ def _overridden(pooling: Pooling, head: str, user: PoolerConfig, config: Any, fo
         raise ConfigError(f"pooler_config: pooling_type={chosen!r} does not fit {pooling.tasks[0]}; use {other}")
     if user.enable_chunked_processing and head != "embed":
         raise ConfigError("pooler_config: enable_chunked_processing is for models that embed")
-    pooling = replace(
+    if chosen is not None and pooling.concatenated:
+        joined = ", ".join((pooling.pooling_type, *pooling.concatenated))
+        raise ConfigError(
+            f"pooler_config: pooling_type={chosen!r} can't replace the types that this model joins, {joined}"
+        )
+    return replace(
         pooling,
         pooling_type=chosen or pooling.pooling_type,
         normalize=next((v for v in (user.normalize, user.use_activation) if v is not None), pooling.normalize),
@@ -201,27 +278,40 @@ def _overridden(pooling: Pooling, head: str, user: PoolerConfig, config: Any, fo
         returned_token_ids=tuple(user.returned_token_ids) if user.returned_token_ids else None,
         max_embed_len=(user.max_embed_len or 2**20) if user.enable_chunked_processing else None,
     )
-    return _with_label_tokens(pooling, config, folder)
 
 
-def _with_label_tokens(pooling: Pooling, config: Any, folder: Path) -> Pooling:
+def _with_label_tokens(pooling: Pooling, config: Any, stored: SentenceTransformer | None, folder: Path) -> Pooling:
     """Let tokens of the vocabulary be the classes, where that is asked for."""
     names = getattr(config, "classifier_from_token", None)
-    if not names or not pooling.num_labels:
+    if not pooling.num_labels:
         return pooling
+    if names:
+        ids = _token_ids(names, folder)
+        difference = bool(getattr(config, "is_original_qwen3_reranker", False)) and len(ids) == 2
+    elif stored and stored.label_tokens:
+        ids = stored.label_tokens
+        difference = len(ids) == 2
+    else:
+        return pooling
+    num_labels = 1 if difference else len(ids)
+    activation = stored.options.activation if stored and stored.label_tokens else None
+    if pooling.activation == "none":  # the user says so
+        activation = "none"
+    return replace(
+        pooling,
+        label_tokens=ids,
+        label_difference=difference,
+        num_labels=num_labels,
+        activation=activation or ("sigmoid" if num_labels == 1 else pooling.activation),
+        is_cross_encoder=num_labels == 1,
+    )
+
+
+def _token_ids(names: list[str], folder: Path) -> tuple[int, ...]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     ids = [tokenizer.token_to_id(name) for name in names]
     if None in ids:
         raise ConfigError(f"classifier_from_token={names}: {names[ids.index(None)]!r} is no token of this model")
-    difference = bool(getattr(config, "is_original_qwen3_reranker", False)) and len(ids) == 2
-    num_labels = 1 if difference else len(ids)
-    return replace(
-        pooling,
-        label_tokens=tuple(ids),
-        label_difference=difference,
-        num_labels=num_labels,
-        activation="sigmoid" if num_labels == 1 else pooling.activation,
-        is_cross_encoder=num_labels == 1,
-    )
+    return tuple(ids)

@@ -67,7 +67,7 @@ def load(config: EngineConfig, progress: bool) -> Loaded:
     groups = group_layers(model.cache_specs)
     kept = tuple(group for group in groups if not isinstance(group.spec, Scratch))
     scratch = tuple(group for group in groups if isinstance(group.spec, Scratch))
-    scheduler = _whole_prompts(config.scheduler) if scratch else config.scheduler
+    scheduler = _whole_prompts(config.scheduler) if model.whole_prompts else config.scheduler
     memory = _CacheMemory(
         attention_backend(model.cache_specs, dtype, device, config.cache.block_size, config.cache.quantized),
         config.cache,
@@ -189,6 +189,7 @@ class _CacheMemory:
 
 def _activations(config: EngineConfig, scheduler: SchedulerConfig, model: Transformer) -> int:
     """Bytes of the largest step: a few float32 copies of its widest layer, and of its logits."""
-    widest = max(matrix.shape.rows for matrix in model.blocks.modules() if isinstance(matrix, Matrix))
+    widths = [matrix.shape.rows for matrix in model.blocks.modules() if isinstance(matrix, Matrix)]
+    widest = max(widths, default=8 * config.model.hf_config.hidden_size)  # of a module that isn't ours: a guess
     rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens) if config.model.pooling is None else 0
     return 4 * (6 * widest * scheduler.max_num_batched_tokens + 2 * config.model.vocab_size * rows)
