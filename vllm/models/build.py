@@ -67,10 +67,8 @@ class _Builder:
         spec = self.spec
         tokens = Embedding(spec.entry.vocab_size, self.embed_width, spec.names["embed"], self.placement)
         ignored = spec.ignored_names
-        if "head" in spec.names and self.pooler is not None:
-            ignored += (f"{spec.names['head']}.*",)
-        elif spec.tied:  # some checkpoints store the table a second time
-            ignored += (f"{spec.names['head']}.weight",)
+        if "head" in spec.names and (spec.tied or self.pooler is not None):  # some store the table a second time
+            ignored += (f"{spec.names['head']}.{'weight' if self.pooler is None else '*'}",)
         return Transformer(
             self.entry(tokens),
             [self.block(index, layer) for index, layer in enumerate(spec.layers)],
