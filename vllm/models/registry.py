@@ -218,8 +218,8 @@ def _with_base(name: str, base: str, head: str) -> Architecture | None:
         return Architecture(name, base, ENCODERS[base], head)
     end = next((end for end in _BOTH_WAYS if base.endswith(end)), "")
     base = base.removesuffix(end).removesuffix("Text")
-    bodies = {_base(known): body for known, body in reversed(ARCHITECTURES.items())}
-    return Architecture(name, base, bodies[base], head, bool(end)) if base in bodies else None
+    body = next((body for known, body in ARCHITECTURES.items() if _base(known) == base), None)
+    return Architecture(name, base, body, head, bool(end)) if body else None
 
 
 def _base(name: str) -> str:

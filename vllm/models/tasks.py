@@ -23,6 +23,8 @@ from vllm.loader.sentence_transformers import (
 from vllm.models.registry import Architecture, find
 from vllm.pooling_params import PoolerConfig, Pooling, PoolingTask, PoolingType
 
+Activation = Literal["softmax", "sigmoid", "none"]
+
 _TASKS: dict[str, tuple[str, str]] = {
     "auto": ("auto", "auto"),
     "generate": ("generate", "none"),
@@ -62,15 +64,14 @@ def resolve_pooling(
     architecture = find(hf_config)
     stored = read_sentence_transformer(folder)
     runner, convert = _wanted(runner, convert, task)
-    pools = architecture.head != "generate" or (
-        stored is not None and bool(stored.pooling_types or stored.label_tokens)
-    )
+    pools = architecture.head != "generate" or architecture.both_ways
+    pools = pools or (stored is not None and bool(stored.pooling_types or stored.label_tokens))
     if runner == "generate" or (runner == "auto" and not pools and convert in ("auto", "none")):
-        if architecture.head != "generate":
-            raise ConfigError(
-                f"task={task!r}, runner={runner!r}: {architecture.name} has no vocabulary to generate from; "
-                "it pools: leave them out"
+        if architecture.head != "generate" or architecture.both_ways:
+            why = (
+                "lets tokens see those behind them" if architecture.both_ways else "has no vocabulary to generate from"
             )
+            raise ConfigError(f"task={task!r}, runner={runner!r}: {architecture.name} {why}; it pools: leave them out")
         return None
     head = _head(architecture, convert, hf_config, stored)
     pooling = _of_head(head, architecture, hf_config, stored, folder)
@@ -204,7 +205,7 @@ def _labels(head: str, architecture: Architecture, config: Any, stored: Sentence
             num_labels=num_labels,
             is_cross_encoder=num_labels == 1,
         )
-    activation: Literal["softmax", "none"] = "none" if head == "reward" else "softmax"
+    activation: Activation = "none" if head == "reward" else "softmax"
     pooling_type: PoolingType = "STEP" if head == "process_reward" else "ALL"
     return Pooling(_OFFERS[head], pooling_type, activation=activation, num_labels=num_labels)
 
@@ -235,9 +236,7 @@ def _colbert_width(config: Any, folder: Path) -> int:
     return int(width)
 
 
-def _activation(
-    config: Any, num_labels: int, stored: SentenceTransformer | None
-) -> Literal["softmax", "sigmoid", "none"]:
+def _activation(config: Any, num_labels: int, stored: SentenceTransformer | None) -> Activation:
     """What turns logits of classes into what is returned."""
     said = stored.options.activation if stored else None
     own = getattr(config, "sentence_transformers", None)
@@ -245,7 +244,7 @@ def _activation(
         said = said or activation_of(own.get("activation_fn"))
     said = said or activation_of(getattr(config, "sbert_ce_default_activation_function", None))
     if said is not None:
-        return cast('Literal["softmax", "sigmoid", "none"]', said)
+        return cast(Activation, said)
     problem = getattr(config, "problem_type", None)
     if problem == "regression":
         return "none"
@@ -294,15 +293,12 @@ def _with_label_tokens(pooling: Pooling, config: Any, stored: SentenceTransforme
     else:
         return pooling
     num_labels = 1 if difference else len(ids)
-    activation = stored.options.activation if stored and stored.label_tokens else None
-    if pooling.activation == "none":  # the user says so
-        activation = "none"
     return replace(
         pooling,
         label_tokens=ids,
         label_difference=difference,
         num_labels=num_labels,
-        activation=activation or ("sigmoid" if num_labels == 1 else pooling.activation),
+        activation="sigmoid" if num_labels == 1 and pooling.activation != "none" else pooling.activation,
         is_cross_encoder=num_labels == 1,
     )
 
@@ -311,7 +307,10 @@ def _token_ids(names: list[str], folder: Path) -> tuple[int, ...]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = [tokenizer.token_to_id(name) for name in names]
-    if None in ids:
-        raise ConfigError(f"classifier_from_token={names}: {names[ids.index(None)]!r} is no token of this model")
+    ids = []
+    for name in names:
+        token = tokenizer.token_to_id(name)
+        if token is None:
+            raise ConfigError(f"classifier_from_token={names}: {name!r} is no token of this model")
+        ids.append(token)
     return tuple(ids)
