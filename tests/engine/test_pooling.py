@@ -196,8 +196,12 @@ def test_tokens_of_the_vocabulary_can_be_the_classes(tied: bool, checkpoint: Cal
     both = [torch.stack((x[tokens[no]], x[tokens[yes]])) for x in every]
     overrides = {"architectures": ["Qwen3ForSequenceClassification"], "classifier_from_token": [no, yes]}
     close(pool(folder, hf_overrides=overrides), [x.softmax(-1) for x in both])
-    overrides["is_original_qwen3_reranker"] = True  # type: ignore[assignment]
-    close(pool(folder, hf_overrides=overrides), [x.softmax(-1)[1:] for x in both])
+    for option in ({"is_original_qwen3_reranker": True}, {"method": "from_2_way_softmax"}):
+        close(pool(folder, hf_overrides=overrides | option), [x.softmax(-1)[1:] for x in both])
+    overrides |= {"classifier_from_token": [yes], "method": "no_post_processing"}
+    close(pool(folder, hf_overrides=overrides), [x[1:].sigmoid() for x in both])
+    with pytest.raises(ConfigError, match="method='sum' is not supported; use from_2_way_softmax"):
+        pool(folder, hf_overrides=overrides | {"method": "sum"})
 
 
 def test_a_folder_of_sentence_transformers_is_read_as_it_is(checkpoint: Callable[..., Path], tmp_path: Path) -> None:

@@ -14,8 +14,12 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
+from tests.models.dense_attention import DenseAttention
+from vllm import ops
+from vllm.layers.step import Step
 from vllm.layers.transformer import Transformer
 from vllm.models.registry import ENCODERS, FALLBACKS
+from vllm.ops import native
 
 LENGTH = 40
 SMALL: dict[str, Any] = {
@@ -248,6 +252,26 @@ def test_half_precision_is_near_and_does_not_depend_on_company(
     found = states(ours, rows)
     assert torch.equal(states(ours, rows[:1])[0], found[0])
     assert difference(found[0], theirs(rows[0][None]).last_hidden_state[0]) < (0.2 if dtype == torch.bfloat16 else 0.04)
+
+
+class PassingAttention(DenseAttention):
+    """Hands q on, and computes nothing."""
+
+    def run(self, q: Tensor, *_: Any) -> Tensor:
+        return q
+
+
+@pytest.mark.skipif(native.library() is None, reason="there are no kernels")
+@pytest.mark.parametrize("name", CASES)
+def test_all_but_attention_is_recorded(name: str, save: Save, load: Load, tmp_path: Path) -> None:
+    save(*CASES[name])
+    ours = load(tmp_path)
+    ids, types, positions = torch.randint(5, 96, (16,)), torch.zeros(16, dtype=torch.int64), torch.arange(16)
+    plans, depth = (PassingAttention().plan(),), len(ours.cache_specs)
+    step = Step(ids, types, positions, plans, (None,) * depth, (0,) * depth, PassingAttention())
+    program = ops.record(lambda: ours(step), torch.device("cpu"))
+    assert program is not None
+    assert torch.equal(program.run(5).clone(), ours(step.first(5)))
 
 
 MUTATIONS: dict[str, Callable[[Any], dict[str, Any]]] = {

@@ -33,6 +33,7 @@ _ENGINE_NAMES = (
     "is_causal",
     "is_matryoshka",
     "matryoshka_dimensions",
+    "method",  # how tokens become classes
 )
 
 

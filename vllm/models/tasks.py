@@ -286,7 +286,9 @@ def _with_label_tokens(pooling: Pooling, config: Any, stored: SentenceTransforme
         return pooling
     if names:
         ids = _token_ids(names, folder)
-        difference = bool(getattr(config, "is_original_qwen3_reranker", False)) and len(ids) == 2
+        difference = _compares_tokens(config)
+        if difference and len(ids) != 2:
+            raise ConfigError(f"classifier_from_token={names}: a token is scored against another, so two must be named")
     elif stored and stored.label_tokens:
         ids = stored.label_tokens
         difference = len(ids) == 2
@@ -301,6 +303,14 @@ def _with_label_tokens(pooling: Pooling, config: Any, stored: SentenceTransforme
         activation="sigmoid" if num_labels == 1 and pooling.activation != "none" else pooling.activation,
         is_cross_encoder=num_labels == 1,
     )
+
+
+def _compares_tokens(config: Any) -> bool:
+    """Whether one token is scored against another, and not each by itself."""
+    method = getattr(config, "method", None) or "no_post_processing"
+    if method not in ("from_2_way_softmax", "no_post_processing"):
+        raise ConfigError(f"method={method!r} is not supported; use from_2_way_softmax or no_post_processing")
+    return method == "from_2_way_softmax" or bool(getattr(config, "is_original_qwen3_reranker", False))
 
 
 def _token_ids(names: list[str], folder: Path) -> tuple[int, ...]:
