@@ -388,3 +388,12 @@ def test_sentence_transformers_may_shorten_prompts(write: Write) -> None:
     }
     folder = write("BertModel", "bert", files)
     assert native_length(read_config(folder), folder) == 20
+
+
+def test_a_gemma3_names_its_extended_length(write: Write) -> None:
+    ropes = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    folder = write("Gemma3ForCausalLM", "gemma3_text", rope_parameters=ropes, max_position_embeddings=131072)
+    assert native_length(read_config(folder), folder) == 131072
