@@ -100,17 +100,14 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "squeezebert": {"embedding_size": 32},
     "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 4},
     "xlm-roberta-xl": {},
-    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "d_head": 8},
 }
 
 
 def tiny_config(model_type: str, fields: dict[str, Any]) -> Any:
     given = {**SMALL, **fields}
-    if model_type in ("distilbert", "flaubert", "xlm", "xlnet"):
+    if model_type in ("distilbert", "flaubert", "xlm"):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             given.pop(name)
-    if model_type == "xlnet":
-        given.pop("max_position_embeddings")
     return AutoConfig.for_model(model_type, **given)
 
 
@@ -220,11 +217,7 @@ def test_an_encoder_without_a_family_is_computed_by_transformers(
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name
-        for name in FOREIGN
-        if name not in ("eurobert", "flaubert", "fnet", "longformer", "mobilebert", "xlm", "xlnet")
-    ],
+    [name for name in FOREIGN if name not in ("eurobert", "flaubert", "fnet", "longformer", "mobilebert", "xlm")],
 )
 def test_an_encoder_without_a_family_classifies(
     name: str, save: Save, load: Load, pool: Compute, tmp_path: Path

@@ -325,6 +325,12 @@ REFUSED: dict[str, tuple[tuple[str, str], dict[str, Any], dict[str, Any], str]] 
         {},
         "pooling mode 'pooling_mode_whitening' is not supported; cls, max",
     ),
+    "a module that isn't there": (
+        ("BertModel", "bert"),
+        {"modules.json": modules(("Transformer", ""), ("Pooling", "1_Pooling"))},
+        {},
+        "1_Pooling/config.json, which modules.json speaks of, is not there",
+    ),
     "prompts that don't count": (
         ("BertModel", "bert"),
         {

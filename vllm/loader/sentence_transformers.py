@@ -125,6 +125,11 @@ def read_sentence_transformer(folder: Path) -> SentenceTransformer | None:
     )
 
 
+def module_folders(folder: Path) -> list[str]:
+    """Return the folders of the modules beside the transformer, as modules.json names them."""
+    return [path for _, path in _modules(folder) if path]
+
+
 def activation_of(name: str | None) -> str | None:
     """Return the activation of scores that a class of torch's stands for; None if no class is named."""
     if not name:
@@ -191,7 +196,7 @@ def _take(chain: _Chain, kind: str, root: Path, path: str, options: Options) -> 
 
 
 def _pooling_types(file: Path, has_prompts: bool) -> tuple[str, ...]:
-    config = _object(file)
+    config = _required(file)
     modes = config.get("pooling_mode")
     if isinstance(modes, str):
         modes = [modes]
@@ -207,7 +212,7 @@ def _pooling_types(file: Path, has_prompts: bool) -> tuple[str, ...]:
 
 
 def _dense(file: Path, path: str) -> Dense:
-    config = _object(file)
+    config = _required(file)
     name = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
     if name not in _ACTIVATIONS:
         raise ModelError(f"{file}: the activation {name} is not supported; {', '.join(_ACTIVATIONS)} are")
@@ -222,11 +227,17 @@ def _dense(file: Path, path: str) -> Dense:
 
 
 def _label_tokens(file: Path) -> tuple[int, ...]:
-    config = _object(file)
+    config = _required(file)
     ids = (config.get("false_token_id"), config.get("true_token_id"))
     if not isinstance(ids[1], int):
         raise ModelError(f"{file} lacks 'true_token_id'; fetch it again")
     return tuple(token for token in ids if isinstance(token, int))
+
+
+def _required(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ModelError(f"{file}, which modules.json speaks of, is not there; download the model again")
+    return _object(file)
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -81,7 +81,6 @@ FALLBACKS = (
     "SqueezeBert",
     "XLM",
     "XLMRobertaXL",
-    "XLNet",
 )
 """Base names of encoders that are computed by transformers' own modules."""
 
