@@ -31,6 +31,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "deberta-v2": {**NO_HEADS, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "albert": {**NO_HEADS, "embedding_size": 16},
     "qwen2": {"is_causal": False},
+    "roberta": {**NO_HEADS, "type_vocab_size": 1},
 }
 
 
