@@ -16,11 +16,19 @@ from transformers import AutoConfig, PreTrainedModel
 
 from tests.models.dense_attention import DenseAttention
 from vllm import ops
+from vllm.errors import ModelError
+from vllm.layers.placement import Placement
+from vllm.layers.pooler import Pooler
 from vllm.layers.step import Step
 from vllm.layers.transformer import Transformer
+from vllm.models.build import build_transformer
+from vllm.models.families import bert, llama
 from vllm.models.registry import ENCODERS, FALLBACKS
+from vllm.models.spec import TransformerSpec
 from vllm.ops import native
+from vllm.pooling_params import Pooling
 
+CPU = torch.device("cpu")
 LENGTH = 40
 SMALL: dict[str, Any] = {
     "vocab_size": 96,
@@ -69,6 +77,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gte, no types": ("gte", {"type_vocab_size": 0}),
     "jina_embeddings_v3": ("jina_embeddings_v3", {}),
 }
+POOLER = Pooler(Pooling(("embed",), "CLS", width=32), [], 32)
+UNLISTED: dict[str, tuple[Callable[[Any], TransformerSpec], dict[str, Any]]] = {
+    "albert": (bert.albert, {"embedding_size": 16, "num_hidden_groups": 1, "hidden_act": "gelu_new"}),
+    "eurobert": (llama.eurobert, {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True}),
+}
+"""Families that no row of the registry names yet."""
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gte-qwen2": ("qwen2", DECODER),
     "bidirectional llama": ("llama", DECODER),
@@ -152,6 +166,41 @@ def test_hidden_states_are_those_of_transformers_alone_and_in_company(
         assert torch.equal(states(ours, [row])[0], found)
 
 
+@pytest.mark.parametrize("name", UNLISTED)
+def test_hidden_states_of_unlisted_families_are_those_of_transformers(
+    name: str, save: Save, fill: Callable[..., None], states: Compute, tmp_path: Path
+) -> None:
+    family, fields = UNLISTED[name]
+    theirs = save(name, fields)
+    ours = build_transformer(family(theirs.config), Placement(torch.float32, CPU), LENGTH, POOLER)
+    fill(ours, tmp_path)
+    rows = prompts(LENGTH, 1, 17)
+    for row, found in zip(rows, states(ours, rows), strict=True):
+        assert difference(found, theirs(row[None]).last_hidden_state[0]) < 1e-4
+        assert torch.equal(states(ours, [row])[0], found)
+
+
+def test_layers_that_are_one_in_the_checkpoint_are_one_in_memory() -> None:
+    family, fields = UNLISTED["albert"]
+    specs = {depth: family(tiny_config("albert", {**fields, "num_hidden_layers": depth})) for depth in (1, 5)}
+    place = Placement(torch.float32, CPU)
+    bytes_of = {depth: build_transformer(spec, place, LENGTH, POOLER).num_bytes for depth, spec in specs.items()}
+    assert bytes_of[1] == bytes_of[5]
+
+
+@pytest.mark.parametrize("field", ["num_hidden_groups", "inner_group_num"])
+def test_an_albert_whose_layers_differ_is_refused(field: str) -> None:
+    with pytest.raises(ModelError, match=f"{field}=2 is not supported"):
+        bert.albert(tiny_config("albert", {**UNLISTED["albert"][1], field: 2}))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta", "electra"])
+def test_a_bert_that_generates_is_refused(model_type: str, save: Save, load: Load, tmp_path: Path) -> None:
+    save(model_type, {"is_decoder": True})
+    with pytest.raises(ModelError, match="is_decoder=True"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_classes_of_prompts_are_those_of_transformers(
     name: str, save: Save, load: Load, pool: Compute, tmp_path: Path
@@ -204,15 +253,15 @@ def test_a_model_of_one_type_takes_the_second_text_for_it(
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_an_encoder_without_a_family_is_computed_by_transformers(
-    name: str, save: Save, load: Load, states: Compute, tmp_path: Path
+    name: str, save: Save, load: Load, dense_states: Compute, tmp_path: Path
 ) -> None:
     theirs = save(name, FOREIGN[name])
     ours = load(tmp_path)
     assert ours.whole_prompts and ours.num_bytes > 0
     rows = prompts(LENGTH, 1, 6)
-    for row, found in zip(rows, states(ours, rows), strict=True):
+    for row, found in zip(rows, dense_states(ours, rows), strict=True):
         assert difference(found, theirs(row[None])[0][0]) < 1e-4
-        assert torch.equal(states(ours, [row])[0], found)
+        assert torch.equal(dense_states(ours, [row])[0], found)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +314,18 @@ def test_all_but_attention_is_recorded(name: str, save: Save, load: Load, tmp_pa
     program = ops.record(lambda: ours(step), torch.device("cpu"))
     assert program is not None
     assert torch.equal(program.run(5).clone(), ours(step.first(5)))
+
+
+@pytest.mark.skipif(native.library() is None, reason="there are no kernels")
+@pytest.mark.parametrize("name", [*CASES, *DECODERS])
+def test_a_recorded_encoder_gives_the_same_bits(
+    name: str, save: Save, load: Load, native_states: Compute, recorded: Compute, tmp_path: Path
+) -> None:
+    save(*(CASES | DECODERS)[name])
+    ours, rows = load(tmp_path), prompts(17, LENGTH, 1)
+    types = [torch.arange(len(row)) % 2 for row in rows]
+    for found, expected in zip(recorded(ours, rows, types), native_states(ours, rows, types), strict=True):
+        assert torch.equal(found, expected)
 
 
 MUTATIONS: dict[str, Callable[[Any], dict[str, Any]]] = {

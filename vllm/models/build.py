@@ -62,6 +62,8 @@ class _Builder:
     """Layers with the same rope share one table."""
     biases: dict[Buckets, RelativeBias] = field(default_factory=dict)
     """Layers with the same learned bias share it."""
+    shared: dict[tuple[str, ...], nn.Module] = field(default_factory=dict)
+    """What was made of a tensor, by its name: layers whose tensors have one name are one (albert)."""
 
     def transformer(self) -> Transformer:
         spec = self.spec
@@ -198,14 +200,22 @@ class _Builder:
             activation=moe.activation,
         )
 
-    def linear(self, width: int, parts: list[Part], bias: bool, **options: Any) -> Linear:
-        return Linear(width, parts, self.placement, bias=bias, transposed=self.spec.transposed, **options)
+    def linear(self, width: int, parts: list[Part], bias: bool, **options: Any) -> nn.Module:
+        transposed = self.spec.transposed
+        make = partial(Linear, width, parts, self.placement, bias=bias, transposed=transposed, **options)
+        return self.once(make, *(part.name for part in parts))
 
     def norm(self, width: int, name: str) -> nn.Module:
         norm = self.spec.norm
         if norm.kind == "rms":
-            return RmsNorm(width, name, self.placement, norm.eps, norm.offset)
-        return LayerNorm(width, name, self.placement, norm.eps, affine=norm.affine, bias=norm.bias)
+            return self.once(partial(RmsNorm, width, name, self.placement, norm.eps, norm.offset), name)
+        make = partial(LayerNorm, width, name, self.placement, norm.eps, affine=norm.affine, bias=norm.bias)
+        return self.once(make, name)
+
+    def once(self, make: Callable[[], nn.Module], *names: str) -> nn.Module:
+        if names not in self.shared:
+            self.shared[names] = make()
+        return self.shared[names]
 
     def head_norm(self, role: str, index: int, attention: AttentionSpec) -> nn.Module:
         return self.norm(attention.head_dim, self.name(role, index)) if attention.head_norm else nn.Identity()

@@ -66,6 +66,23 @@ DISTIL_NAMES: Mapping[str, str] = {
     "norm2": "distilbert.transformer.layer.{i}.output_layer_norm",
 }
 
+_ALBERT_LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
+ALBERT_NAMES: Mapping[str, str] = {
+    "embed": "albert.embeddings.word_embeddings",
+    "positions": "albert.embeddings.position_embeddings",
+    "token_types": "albert.embeddings.token_type_embeddings",
+    "embed_norm": "albert.embeddings.LayerNorm",
+    "project_in": "albert.encoder.embedding_hidden_mapping_in",
+    "q": f"{_ALBERT_LAYER}.attention.query",
+    "k": f"{_ALBERT_LAYER}.attention.key",
+    "v": f"{_ALBERT_LAYER}.attention.value",
+    "o": f"{_ALBERT_LAYER}.attention.dense",
+    "norm1": f"{_ALBERT_LAYER}.attention.LayerNorm",
+    "up": f"{_ALBERT_LAYER}.ffn",
+    "down": f"{_ALBERT_LAYER}.ffn_output",
+    "norm2": f"{_ALBERT_LAYER}.full_layer_layer_norm",
+}
+
 _MPNET_ATTENTION: Mapping[str, str] = {
     "relative_bias": "mpnet.encoder.relative_attention_bias",
     "q": "mpnet.encoder.layer.{i}.attention.attn.q",
@@ -102,6 +119,21 @@ def electra(config: Any) -> TransformerSpec:
         entry=replace(spec.entry, width=width),
         names={**spec.names, "project_in": "electra.embeddings_project"},
         ignored_names=(*IGNORED, "discriminator_predictions.*", "generator_predictions.*", "generator_lm_head.*"),
+    )
+
+
+def albert(config: Any) -> TransformerSpec:
+    """Bert with one layer that is gone through again and again, and projected embeddings."""
+    _refuse_positions(config, "absolute")
+    for name in ("num_hidden_groups", "inner_group_num"):
+        if (found := getattr(config, name)) != 1:
+            raise ModelError(f"{name}={found} is not supported; only an albert of 1 is, whose layers are all the same")
+    spec = _encoder(config, "albert.", PositionsSpec(config.max_position_embeddings))
+    return replace(
+        spec,
+        entry=replace(spec.entry, width=config.embedding_size),
+        names=ALBERT_NAMES,
+        ignored_names=(*IGNORED, "albert.pooler.*", "predictions.*", "sop_classifier.*"),
     )
 
 
@@ -146,6 +178,8 @@ def jina_bert(config: Any) -> TransformerSpec:
 
 def _encoder(config: Any, prefix: str, positions: PositionsSpec | None) -> TransformerSpec:
     """Return an encoder of the bert line with the names of bert under another prefix."""
+    if getattr(config, "is_decoder", False):
+        raise ModelError("is_decoder=True: a model of the bert line that generates is not supported; only encoders are")
     heads, width = config.num_attention_heads, config.hidden_size
     mlp = MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=True, down_bias=True)
     types = getattr(config, "type_vocab_size", 0)

@@ -36,6 +36,13 @@ def llama(config: Any) -> TransformerSpec:
     return decoder_of(config, lambda index: LayerSpec(attention, mlp))
 
 
+def eurobert(config: Any) -> TransformerSpec:
+    """Llama as an encoder: every token sees all of its text."""
+    spec = llama(config)
+    attention = replace(spec.layers[0].attention, causal=False)
+    return replace(spec, layers=tuple(replace(layer, attention=attention) for layer in spec.layers))
+
+
 def mistral(config: Any) -> TransformerSpec:
     """Llama with a window on every layer, if there is one."""
     layer = LayerSpec(attention_of(config, window=config.sliding_window), mlp_of(config))
