@@ -166,6 +166,18 @@ def test_hidden_states_are_those_of_transformers_alone_and_in_company(
         assert torch.equal(states(ours, [row])[0], found)
 
 
+@pytest.mark.parametrize("name", ["bert", "mpnet", "modernbert", "gte"])
+def test_a_long_prompt_is_computed_beside_a_short_one(
+    name: str, save: Save, load: Load, states: Compute, tmp_path: Path
+) -> None:
+    model_type, fields = CASES[name]
+    theirs = save(model_type, {**fields, "max_position_embeddings": 1302})
+    ours = load(tmp_path, max_model_len=1300)
+    rows = prompts(1300, 3, 129)
+    for row, found in zip(rows, states(ours, rows), strict=True):
+        assert difference(found, theirs(row[None]).last_hidden_state[0]) < 1e-4
+
+
 @pytest.mark.parametrize("name", UNLISTED)
 def test_hidden_states_of_unlisted_families_are_those_of_transformers(
     name: str, save: Save, fill: Callable[..., None], states: Compute, tmp_path: Path
@@ -294,6 +306,20 @@ def test_half_precision_is_near_and_does_not_depend_on_company(
     found = states(ours, rows)
     assert torch.equal(states(ours, rows[:1])[0], found[0])
     assert difference(found[0], theirs(rows[0][None]).last_hidden_state[0]) < (0.2 if dtype == torch.bfloat16 else 0.04)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["albert", "deberta-v2", "esm", "xlm"])
+def test_transformers_own_module_gives_its_own_bits_in_half_precision(
+    name: str, dtype: torch.dtype, save: Save, load: Load, dense_states: Compute, tmp_path: Path
+) -> None:
+    save(name, FOREIGN[name])
+    theirs = transformers.AutoModel.from_pretrained(tmp_path, dtype=dtype).eval()
+    (row,) = prompts(LENGTH)
+    ours = load(tmp_path, dtype=dtype)
+    found = dense_states(ours, [row])[0]
+    assert found.dtype == dtype
+    assert torch.equal(found, theirs(row[None])[0][0])
 
 
 class PassingAttention(DenseAttention):

@@ -207,18 +207,25 @@ def test_slopes_of_twelve_heads_are_those_of_the_paper() -> None:
     torch.testing.assert_close(alibi_slopes(12), torch.tensor(expected))
 
 
+@pytest.mark.parametrize("written", [{"rotary_emb_base": 20000.0}, {}])
 def test_an_xlm_roberta_with_rotary_positions_is_built_like_jina_v3(
-    load: Load, states: Compute, spread: Callable[..., Any], tmp_path: Path
+    written: dict[str, float], load: Load, states: Compute, spread: Callable[..., Any], tmp_path: Path
 ) -> None:
     import transformers
 
     sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
     tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    known = transformers.JinaEmbeddingsV3Config(**sizes, **tokens, intermediate_size=INNER, max_position_embeddings=66)
+    known = transformers.JinaEmbeddingsV3Config(
+        **sizes,
+        **tokens,
+        intermediate_size=INNER,
+        max_position_embeddings=66,
+        rope_parameters={"rope_type": "default", "rope_theta": written.get("rotary_emb_base", 10000.0)},
+    )
     theirs = spread(transformers.JinaEmbeddingsV3Model(known))
     theirs.save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
-    content |= {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta", "rotary_emb_base": 20000.0}
+    content |= {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta", **written}
     del content["rope_parameters"]
     (tmp_path / "config.json").write_text(json.dumps({**content, "position_embedding_type": "rotary"}))
     ids = torch.randint(3, VOCABULARY, (30,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -24,6 +24,8 @@ from vllm.layers.rotary import NoRotary, Rope, Rotary
 from vllm.layers.transformer import Transformer
 from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, MoeSpec, TransformerSpec
 from vllm.ops.attention import AttentionOptions
+
+Module = TypeVar("Module", bound=nn.Module)
 
 _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "pre": (PreNorm, ("norm1", "norm2")),
@@ -200,7 +202,7 @@ class _Builder:
             activation=moe.activation,
         )
 
-    def linear(self, width: int, parts: list[Part], bias: bool, **options: Any) -> nn.Module:
+    def linear(self, width: int, parts: list[Part], bias: bool, **options: Any) -> Linear:
         transposed = self.spec.transposed
         make = partial(Linear, width, parts, self.placement, bias=bias, transposed=transposed, **options)
         return self.once(make, *(part.name for part in parts))
@@ -212,10 +214,10 @@ class _Builder:
         make = partial(LayerNorm, width, name, self.placement, norm.eps, affine=norm.affine, bias=norm.bias)
         return self.once(make, name)
 
-    def once(self, make: Callable[[], nn.Module], *names: str) -> nn.Module:
+    def once(self, make: Callable[[], Module], *names: str) -> Module:
         if names not in self.shared:
             self.shared[names] = make()
-        return self.shared[names]
+        return cast("Module", self.shared[names])
 
     def head_norm(self, role: str, index: int, attention: AttentionSpec) -> nn.Module:
         return self.norm(attention.head_dim, self.name(role, index)) if attention.head_norm else nn.Identity()

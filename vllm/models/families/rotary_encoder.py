@@ -167,6 +167,8 @@ def _attention(config: Any, bias: bool) -> AttentionSpec:
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     theta = getattr(config, "rotary_emb_base", None)
+    if theta is None and not hasattr(config, "rope_parameters"):
+        theta = 10000.0  # jina's reranker v2 says nothing of it
     rope = Rope(theta, head_dim, Unstretched()) if theta else rope_of(config, head_dim)
     return AttentionSpec(
         heads,
