@@ -100,6 +100,8 @@ class NativeAttention:
         """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""
         tokens, heads, width = q.shape
         kv_heads, value_width = v.shape[1:]
+        bias = options.bias
+        assert bias is None or (bias.is_contiguous() and bias.dtype == torch.float32), "a row of bias for each head"
         assert all(x.stride(2) == 1 and x.stride(1) == x.shape[2] for x in (q, k, v)), "heads lie side by side"
         out = empty(tokens, heads, value_width, dtype=q.dtype)
         library().attention(
@@ -112,6 +114,7 @@ class NativeAttention:
             plan.address,
             address(options.sinks),
             address(options.alibi_slopes),
+            address(bias),
             q.stride(0),
             k.stride(0),
             v.stride(0),
@@ -120,10 +123,12 @@ class NativeAttention:
             kv_heads,
             width,
             value_width,
+            0 if bias is None else bias.shape[1] // 2,
             options.window or 0,
             options.scale,
             options.softcap,
             TYPES[q.dtype],
             int(cache.quantized),
+            int(options.causal),
         )
         return out
