@@ -23,12 +23,18 @@ class Shape:
     sinks: bool = False
     alibi: bool = False
     value_dim: int | None = None
+    causal: bool = True
+    reach: int | None = None
+    """The distance from which on a learned bias stays the same; None: there is none."""
 
     @property
     def options(self) -> AttentionOptions:
         sinks = torch.linspace(-1, 2, self.heads) if self.sinks else None
         slopes = torch.linspace(0.01, 0.3, self.heads) if self.alibi else None
-        return AttentionOptions(self.head_dim**-0.5, self.window, self.softcap, sinks, slopes)
+        bias = None
+        if self.reach is not None:
+            bias = torch.arange(self.heads * (2 * self.reach + 1)).sin().view(self.heads, -1)
+        return AttentionOptions(self.head_dim**-0.5, self.window, self.softcap, sinks, slopes, self.causal, bias)
 
     @property
     def spec(self) -> CacheSpec:
@@ -56,8 +62,12 @@ def reference(shape: Shape, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = shape.softcap * torch.tanh(scores / shape.softcap)
     behind = torch.arange(len(q))[:, None] - torch.arange(len(q))
     if options.alibi_slopes is not None:
-        scores = scores - options.alibi_slopes.double()[:, None, None] * behind
-    visible = (behind >= 0) & (behind < (shape.window or len(q)))
+        scores = scores - options.alibi_slopes.double()[:, None, None] * behind.abs()
+    if options.bias is not None and shape.reach is not None:
+        scores = scores + options.bias.double()[:, (-behind).clamp(-shape.reach, shape.reach) + shape.reach]
+    visible = behind.abs() < (shape.window or len(q))
+    if shape.causal:
+        visible &= behind >= 0
     weights = scores.masked_fill(~visible, -torch.inf).exp()
     total = weights.sum(-1, keepdim=True)
     if options.sinks is not None:
@@ -98,6 +108,10 @@ class Paged:
         parts = [torch.cat([self.sequences[row][which][slice(*ranges[row])] for row in rows]) for which in range(3)]
         out = self._run(parts, Layout(count.cumsum(0) - count, start, count, self.table[rows], self.shape.block_size))
         return dict(zip(rows, out.split(count.tolist()), strict=True))
+
+    def all_whole(self) -> list[Tensor]:
+        """Compute all sequences in one step.  -> [L, H, Ev] each"""
+        return list(self.step({row: (0, len(q)) for row, (q, _, _) in enumerate(self.sequences)}).values())
 
     def whole(self, row: int, sizes: list[int]) -> Tensor:
         """Compute one sequence alone in steps of the given sizes, the last one again and again."""

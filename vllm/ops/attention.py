@@ -33,20 +33,21 @@ class AttentionOptions:
 
     scale: float
     window: int | None = None
-    """See only the last `window` tokens, the token itself included."""
+    """See only the last `window` tokens, the token itself included; not causal: those at a distance below `window`."""
     softcap: float = 0.0
     """Above 0: scores become softcap · tanh(scores / softcap)."""
     sinks: Tensor | None = field(default=None, compare=False)
     """[H] float32: a score per head to which nothing belongs; it only takes its share of the softmax."""
     alibi_slopes: Tensor | None = field(default=None, compare=False)
-    """[H] float32: slope · (key's position - query's position) is added to a head's scores, after the softcap.
+    """[H] float32: -slope · |key's position - query's position| is added to a head's scores, after the softcap.
     https://arxiv.org/abs/2108.12409"""
     causal: bool = True
-    """A query sees the keys up to its own; else all of its row, `window` counts to both sides, and slopes are for the
-    distance."""
+    """See no later token.  False: see all tokens of the row, up to start + count; for each to see all of its sequence, the
+    sequence must be one row of one step."""
     bias: Tensor | None = field(default=None, compare=False)
-    """[H, 2 M + 1] float32: what is added to a head's scores for the distance d of the key from the query, entry M + d;
-    what is farther than M has M's."""
+    """[H, 2 M + 1] float32, contiguous: entry clamp(key's position - query's position, -M, M) + M of a head's row is
+    added to its scores, after the softcap.  What is learned per bucket of distances is spread out to them before.
+    https://arxiv.org/abs/1910.10683"""
 
 
 class AttentionPlan(Protocol):

@@ -10,7 +10,8 @@ product.  A tile walks over its keys in chunks at absolute positions, with a run
     tile b               ░░░███████████░░░░░░      (a window: the walk starts at the first visible chunk)
 
 A query meets the same chunks in the same order whatever else is in the step, and a chunk that is masked for it changes
-nothing, not a bit.  So the result depends neither on the batch nor on how a prompt was cut into steps.
+nothing, not a bit.  So the result depends neither on the batch nor on how a prompt was cut into steps.  Where attention
+is not causal, every walk goes on to the row's last key, or to the window's other end.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vllm.kv_cache.spec import NULL_BLOCK, CacheSpec, Scratch
+from vllm.kv_cache.spec import NULL_BLOCK, CacheSpec
 from vllm.ops.attention import AttentionOptions, Layout
 from vllm.ops.memory import zeros
 
@@ -56,6 +57,8 @@ class Tiles:
     """[N, n] its position in its sequence"""
     first_key: Tensor
     """[N] the first key of the tile's first chunk"""
+    num_keys: Tensor
+    """[N] how many keys the tile's sequence has"""
     tables: Tensor
     """[N, chunks, blocks per chunk]"""
     alive: list[int]
@@ -73,7 +76,7 @@ class TorchPlan:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._tilings: dict[int | None, tuple[list[Tiles], Tensor]] = {}
+        self._tilings: dict[tuple[int | None, bool], tuple[list[Tiles], Tensor]] = {}
 
     def place(self, layout: Layout) -> None:
         """Find the place of every token of the step in the cache."""
@@ -85,11 +88,12 @@ class TorchPlan:
         self.blocks, self.offsets = blocks.to(self._device), (positions % layout.block_size).to(self._device)
         self._tilings.clear()
 
-    def tiling(self, window: int | None) -> tuple[list[Tiles], Tensor]:
-        """Return the tiles for a window, and where in their output each token is; made by the first layer that asks."""
-        if window not in self._tilings:
-            self._tilings[window] = _tile(self.layout, window, self._device)
-        return self._tilings[window]
+    def tiling(self, options: AttentionOptions) -> tuple[list[Tiles], Tensor]:
+        """Return the tiles for what is seen, and where in their output each token is; made by the first layer that asks."""
+        seen = (options.window, options.causal)
+        if seen not in self._tilings:
+            self._tilings[seen] = _tile(self.layout, options, self._device)
+        return self._tilings[seen]
 
 
 class TorchAttention:
@@ -102,8 +106,6 @@ class TorchAttention:
 
     def refuses(self, spec: CacheSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
         """Return the reason, in words, why this backend can't serve such a layer; None if it can."""
-        if isinstance(spec, Scratch):
-            return "attention to tokens behind the query is not there yet"
         if quantized:
             return "the torch attention backend has no int8 cache; use one of the model's dtype"
         if dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -139,7 +141,7 @@ class TorchAttention:
         """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""
         cache.keys[plan.blocks, :, plan.offsets] = k.to(cache.keys.dtype)
         cache.values[plan.blocks, :, plan.offsets] = v.to(cache.values.dtype)
-        tilings, places = plan.tiling(options.window)
+        tilings, places = plan.tiling(options)
         outputs = [_attend(q, cache, tiles, options) for tiles in tilings]
         return torch.cat(outputs)[places].to(q.dtype)
 
@@ -152,18 +154,20 @@ def _attend(q: Tensor, cache: PagedCache, tiles: Tiles, options: AttentionOption
     queries = (q[tiles.tokens].float() * options.scale).unflatten(2, (kv_heads, group)).permute(0, 2, 3, 1, 4)
     queries = F.pad(queries.flatten(2, 3), (0, 0, 0, rows - group * slots))  # [N, G, M, E]
     positions = tiles.positions.repeat(1, -(-rows // slots))[:, :rows]  # [N, M]
-    slopes = None if options.alibi_slopes is None else _per_row(options.alibi_slopes, kv_heads, slots, rows)
+    heads = _per_row(torch.arange(q.shape[1], device=q.device), kv_heads, slots, rows)
     highest = queries.new_full(queries.shape[:3], _LOWEST)
     total = torch.zeros_like(highest)
     output = queries.new_zeros((*queries.shape[:3], cache.values.shape[3]))
     for chunk, alive in enumerate(tiles.alive):
-        keys, values, behind = _chunk(cache, tiles, chunk, alive, positions, window=options.window)
+        keys, values, behind, visible = _chunk(cache, tiles, chunk, positions[:alive], options)
         scores = _products(queries[:alive], keys.transpose(-1, -2))  # [n, G, M, C]
         if options.softcap:
             scores = options.softcap * torch.tanh(scores / options.softcap)
-        if slopes is not None:
-            scores = scores - slopes * behind
-        visible = _visible(behind, options.window)
+        if options.alibi_slopes is not None:
+            scores = scores - options.alibi_slopes[heads] * behind.abs()
+        if options.bias is not None:
+            reach = options.bias.shape[1] // 2
+            scores = scores + options.bias[heads, reach - behind.clamp(-reach, reach)]
         scores = scores.where(visible, -torch.inf)
         peak = torch.maximum(highest[:alive], scores.amax(-1))
         weights = torch.exp(scores - peak.unsqueeze(-1))
@@ -172,7 +176,7 @@ def _attend(q: Tensor, cache: PagedCache, tiles: Tiles, options: AttentionOption
         output[:alive] = output[:alive] * fade.unsqueeze(-1) + _products(weights, values)
         highest[:alive] = peak
     if options.sinks is not None:
-        sinks = _per_row(options.sinks, kv_heads, slots, rows)[..., 0]
+        sinks = options.sinks[heads[..., 0]]
         peak = torch.maximum(highest, sinks)
         fade = torch.exp(highest - peak)
         total, output = total * fade + torch.exp(sinks - peak), output * fade.unsqueeze(-1)
@@ -184,11 +188,6 @@ def _per_row(per_head: Tensor, kv_heads: int, slots: int, rows: int) -> Tensor:
     """Repeat what each head has for the rows of a tile.  [H] -> [1, G, M, 1]"""
     repeated = per_head.unflatten(0, (kv_heads, -1)).repeat_interleave(slots, dim=1)
     return F.pad(repeated, (0, rows - repeated.shape[1]))[None, :, :, None]
-
-
-def _visible(behind: Tensor, window: int | None) -> Tensor:
-    """Return which keys a query may see, by how far they are behind it."""
-    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
@@ -203,28 +202,33 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _chunk(
-    cache: PagedCache, tiles: Tiles, chunk: int, alive: int, positions: Tensor, *, window: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather one chunk of each alive tile.
+    cache: PagedCache, tiles: Tiles, chunk: int, positions: Tensor, options: AttentionOptions
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gather one chunk of the first n tiles, whose queries' positions are [n, M].
 
-    Return keys [n, G, C, E], values [n, G, C, Ev] and how far keys are behind queries [n, 1, M, C].
+    Return keys [n, G, C, E], values [n, G, C, Ev], how far keys are behind queries, and if they see them [n, 1, M, C].
     """
+    alive = len(positions)
     table = tiles.tables[:alive, chunk]  # [n, blocks per chunk]
     keys = cache.keys[table].transpose(1, 2).flatten(2, 3).float()
     values = cache.values[table].transpose(1, 2).flatten(2, 3).float()
     size = keys.shape[2]
     key_positions = tiles.first_key[:alive, None] + chunk * size + torch.arange(size, device=keys.device)  # [n, C]
-    behind = (positions[:alive, :, None] - key_positions[:, None]).unsqueeze(1)
+    behind = (positions[:, :, None] - key_positions[:, None]).unsqueeze(1)
+    visible = behind >= 0 if options.causal else (key_positions < tiles.num_keys[:alive, None])[:, None, None]
+    if options.window is not None:
+        visible = visible & (behind.abs() < options.window)
+    visible = visible.expand_as(behind)
     # memory that no query of the tile may see can hold anything, and 0 · NaN is NaN
-    values = values.where(_visible(behind, window).any(2)[..., None], 0.0)
-    return keys, values, behind
+    values = values.where(visible.any(2)[..., None], 0.0)
+    return keys, values, behind, visible
 
 
-def _tile(layout: Layout, window: int | None, device: torch.device) -> tuple[list[Tiles], Tensor]:
+def _tile(layout: Layout, options: AttentionOptions, device: torch.device) -> tuple[list[Tiles], Tensor]:
     """Cut the step into tiles; return them, and the index of each token in their concatenated output."""
     tilings = [
-        *_tiles(layout, window, layout.count == 1, _DECODE_BATCH),
-        *_tiles(layout, window, layout.count > 1, _PREFILL_BATCH),
+        *_tiles(layout, options, layout.count == 1, _DECODE_BATCH),
+        *_tiles(layout, options, layout.count > 1, _PREFILL_BATCH),
     ]
     tokens = torch.cat([tiles.tokens.flatten() for tiles in tilings])
     places = torch.empty(int(layout.count.sum()), dtype=torch.int64)
@@ -232,7 +236,7 @@ def _tile(layout: Layout, window: int | None, device: torch.device) -> tuple[lis
     return [_move(tiles, device) for tiles in tilings], places.to(device)
 
 
-def _tiles(layout: Layout, window: int | None, rows: Tensor, batch: int) -> Iterator[Tiles]:
+def _tiles(layout: Layout, options: AttentionOptions, rows: Tensor, batch: int) -> Iterator[Tiles]:
     """Yield the tiles of the chosen rows ([R] bool), at most `batch` at a time."""
     chunk = layout.block_size * max(1, _CHUNK // layout.block_size)
     per_row = torch.where(rows, -(-layout.count // _TILE), 0)
@@ -242,9 +246,10 @@ def _tiles(layout: Layout, window: int | None, rows: Tensor, batch: int) -> Iter
     skipped = (torch.arange(len(row)) - (per_row.cumsum(0) - per_row)[row]) * _TILE
     count = (layout.count[row] - skipped).clamp(max=_TILE)
     first, start = layout.first[row] + skipped, layout.start[row] + skipped
-    lowest = torch.zeros_like(start) if window is None else (start - window + 1).clamp(min=0)
-    first_chunk = lowest // chunk
-    chunks = -(-(start + count) // chunk) - first_chunk
+    num_keys = (layout.start + layout.count)[row]
+    first_key, end = _seen(start, start + count, num_keys, options)
+    first_chunk = first_key // chunk
+    chunks = -(-end // chunk) - first_chunk
     for index in chunks.argsort(descending=True, stable=True).split(batch):
         slots = torch.arange(int(count[index].max())).minimum(count[index, None] - 1)  # [n, slots]
         most = int(chunks[index[0]])
@@ -254,9 +259,18 @@ def _tiles(layout: Layout, window: int | None, rows: Tensor, batch: int) -> Iter
             tokens=first[index, None] + slots,
             positions=start[index, None] + slots,
             first_key=first_chunk[index] * chunk,
+            num_keys=num_keys[index],
             tables=_look_up(layout.block_table, row[index], blocks).unflatten(1, (most, -1)),
             alive=(chunks[index] > torch.arange(most)[:, None]).sum(1).tolist(),
         )
+
+
+def _seen(start: Tensor, end: Tensor, num_keys: Tensor, options: AttentionOptions) -> tuple[Tensor, Tensor]:
+    """Return the first key that tiles of tokens [start, end) see, and the first one behind all that they see.  [N] each"""
+    if options.window is None:
+        return torch.zeros_like(start), end if options.causal else num_keys
+    low = (start - options.window + 1).clamp(min=0)
+    return low, end if options.causal else (end + options.window - 1).minimum(num_keys)
 
 
 def _look_up(block_table: Tensor, rows: Tensor, entries: Tensor) -> Tensor:
@@ -271,6 +285,7 @@ def _move(tiles: Tiles, device: torch.device) -> Tiles:
         tokens=tiles.tokens.to(device),
         positions=tiles.positions.to(device),
         first_key=tiles.first_key.to(device),
+        num_keys=tiles.num_keys.to(device),
         tables=tiles.tables.to(device),
         alive=tiles.alive,
     )

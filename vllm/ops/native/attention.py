@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.kv_cache.spec import CacheSpec, Scratch
+from vllm.kv_cache.spec import CacheSpec
 from vllm.ops.attention import AttentionOptions, Layout
 from vllm.ops.memory import empty, zeros
 from vllm.ops.native import TYPES, address, library
@@ -60,8 +60,6 @@ class NativeAttention:
 
     def refuses(self, spec: CacheSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
         """Return the reason, in words, why the kernels can't serve such a layer; None if they can."""
-        if isinstance(spec, Scratch):
-            return "attention to tokens behind the query is not there yet"
         if dtype not in TYPES:
             return f"the kernels' attention computes in float32 and bfloat16, not in {dtype}"
         if block_size % _PAGE:
@@ -102,6 +100,8 @@ class NativeAttention:
         """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""
         tokens, heads, width = q.shape
         kv_heads, value_width = v.shape[1:]
+        bias = options.bias
+        assert bias is None or (bias.is_contiguous() and bias.dtype == torch.float32), "a row of bias for each head"
         assert all(x.stride(2) == 1 and x.stride(1) == x.shape[2] for x in (q, k, v)), "heads lie side by side"
         out = empty(tokens, heads, value_width, dtype=q.dtype)
         library().attention(
@@ -114,6 +114,7 @@ class NativeAttention:
             plan.address,
             address(options.sinks),
             address(options.alibi_slopes),
+            address(bias),
             q.stride(0),
             k.stride(0),
             v.stride(0),
@@ -122,10 +123,12 @@ class NativeAttention:
             kv_heads,
             width,
             value_width,
+            0 if bias is None else bias.shape[1] // 2,
             options.window or 0,
             options.scale,
             options.softcap,
             TYPES[q.dtype],
             int(cache.quantized),
+            int(options.causal),
         )
         return out

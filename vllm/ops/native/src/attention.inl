@@ -8,6 +8,9 @@
 //   row a    ███████████████████████░░░░░░░      ░ masked
 //   row b              ░░░███████████░░░░░░      (a window: the walk starts at the first visible chunk)
 //
+// What a row sees is one run of keys in any case, from its window's beginning to itself, or to the window's other end, or
+// to the sequence's: Seen::of decides, and everything else follows from what an item's first and last token see.
+//
 // Rows go through registers in tiles of at most 12, which is all that decoding, prompts and mixtures of them differ in.
 // A row meets the same chunks in the same order whatever stands beside it, and a chunk that is masked for it changes not
 // a bit of it.  Every 1024 keys (a segment) the maximum and the sum begin anew, and segments are joined in their order:
@@ -54,12 +57,13 @@ NOINLINE void walk_segment(const AttentionArgs& a, Room room, const Item& item, 
         for (int64_t at = 0; at < words * 4; at += 64) prefetch((const char*)q + at);
         if (++head == group) head = 0, token++;
     }
-    int64_t one = walk.position[0], other = walk.position[item.rows - 1];
-    walk.low = std::max(segment * SEGMENT, a.window ? one - a.window + 1 : 0);
-    walk.high = std::min((segment + 1) * SEGMENT, other + 1);
-    walk.low_all = a.window ? other - a.window + 1 : 0;
-    walk.high_all = one + 1;
-    walk.adjusted = a.quantized || a.softcap || a.slopes;
+    walk.end = a.plan->start[item.row] + a.plan->count[item.row];
+    Seen one = Seen::of(a, walk.position[0], walk.end), other = Seen::of(a, walk.position[item.rows - 1], walk.end);
+    walk.low = std::max(segment * SEGMENT, one.low);
+    walk.high = std::min((segment + 1) * SEGMENT, other.high);
+    walk.low_all = other.low;
+    walk.high_all = one.high;
+    walk.adjusted = a.quantized || a.softcap || a.slopes || a.bias;
     walk.base2 = walk.adjusted ? LOG2E : a.scale * LOG2E;
     walk.slack = 8.f / walk.base2;
     walk.scores = (float*)room.take(TILE * CHUNK * 4);
@@ -185,7 +189,7 @@ struct Cuts {
         return (a.plan->count[row] * group + MOST_ROWS - 1) / MOST_ROWS * a.kv_heads;
     }
     int64_t first_segment(const AttentionArgs& a, int64_t row) const {
-        return a.window ? std::max<int64_t>(0, a.plan->start[row] - a.window + 1) / SEGMENT : 0;
+        return Seen::of(a, a.plan->start[row], a.plan->start[row] + a.plan->count[row]).low / SEGMENT;
     }
     int64_t segments(const AttentionArgs& a, int64_t row) const {
         return (a.plan->start[row] + a.plan->count[row] - 1) / SEGMENT + 1 - first_segment(a, row);
@@ -203,9 +207,11 @@ struct Cuts {
 template <class T>
 INLINE void attend_whole(const AttentionArgs& a, Room room, const Cuts& cuts, const Item& item) {
     Partial &all = *(Partial*)room.take(cuts.partial_bytes), &later = *(Partial*)room.take(cuts.partial_bytes);
-    int64_t group = cuts.group, start = a.plan->start[item.row];
-    int64_t lowest = a.window ? std::max<int64_t>(0, start + item.first_row / group - a.window + 1) : 0;
-    int64_t segment = lowest / SEGMENT, last = (start + (item.first_row + item.rows - 1) / group) / SEGMENT;
+    int64_t start = a.plan->start[item.row], end = start + a.plan->count[item.row];
+    int64_t first_token = start + item.first_row / cuts.group;
+    int64_t last_token = start + (item.first_row + item.rows - 1) / cuts.group;
+    int64_t segment = Seen::of(a, first_token, end).low / SEGMENT;
+    int64_t last = (Seen::of(a, last_token, end).high - 1) / SEGMENT;
     attend_segment<T>(a, room, item, segment, all);
     while (segment++ < last) {
         attend_segment<T>(a, room, item, segment, later);

@@ -7,6 +7,18 @@ constexpr int COLUMNS = 2 * LANES;  // of the output, that a tile has in registe
 constexpr float LOG2E = 1.44269504f, LN2 = 0.69314718f;
 constexpr float LOWEST = -1e30f;  // the maximum before the first key; finite, so that -inf minus it is -inf
 
+// The keys that a query sees: [low, high).
+struct Seen {
+    int64_t low, high;
+
+    // By its position, in a row that has keys up to `end`.
+    INLINE Seen of(const AttentionArgs& a, int64_t position, int64_t end) {
+        int64_t low = a.window ? std::max<int64_t>(0, position - a.window + 1) : 0;
+        if (a.causal) return {low, position + 1};
+        return {low, a.window ? std::min(end, position + a.window) : end};
+    }
+};
+
 // Some rows of one sequence and one kv head.  Row i is head i % group of token i / group.
 struct Item {
     int64_t row;          // of the plan
@@ -49,6 +61,7 @@ template <class T>
 struct Walk {
     int64_t low, high;          // seen by some row: [low, high)
     int64_t low_all, high_all;  // seen by every row
+    int64_t end;                // of the sequence's keys
     int64_t position[MOST_ROWS];
     float base2;   // from a score as it stands before the softmax to a power of 2
     float slack;   // by how much a score may pass the maximum before the maximum follows
@@ -168,6 +181,16 @@ INLINE vec mask(vec x, int64_t key, int64_t low, int64_t high, float other) {
     return x;
 }
 
+// A head's bias for 16 keys of which the first is so far ahead of the query.
+INLINE vec bias_of(const float* bias, int64_t reach, int64_t ahead) {
+    if (ahead >= reach) return set1(bias[2 * reach]);
+    if (ahead + LANES - 1 <= -reach) return set1(bias[0]);
+    if (ahead >= -reach && ahead + LANES - 1 <= reach) return load(bias + reach + ahead);
+    float x[LANES];
+    for (int i = 0; i < LANES; i++) x[i] = bias[reach + std::min(reach, std::max(-reach, ahead + i))];
+    return load(x);
+}
+
 // What stands between a product and the softmax when it is more than a scale.
 template <class T>
 INLINE void adjust(const AttentionArgs& a, const Walk<T>& walk, int64_t head, int64_t position, int64_t key, float* s) {
@@ -176,7 +199,8 @@ INLINE void adjust(const AttentionArgs& a, const Walk<T>& walk, int64_t head, in
         vec x = mul(load(s), set1(a.scale));
         if (a.quantized) x = mul(x, load(walk.scales[i]));
         if (a.softcap) x = mul(set1(a.softcap), tanh(div(x, set1(a.softcap))));
-        if (a.slopes) x = fma(set1(a.slopes[head]), add(load(STEPS), set1((float)(key - position))), x);
+        if (a.slopes) x = fma(set1(-a.slopes[head]), abs(add(load(STEPS), set1((float)(key - position)))), x);
+        if (a.bias) x = add(x, bias_of(a.bias + head * (2 * a.reach + 1), a.reach, key - position));
         store(s, x);
     }
 }
@@ -193,12 +217,12 @@ INLINE void soften(const AttentionArgs& a, const Walk<T>& walk, int64_t position
                    float& highest, float* sums, float* output) {
     const float* s = walk.scores + in_tile * CHUNK;
     T* weights = walk.weights + in_tile * CHUNK;
-    int64_t low = a.window ? position - a.window + 1 : 0, high = position + 1;
+    Seen seen = Seen::of(a, position, walk.end);
     vec x[CHUNK_PAGES], sum = load(sums);
 UNROLL(4)
     for (int i = 0; i < CHUNK_PAGES; i++) x[i] = load(s + i * PAGE);
     if (!whole)
-        for (int i = 0; i < CHUNK_PAGES; i++) x[i] = mask(x[i], key + i * PAGE, low, high, -__builtin_inff());
+        for (int i = 0; i < CHUNK_PAGES; i++) x[i] = mask(x[i], key + i * PAGE, seen.low, seen.high, -__builtin_inff());
     vec peak = max(max(x[0], x[1]), max(x[2], x[3]));
     if (any_greater(peak, set1(highest + walk.slack))) {
         float before = highest;
@@ -217,7 +241,7 @@ UNROLL(4)
     if (a.quantized)
         for (int i = 0; i < CHUNK_PAGES; i++) {
             x[i] = mul(x[i], load(walk.scales[i] + PAGE));
-            if (!whole) x[i] = mask(x[i], key + i * PAGE, low, high, 0.f);
+            if (!whole) x[i] = mask(x[i], key + i * PAGE, seen.low, seen.high, 0.f);
         }
 UNROLL(4)
     for (int i = 0; i < CHUNK_PAGES; i++) store(weights + i * PAGE, x[i]);

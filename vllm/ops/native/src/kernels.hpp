@@ -72,14 +72,17 @@ struct AttentionArgs {
     void* cache;                             // laid out as attention_cache.inl says
     const AttentionPlan* plan;
     const float* sinks;                      // [heads] or null: exp(sink) is added to the denominator
-    const float* slopes;                     // [heads] or null: slope · (key position - query position), added to scores
+    const float* slopes;                     // [heads] or null: -slope · |key position - query position|, added to scores
+    const float* bias;                       // [heads, 2 reach + 1] or null: by key position - query position, clamped
     int64_t q_stride, k_stride, v_stride, out_stride;  // from token to token, in elements
     int64_t heads, kv_heads, width, value_width;
-    int64_t window;                          // see so many tokens, the token itself included; 0: all
+    int64_t reach;                           // of bias: the greatest distance that it tells from others
+    int64_t window;                          // see tokens at distances below it; 0: all
     int64_t shared_bytes;                    // of scratch that all threads share: attention_shared, or 0
     float scale, softcap;
     int32_t type;                            // of q, k, v and out
     int32_t quantized;                       // the cache is INT8, not of that type
+    int32_t causal;                          // see no later token
 };
 
 struct NormArgs {

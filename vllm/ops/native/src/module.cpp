@@ -203,9 +203,9 @@ PyObject* attention(PyObject*, PyObject* const* values, Py_ssize_t count) {
     AttentionArgs& a = op.args.attention;
     int64_t rows;
     if (!Reader(values, count)
-             .all(rows, a.q, a.k, a.v, a.out, a.cache, a.plan, a.sinks, a.slopes, a.q_stride, a.k_stride, a.v_stride,
-                  a.out_stride, a.heads, a.kv_heads, a.width, a.value_width, a.window, a.scale, a.softcap, a.type,
-                  a.quantized))
+             .all(rows, a.q, a.k, a.v, a.out, a.cache, a.plan, a.sinks, a.slopes, a.bias, a.q_stride, a.k_stride,
+                  a.v_stride, a.out_stride, a.heads, a.kv_heads, a.width, a.value_width, a.reach, a.window, a.scale,
+                  a.softcap, a.type, a.quantized, a.causal))
         return nullptr;
     a.shared_bytes = kernels->attention_shared(a, team->threads);
     op.phase = kernels->attention_write;
