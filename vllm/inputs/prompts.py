@@ -60,6 +60,8 @@ class Prompt:
     cache_salt: str | None = None
     add_special_tokens: bool = True
     """Whether tokenizing adds the begin token and its like; a chat template has written them already."""
+    pair: str | None = None
+    """A second text, where two are judged together."""
 
 
 def parse_prompts(
