@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -262,7 +263,7 @@ def _tokenization(
     keep = options.get("truncate_prompt_tokens") if keep is None else keep
     special = options.get("add_special_tokens", True)
     if not special:
-        prompts = [Prompt(p.text, p.token_ids, p.cache_salt, False, p.pair) for p in prompts]
+        prompts = [replace(prompt, add_special_tokens=False) for prompt in prompts]
     if keep is not None:
         given = [PoolingParams() if params is None else params] if not isinstance(params, Sequence) else params
         changed = [_keeping(one, keep) for one in given]

@@ -158,8 +158,9 @@ class Preparer:
 
     def _encode(self, prompts: Sequence[Prompt], keeps: Sequence[int | None]) -> list[Tokens]:
         """Tokenize texts and pairs of texts, each cut to what is to be kept of it."""
-        side = "right" if self.tokenizer is None else self.tokenizer.truncation_side
-        result = [cut_ids(prompt.token_ids or [], keep, side) for prompt, keep in zip(prompts, keeps, strict=True)]
+        usual = "right" if self.tokenizer is None else self.tokenizer.truncation_side
+        sides = [prompt.truncation_side or usual for prompt in prompts]
+        result = [cut_ids(p.token_ids or [], keep, side) for p, keep, side in zip(prompts, keeps, sides, strict=True)]
         for special in (True, False):
             chosen = [i for i, p in enumerate(prompts) if p.token_ids is None and p.add_special_tokens is special]
             if not chosen:
@@ -174,7 +175,7 @@ class Preparer:
                 check_text(text + (pair or ""), f"prompt {i}")
                 texts.append(text if pair is None else (text, pair))
             for i, encoding in zip(chosen, self.tokenizer.encode_pairs(texts, special), strict=True):
-                result[i] = tokens_of(encoding, keeps[i], side)
+                result[i] = tokens_of(encoding, keeps[i], sides[i])
         return result
 
     def _tokenize(self, prompts: Sequence[Prompt]) -> list[list[int]]:
