@@ -8,17 +8,18 @@ Names of both eras of the interface are taken; what a field means is said once, 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from vllm.errors import RequestError
+from vllm.errors import ConfigError, RequestError
 from vllm.names import take_names
 
 PoolingTask = Literal["embed", "classify", "token_embed", "token_classify"]
 """What comes out: a vector, probabilities of classes, or one of these for every token."""
 TASKS: tuple[PoolingTask, ...] = ("embed", "classify", "token_embed", "token_classify")
-PoolingType = Literal["CLS", "LAST", "MEAN", "ALL", "STEP"]
-"""Which hidden states count: the first token's, the last one's, the mean of all, each, those of step tags."""
-POOLING_TYPES: tuple[PoolingType, ...] = ("CLS", "LAST", "MEAN", "ALL", "STEP")
+PoolingType = Literal["CLS", "LAST", "MEAN", "MEAN_SQRT_LEN", "WEIGHTED_MEAN", "MAX", "ALL", "STEP"]
+"""Which hidden states count: the first token's, the last one's, the mean of all (or their sum over the root of their number,
+or a mean that gives later tokens more weight), the largest values, each, or those of step tags."""
+POOLING_TYPES: tuple[PoolingType, ...] = get_args(PoolingType)
 
 
 @take_names(
@@ -121,6 +122,18 @@ class PoolerConfig:
     max_embed_len: int | None = None
     """Tokens of a prompt at most where it is embedded piece by piece."""
 
+    def __post_init__(self) -> None:
+        for name in ("pooling_type", "seq_pooling_type", "tok_pooling_type"):
+            value = getattr(self, name)
+            if value is not None and value not in POOLING_TYPES:
+                raise ConfigError(f"pooler_config: {name}={value!r} is not one of {', '.join(POOLING_TYPES)}")
+
+    @property
+    def activates(self) -> bool | None:
+        """`use_activation` under any of its names; None: as the model says."""
+        names = (self.use_activation, self.softmax, self.activation)
+        return next((value for value in names if value is not None), None)
+
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
@@ -129,12 +142,20 @@ class Pooling:
     tasks: tuple[PoolingTask, ...]
     """What may be asked for; the first is what is given where nothing is."""
     pooling_type: PoolingType
+    concatenated: tuple[PoolingType, ...] = ()
+    """Further types whose vectors follow."""
+    width: int = 0
+    """Length of embeddings before they are cut."""
     normalize: bool = True
     """Embeddings have length 1."""
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
     """Turns logits of classes into what is returned."""
     num_labels: int = 0
     """Classes of the head; 0: it has none."""
+    label_tokens: tuple[int, ...] = ()
+    """Tokens whose rows of the vocabulary are the head."""
+    label_difference: bool = False
+    """There are two such tokens, and one class: what the second has more than the first."""
     is_cross_encoder: bool = False
     """It scores a pair of texts in one prompt."""
     dimensions: int | None = None
@@ -147,11 +168,17 @@ class Pooling:
     prompts: tuple[tuple[str, str], ...] = ()
     """Texts that go before a prompt, by name (sentence-transformers)."""
     default_prompt: str | None = None
+    lower_case: bool = False
+    """Texts are lowered before they are tokenized (sentence-transformers)."""
+    similarity: Literal["cosine", "dot", "euclidean", "manhattan"] = "cosine"
+    """How two embeddings are compared."""
+    num_token_types: int = 0
+    """Texts of a pair that the model can tell apart by a type of their tokens; below 2 it can't."""
 
     def keeps_all(self, params: PoolingParams) -> bool:
         """Whether a request's result depends on hidden states of other tokens than its last one."""
         task = params.task or self.tasks[0]
-        return self.pooling_type != "LAST" or task in ("token_embed", "token_classify")
+        return {self.pooling_type, *self.concatenated} != {"LAST"} or task.startswith("token_")
 
 
 def _at_least(name: str, value: int, least: int, otherwise: str = "") -> None:

@@ -89,6 +89,7 @@ def test_a_prompt_may_fill_the_context_and_not_more(bert: Tokenizer) -> None:
         ),
         (PoolingParams(dimensions=4), EMBEDS, None, "nothing says that the model was trained for shorter"),
         (PoolingParams(dimensions=5), Pooling(("embed",), "LAST", matryoshka=(4, 8)), None, "was trained for 4, 8"),
+        (PoolingParams(dimensions=9), Pooling(("embed",), "LAST", width=8, matryoshka=True), None, "more than the 8"),
         (PoolingParams(dimensions=5), Pooling(("classify",), "LAST", num_labels=2), None, "the task is classify"),
     ],
 )
@@ -125,9 +126,20 @@ def test_ids_are_cut_without_asking_what_they_are(bert: Tokenizer) -> None:
 
 
 def test_a_pair_has_the_tokenizers_form_and_its_types(bert: Tokenizer) -> None:
-    (request,) = prepare(bert, [Prompt("the tide", pair="came in")])
+    pooling = dataclasses.replace(EMBEDS, num_token_types=2)
+    (request,) = prepare(bert, [Prompt("the tide", pair="came in")], pooling)
     assert shown(bert, request.token_ids) == "[CLS] the tide [SEP] came in [SEP]"
     assert request.token_types == [0, 0, 0, 0, 1, 1, 1]
+    (without,) = prepare(bert, [Prompt("the tide", pair="came in")], dataclasses.replace(pooling, num_token_types=1))
+    assert without.token_ids == request.token_ids and without.token_types == []
+
+
+def test_texts_are_lowered_where_the_model_wants_that(bert: Tokenizer) -> None:
+    prompts = [Prompt("The TIDE", pair="Came"), Prompt("The TIDE")]
+    pair, text = prepare(bert, prompts, dataclasses.replace(EMBEDS, lower_case=True))
+    assert shown(bert, pair.token_ids) == "[CLS] the tide [SEP] came [SEP]"
+    assert shown(bert, text.token_ids) == "[CLS] the tide [SEP]" and text.prompt == "The TIDE"
+    assert "[UNK]" in shown(bert, prepare(bert, prompts)[1].token_ids)
 
 
 @given(first=st.integers(0, 12), second=st.integers(0, 12), keep=st.integers(4, 24))

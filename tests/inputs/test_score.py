@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,22 @@ def test_a_cosine_does_not_depend_on_lengths_nor_on_other_pairs(tokenizer: Token
     assert found.scores(outputs) == pytest.approx(before)
     alone = scoring(tokenizer, EMBEDS, "the tide", "twice", params=PoolingParams(normalize=False))
     assert alone.scores([output_of(request, EMBEDS) for request in alone.requests]) == [before[1]]
+
+
+@pytest.mark.parametrize(
+    ("similarity", "compare"),
+    [
+        ("dot", lambda a, b: a @ b),
+        ("euclidean", lambda a, b: -(((a - b) ** 2).sum() ** 0.5)),
+        ("manhattan", lambda a, b: -abs(a - b).sum()),
+    ],
+)
+def test_embeddings_are_compared_as_the_model_says(tokenizer: Tokenizer, similarity: Any, compare: Any) -> None:
+    pooling = dataclasses.replace(EMBEDS, similarity=similarity)
+    found = scoring(tokenizer, pooling, "the tide", "came in", params=PoolingParams(normalize=False))
+    outputs = [output_of(request, pooling) for request in found.requests]
+    query, document = (output.outputs.data.astype(float) for output in outputs)
+    assert found.scores(outputs) == pytest.approx([compare(query, document)])
 
 
 def test_queries_and_documents_get_the_texts_that_the_model_wants_before_them(tokenizer: Tokenizer) -> None:

@@ -64,6 +64,8 @@ def check_task(task: PoolingTask, pooling: Pooling) -> None:
 def _check_dimensions(dimensions: int, task: PoolingTask, pooling: Pooling) -> None:
     if not task.endswith("embed"):
         raise RequestError(f"dimensions={dimensions} is for embeddings, and the task is {task}", "dimensions")
+    if pooling.width and dimensions > pooling.width:
+        raise RequestError(f"dimensions={dimensions} is more than the {pooling.width} that there are", "dimensions")
     allowed = pooling.matryoshka
     if isinstance(allowed, tuple):
         if dimensions not in allowed:

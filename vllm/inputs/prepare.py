@@ -136,7 +136,9 @@ class Preparer:
         if pooling.max_embed_len is not None and all(param.task == "embed" for param in settled.values()):
             most, limit = pooling.max_embed_len, f"max_embed_len={pooling.max_embed_len:,} is the most"
         asked = (param.truncate_prompt_tokens for param in each)
-        tokens = self._encode(prompts, [most if keep == -1 else keep for keep in asked])
+        keeps = [most if keep == -1 else keep for keep in asked]
+        tokens = self._encode(prompts, keeps, pooling.lower_case)
+        has_types = pooling.num_token_types > 1
         arrival = time.monotonic()
         requests = []
         for i, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
@@ -151,12 +153,12 @@ class Preparer:
                     priority=priorities[i],
                     arrival=arrival,
                     cache_salt=prompt.cache_salt,
-                    token_types=tokens[i].types if any(tokens[i].types) else [],
+                    token_types=tokens[i].types if has_types and any(tokens[i].types) else [],
                 )
             )
         return requests
 
-    def _encode(self, prompts: Sequence[Prompt], keeps: Sequence[int | None]) -> list[Tokens]:
+    def _encode(self, prompts: Sequence[Prompt], keeps: Sequence[int | None], lower_case: bool) -> list[Tokens]:
         """Tokenize texts and pairs of texts, each cut to what is to be kept of it."""
         usual = "right" if self.tokenizer is None else self.tokenizer.truncation_side
         sides = [prompt.truncation_side or usual for prompt in prompts]
@@ -173,6 +175,8 @@ class Preparer:
             for i in chosen:
                 text, pair = prompts[i].text or "", prompts[i].pair
                 check_text(text + (pair or ""), f"prompt {i}")
+                if lower_case:
+                    text, pair = text.lower(), None if pair is None else pair.lower()
                 texts.append(text if pair is None else (text, pair))
             for i, encoding in zip(chosen, self.tokenizer.encode_pairs(texts, special), strict=True):
                 result[i] = tokens_of(encoding, keeps[i], sides[i])

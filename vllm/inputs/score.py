@@ -1,7 +1,7 @@
 """How well texts go together: pairs of texts become requests, and what was pooled becomes scores.
 
 a model of one class     query and document in one prompt ─▶ what it says of that class
-a model that embeds      query, document apart ─▶ cosine of the angle between their embeddings
+a model that embeds      query, document apart ─▶ how alike their embeddings are, mostly the cosine of their angle
 one that embeds tokens   query, document apart ─▶ MaxSim: for each token of the query, the most similar of the document's
 """
 
@@ -23,6 +23,7 @@ from vllm.inputs.prompts import Prompt, parse_prompts
 from vllm.messages import EngineRequest
 from vllm.pooling_params import Pooling, PoolingParams, PoolingTask
 
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 _ROLES = [re.compile(rf"""['"]{role}['"]""") for role in ("query", "document")]
 
 
@@ -48,6 +49,7 @@ class Scoring:
     requests: list[EngineRequest]
     pairs: list[tuple[int, ...]]
     """One position where both texts are in one prompt, else the query's and the document's."""
+    similarity: Similarity = "cosine"
 
     def tokens(self, pair: int) -> list[int]:
         """Return the tokens of a pair, the query's first."""
@@ -55,18 +57,23 @@ class Scoring:
 
     def scores(self, outputs: Sequence[Pooled]) -> list[float]:
         """Return each pair's score.  `outputs` are those of `requests`, in order."""
-        return [_score([outputs[position].outputs.data for position in pair]) for pair in self.pairs]
+        found = ([outputs[position].outputs.data for position in pair] for pair in self.pairs)
+        return [_score(data, self.similarity) for data in found]
 
 
-def _score(found: list[np.ndarray]) -> float:
-    """[1] -> what it is;  [N], [N] -> their cosine;  [n, N], [m, N] -> MaxSim"""
+def _score(found: list[np.ndarray], similarity: Similarity) -> float:
+    """[1] -> what it is;  [N], [N] -> how alike they are;  [n, N], [m, N] -> MaxSim"""
     if len(found) == 1:
         return float(found[0][0])
     query, document = (data.astype(np.float64) for data in found)  # by itself: the bits don't depend on other pairs
     if query.ndim == 2:
         return float((query @ document.T).max(1).sum())
-    length = float(np.linalg.norm(query) * np.linalg.norm(document))
-    return float(query @ document) / max(length, 1e-12)
+    if similarity == "euclidean":  # distances: the nearer, the higher
+        return -float(np.linalg.norm(query - document))
+    if similarity == "manhattan":
+        return -float(np.abs(query - document).sum())
+    dot = float(query @ document)
+    return dot if similarity == "dot" else dot / max(float(np.linalg.norm(query) * np.linalg.norm(document)), 1e-12)
 
 
 class Scorer:
@@ -111,7 +118,7 @@ class Scorer:
         requests = self._preparer.prepare_pooling(
             prompts, params, task=self.task, pooling=self._pooling, priority=[priority] * len(prompts)
         )
-        return Scoring(requests, pairs)
+        return Scoring(requests, pairs, self._pooling.similarity)
 
     def _pairs(
         self,
