@@ -160,6 +160,12 @@ def test_the_openai_client_reads_embeddings(form: Any) -> None:
         np.testing.assert_allclose(values, np.stack(expected(using)[:2]), rtol=1e-6)
 
 
+def test_an_answer_may_carry_the_name_of_its_request() -> None:
+    using = client(enable_request_id_headers=True)
+    answer = ask(using=using, request_id="mine")
+    assert answer.headers["x-request-id"] == "mine" and answer.json["id"] == "embd-mine"
+
+
 def test_fields_reach_the_engine() -> None:
     using = client(Pooling(("embed",), "MEAN", prompts=(("query", "ask: "),)))
     ask(using=using, input="a", prompt_name="query", normalize=False, priority=3, cache_salt="s")

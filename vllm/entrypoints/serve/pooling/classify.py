@@ -11,7 +11,7 @@ from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.http import Reply, encode
 from vllm.entrypoints.serve.pooling.numbers import as_json
 from vllm.entrypoints.serve.pooling.protocol import Classes, ClassesList, ClassifyRequest, refusal
-from vllm.entrypoints.serve.pooling.running import now, params_of, pool, prompts_of, usage_of, write
+from vllm.entrypoints.serve.pooling.running import now, params_of, pool, prompts_of, sent, usage_of, write
 from vllm.entrypoints.serve.route import Answer, Route
 
 
@@ -24,8 +24,7 @@ async def classify(call: Call) -> Answer:
     head = ClassesList(name, "list", now(), model, [], usage_of(call, outputs))
     labels = getattr(call.server.ready().model_config.hf_config, "id2label", None) or {}
     reply = await write(call, outputs, _json, [output.outputs.data for output in outputs], labels, head)
-    reply.headers = call.headers(public)
-    return reply
+    return sent(call, reply, public)
 
 
 def _json(arrays: list[np.ndarray], labels: Mapping[Any, str], head: ClassesList) -> Reply:

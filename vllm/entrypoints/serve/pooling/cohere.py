@@ -17,7 +17,7 @@ from vllm.entrypoints.serve.pooling.protocol import (
     InputTokens,
     refusal,
 )
-from vllm.entrypoints.serve.pooling.running import check_count, pool, pooling_of, usage_of, write
+from vllm.entrypoints.serve.pooling.running import check_count, pool, pooling_of, sent, usage_of, write
 from vllm.entrypoints.serve.route import Answer, Route
 from vllm.errors import RequestError
 from vllm.inputs.pooling import with_text_before
@@ -51,8 +51,7 @@ async def embed(call: Call) -> Answer:
     head = EmbeddingsByType(public, {}, body.texts, meta)
     arrays = [output.outputs.data for output in outputs]
     reply = await write(call, outputs, _json, arrays, body.embedding_types or ["float"], head)
-    reply.headers = call.headers(public)
-    return reply
+    return sent(call, reply, public)
 
 
 def _names(input_type: str | None, pooling: Pooling) -> Sequence[str]:

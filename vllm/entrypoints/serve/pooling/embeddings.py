@@ -8,7 +8,7 @@ from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.http import Reply, encode
 from vllm.entrypoints.serve.pooling.numbers import binary, written
 from vllm.entrypoints.serve.pooling.protocol import Embedding, EmbeddingRequest, Embeddings, refusal
-from vllm.entrypoints.serve.pooling.running import now, params_of, pool, prompts_of, usage_of, with_names, write
+from vllm.entrypoints.serve.pooling.running import now, params_of, pool, prompts_of, sent, usage_of, with_names, write
 from vllm.entrypoints.serve.route import Answer, Route
 
 
@@ -23,8 +23,7 @@ async def embeddings(call: Call) -> Answer:
     arrays = [output.outputs.data for output in outputs]
     as_text = body.encoding_format in (None, "float", "base64")
     reply = await write(call, outputs, _json if as_text else binary, arrays, body, head)
-    reply.headers = [*reply.headers, *call.headers(public)]
-    return reply
+    return sent(call, reply, public)
 
 
 def _json(arrays: list[np.ndarray], body: EmbeddingRequest, head: Embeddings) -> Reply:

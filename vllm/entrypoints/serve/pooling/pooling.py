@@ -14,6 +14,7 @@ from vllm.entrypoints.serve.pooling.running import (
     pool,
     pooling_of,
     prompts_of,
+    sent,
     usage_of,
     with_names,
     write,
@@ -34,8 +35,7 @@ async def pooling(call: Call) -> Answer:
     arrays = [output.outputs.data for output in outputs]
     as_text = body.encoding_format in (None, "float", "base64")
     reply = await write(call, outputs, _json if as_text else binary, arrays, body, head)
-    reply.headers = [*reply.headers, *call.headers(public)]
-    return reply
+    return sent(call, reply, public)
 
 
 def _json(arrays: list[np.ndarray], body: PoolingRequest, head: PooledList) -> Reply:

@@ -27,7 +27,7 @@ from vllm.entrypoints.serve.pooling.protocol import (
     SearchUnits,
     refusal,
 )
-from vllm.entrypoints.serve.pooling.running import check_count, named, now, params_of, pooling_of, run, usage_of
+from vllm.entrypoints.serve.pooling.running import check_count, named, now, params_of, pooling_of, run, sent, usage_of
 from vllm.entrypoints.serve.route import Answer, Route
 from vllm.errors import RequestError
 from vllm.inputs.prompts import Prompt
@@ -49,7 +49,7 @@ async def score(call: Call) -> Answer:
     first, second = (_texts(call, getattr(body, side), side) for side in chosen[0])
     scores, usage = await _scores(call, first, second, chosen[0][1])
     data = [Score(index, "score", value) for index, value in enumerate(scores)]
-    return json_reply(Scores(name, "list", now(), model, data, usage), call.headers(public))
+    return sent(call, json_reply(Scores(name, "list", now(), model, data, usage)), public)
 
 
 async def rerank(call: Call) -> Answer:
@@ -66,7 +66,7 @@ async def rerank(call: Call) -> Answer:
             result.document = RankedDocument(documents[result.index].text or "")
     units = -(-len(documents) // _DOCUMENTS_OF_A_UNIT)
     meta = RankMeta(SearchUnits(units), InputTokens(usage.prompt_tokens))
-    return json_reply(Ranking(name, model, usage, meta, results), call.headers(public))
+    return sent(call, json_reply(Ranking(name, model, usage, meta, results)), public)
 
 
 def _texts(call: Call, given: Any, field: str) -> list[Prompt]:
