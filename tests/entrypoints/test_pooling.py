@@ -210,6 +210,8 @@ def test_a_wrong_task_names_what_the_model_can(load: Any) -> None:
         load(CLASSIFIES).embed("a")
     with pytest.raises(RequestError, match="3 classes, and a score needs one class"):
         load(CLASSIFIES).score("a", "b")
+    with pytest.raises(TypeError, match="pooling_params must be PoolingParams"):
+        load(RERANKS).score("a", "b", pooling_params=[PoolingParams()])
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tests.entrypoints.pooled import CLASSIFIES, EMBEDS, LATE, RERANKS, REWARDS,
 from vllm.errors import RequestError
 from vllm.inputs.chat import ChatRenderer
 from vllm.inputs.prepare import Limits, Preparer
+from vllm.inputs.prompts import Prompt
 from vllm.inputs.score import Scorer, Scoring, score_task, texts_of
 from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
 from vllm.pooling_params import Pooling, PoolingParams
@@ -122,6 +123,19 @@ def test_embeddings_are_compared_as_the_model_says(tokenizer: Tokenizer, similar
 def test_queries_and_documents_get_the_texts_that_the_model_wants_before_them(tokenizer: Tokenizer) -> None:
     pooling = Pooling(("embed",), "LAST", prompts=(("query", "query: "), ("document", "passage: ")))
     assert texts(tokenizer, scoring(tokenizer, pooling, "a", "x")) == ["query: a", "passage: x"]
+
+
+def test_a_pair_keeps_what_is_said_of_how_to_tokenize_it(tokenizer_folders: dict[str, Path]) -> None:
+    tokenizer = load_tokenizer(tokenizer_folders["sentencepiece"])
+    scorer = Scorer(Preparer(tokenizer, Limits(600, 64)), RERANKS, ChatRenderer("tiny", {}, {}))
+    query = Prompt("the tide", add_special_tokens=False, cache_salt="s", truncation_side="left")
+    document = Prompt("came in and went out", add_special_tokens=False)
+    whole = scorer.prepare([query], [document], PoolingParams()).requests[0]
+    assert tokenizer.bos_token_id not in whole.token_ids and whole.cache_salt == "s"
+    cut = scorer.prepare([query], [document], PoolingParams(truncate_prompt_tokens=2)).requests[0]
+    assert cut.token_ids[-1] == whole.token_ids[-1] and len(cut.token_ids) == 2
+    written = scorer.prepare([query], [document], PoolingParams(), template="{{ query }}").requests[0]
+    assert written.cache_salt == "s"
 
 
 @pytest.mark.parametrize("source", ["argument", "user", "model"])

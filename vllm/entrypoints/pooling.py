@@ -189,6 +189,8 @@ class PoolingCalls:
         scorer = Scorer(self.llm_engine.preparer, pooling, self._renderer)
         both = [texts_of(data_1, "data_1"), texts_of(data_2, "data_2")]
         given = PoolingParams() if pooling_params is None else pooling_params
+        if not isinstance(given, PoolingParams):
+            raise TypeError(f"pooling_params must be PoolingParams, got {given!r}")
         parsed, params = _tokenization(
             [prompt for side in both for prompt in side], given, tokenization_kwargs, truncate_prompt_tokens
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -133,13 +133,13 @@ class Scorer:
                 raise RequestError("this model reads two texts in one prompt; give texts, not token ids", "prompt")
         template = template if template is not None else self._own_template()
         if template is None:
-            return [Prompt(query.text, pair=document.text) for query, document in pairs]
+            return [replace(query, pair=document.text) for query, document in pairs]
         if params.truncate_prompt_tokens is not None:
             raise RequestError(
                 "truncate_prompt_tokens would cut the end of what the template writes; shorten the texts instead",
                 "truncate_prompt_tokens",
             )
-        return [self._written(template, query.text or "", document.text or "", variables) for query, document in pairs]
+        return [self._written(template, query, document.text or "", variables) for query, document in pairs]
 
     def _own_template(self) -> str | None:
         """Return the template that the user or the model has for pairs."""
@@ -148,11 +148,11 @@ class Scorer:
         own = self._renderer.templates.get("default", "")
         return own if all(role.search(own) for role in _ROLES) else None
 
-    def _written(self, template: str, query: str, document: str, variables: Mapping[str, Any]) -> Prompt:
-        messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
-        texts = {"query": query, "document": document}
+    def _written(self, template: str, query: Prompt, document: str, variables: Mapping[str, Any]) -> Prompt:
+        texts = {"query": query.text or "", "document": document}
+        messages = [{"role": role, "content": text} for role, text in texts.items()]
         options = ChatOptions(chat_template=template, chat_template_kwargs={**variables, **texts})
-        return Prompt(self._renderer.render(messages, options), add_special_tokens=False)
+        return replace(query, text=self._renderer.render(messages, options), add_special_tokens=False)
 
 
 def texts_of(data: Any, name: str) -> list[Prompt]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 from typing import Any
 
@@ -211,6 +212,8 @@ def test_long_inputs_are_embedded_in_pieces_if_the_model_may() -> None:
         ({"prompt_name": "query"}, "prompt_name", "no prompt called 'query'; it has none at all"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "at least 1, or -1"),
         ({"cache_salt": ""}, "cache_salt", "cache_salt is empty"),
+        ({"embed_dtype": "float16"}, "embed_dtype", "is for encoding_format base64, bytes"),
+        ({"endianness": "big", "encoding_format": "float"}, "endianness", "is for encoding_format base64, bytes"),
         ({"data": {"a": 1}}, "data", "no processors of other data"),
         ({"request_id": "a b"}, "request_id", "make an id"),
     ],
@@ -252,6 +255,17 @@ def test_a_task_that_the_model_does_not_have_is_refused() -> None:
         assert answer.status == 400 and f"this model can classify, not {task}" in answer.error["message"]
     answer = client().post("/classify", {"input": "a"})
     assert answer.status == 400 and "this model can embed, token_embed, not classify" in answer.error["message"]
+
+
+def test_a_name_of_a_prompt_that_could_not_be_put_anywhere_is_refused() -> None:
+    using = client(dataclasses.replace(EMBEDS, prompts=(("query", "ask: "),)))
+    messages = [{"role": "user", "content": "a"}]
+    answer = using.post(PATH, {"messages": messages, "prompt_name": "query"})
+    assert answer.status == 400 and "the template's" in answer.error["message"]
+    answer = using.post("/pooling", {"input": "a", "task": "token_embed", "prompt_name": "query"})
+    assert answer.status == 400 and "embeddings of whole inputs" in answer.error["message"]
+    assert using.post("/pooling", {"input": "a", "prompt_name": "query"}).status == 200
+    assert using.engine.seen[-1].prompt == "ask: a"
 
 
 # ── what ends a request ─────────────────────────────────────────────────────────────────────────────────────────────

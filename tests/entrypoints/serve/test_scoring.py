@@ -63,6 +63,7 @@ def test_many_are_scored_one_by_one(pooling: Pooling) -> None:
         ({"text_1": "a", "text_2": {"prompt_token_ids": [5]}}, "text_2: give texts, not token ids"),
         ({"text_1": "a", "text_2": {"prompt": 5}}, "'prompt' must be a text"),
         ({"text_1": "a", "text_2": "b " * 600}, "tokens, but max_model_len=512 is the most; shorten it, set truncate"),
+        ({"text_1": "a", "text_2": "b", "cache_salt": ""}, "cache_salt is empty"),
         ({"text_1": "a", "text_2": "b", "chat_template": "{{ query }}"}, "only name one of the model's templates"),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 
 from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.http import Reply, encode
-from vllm.entrypoints.serve.pooling.numbers import binary, written
+from vllm.entrypoints.serve.pooling.numbers import binary, check_form, written
 from vllm.entrypoints.serve.pooling.protocol import Embedding, EmbeddingRequest, Embeddings, refusal
 from vllm.entrypoints.serve.pooling.running import now, params_of, pool, prompts_of, sent, usage_of, with_names, write
 from vllm.entrypoints.serve.route import Answer, Route
@@ -16,6 +16,7 @@ async def embeddings(call: Call) -> Answer:
     """Embed each input."""
     body: EmbeddingRequest = call.body
     model = call.server.model_named(body.model)
+    check_form(body)
     name = f"embd-{(public := call.id(body.request_id))}"
     prompts = with_names(await prompts_of(call), call)
     outputs = await pool(call, prompts, params_of(body), "embed")

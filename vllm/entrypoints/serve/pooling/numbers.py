@@ -74,6 +74,14 @@ BY_TYPE: dict[str, Callable[[np.ndarray], msgspec.Raw | str]] = {
 """How an embedding is written in each of Cohere's types."""
 
 
+def check_form(body: EmbeddingRequest) -> None:
+    """Raise RequestError for a form of numbers that text can't have."""
+    if body.encoding_format in (None, "float"):
+        for field, usual in (("embed_dtype", "float32"), ("endianness", "native")):
+            if getattr(body, field) not in (None, usual):
+                raise RequestError(f"{field} is for encoding_format base64, bytes and bytes_only", field)
+
+
 def written(data: np.ndarray, body: EmbeddingRequest) -> Any:
     """Return numbers in the form that a body asks for, JSON or base64."""
     if body.encoding_format != "base64":

@@ -6,7 +6,7 @@ import numpy as np
 
 from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.http import Reply, encode
-from vllm.entrypoints.serve.pooling.numbers import binary, written
+from vllm.entrypoints.serve.pooling.numbers import binary, check_form, written
 from vllm.entrypoints.serve.pooling.protocol import PooledData, PooledList, PoolingRequest, refusal
 from vllm.entrypoints.serve.pooling.running import (
     now,
@@ -20,16 +20,20 @@ from vllm.entrypoints.serve.pooling.running import (
     write,
 )
 from vllm.entrypoints.serve.route import Answer, Route
+from vllm.errors import RequestError
 
 
 async def pooling(call: Call) -> Answer:
     """Pool each input."""
     body: PoolingRequest = call.body
     model = call.server.model_named(body.model)
+    check_form(body)
     name = f"pool-{(public := call.id(body.request_id))}"
     prompts = await prompts_of(call)
     if (body.task or pooling_of(call).tasks[0]) == "embed":
         prompts = with_names(prompts, call)
+    elif body.prompt_name is not None:
+        raise RequestError("prompt_name is for embeddings of whole inputs", "prompt_name")
     outputs = await pool(call, prompts, params_of(body), body.task)
     head = PooledList(name, "list", now(), model, [], usage_of(call, outputs))
     arrays = [output.outputs.data for output in outputs]

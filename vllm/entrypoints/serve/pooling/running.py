@@ -45,25 +45,25 @@ async def prompts_of(call: Call) -> list[Prompt]:
     body: PromptsRequest = call.body
     if (body.input is None) == (body.messages is None):
         raise RequestError("give either input or messages", "input")
-    if body.cache_salt == "":
-        raise RequestError("cache_salt is empty; leave it out or give a text", "cache_salt")
     if body.messages is not None:
         body.add_generation_prompt = bool(body.add_generation_prompt)
         text = await render(call, body.messages)
-        return [_dressed(Prompt(text), body, special=bool(body.add_special_tokens))]
+        return dressed([Prompt(text)], body, special=bool(body.add_special_tokens))
     if body.input == []:
         raise RequestError("input is an empty list; give at least one text", "input")
     if isinstance(body.input, list) and not isinstance(body.input[0], int):
         check_count(call, len(body.input), "input")
     with named("input"):
         prompts = parse_prompts(body.input)  # type: ignore[arg-type]
-    return [_dressed(prompt, body, special=body.add_special_tokens is not False) for prompt in prompts]
+    return dressed(prompts, body, special=body.add_special_tokens is not False)
 
 
-def _dressed(prompt: Prompt, body: PooledRequest, special: bool) -> Prompt:
-    return dataclasses.replace(
-        prompt, cache_salt=body.cache_salt, add_special_tokens=special, truncation_side=body.truncation_side
-    )
+def dressed(prompts: Sequence[Prompt], body: PooledRequest, special: bool) -> list[Prompt]:
+    """Return prompts with what the body says of all of them.  Raises RequestError."""
+    if body.cache_salt == "":
+        raise RequestError("cache_salt is empty; leave it out or give a text", "cache_salt")
+    said = {"cache_salt": body.cache_salt, "add_special_tokens": special, "truncation_side": body.truncation_side}
+    return [dataclasses.replace(prompt, **said) for prompt in prompts]  # type: ignore[arg-type]
 
 
 def check_count(call: Call, count: int, field: str) -> None:
@@ -78,6 +78,8 @@ def with_names(prompts: list[Prompt], call: Call) -> list[Prompt]:
     if name is not None:
         named_text(name, pooling)  # says what is wrong with it
     if call.body.messages is not None:
+        if name is not None:
+            raise RequestError("prompt_name is for input; what goes before messages is the template's", "prompt_name")
         return prompts
     return with_text_before(prompts, pooling, *([] if name is None else [name]))
 

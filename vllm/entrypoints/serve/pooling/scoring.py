@@ -6,7 +6,6 @@ request can't bring one.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from vllm.entrypoints.serve.context import Call
@@ -27,7 +26,17 @@ from vllm.entrypoints.serve.pooling.protocol import (
     SearchUnits,
     refusal,
 )
-from vllm.entrypoints.serve.pooling.running import check_count, named, now, params_of, pooling_of, run, sent, usage_of
+from vllm.entrypoints.serve.pooling.running import (
+    check_count,
+    dressed,
+    named,
+    now,
+    params_of,
+    pooling_of,
+    run,
+    sent,
+    usage_of,
+)
 from vllm.entrypoints.serve.route import Answer, Route
 from vllm.errors import RequestError
 from vllm.inputs.prompts import Prompt
@@ -78,13 +87,7 @@ def _texts(call: Call, given: Any, field: str) -> list[Prompt]:
     for prompt in found:
         if prompt.text is None:
             raise RequestError(f"{field}: give texts, not token ids", field)
-    special = body.add_special_tokens is not False
-    return [
-        dataclasses.replace(
-            prompt, cache_salt=body.cache_salt, add_special_tokens=special, truncation_side=body.truncation_side
-        )
-        for prompt in found
-    ]
+    return dressed(found, body, special=body.add_special_tokens is not False)
 
 
 async def _scores(
