@@ -180,3 +180,20 @@ def test_pairs_that_cannot_be_written_are_refused(
 def test_texts_that_are_embedded_may_be_token_ids(tokenizer: Tokenizer) -> None:
     found = scoring(tokenizer, EMBEDS, [5, 6], ["x"])
     assert found.requests[0].token_ids == [5, 6]
+
+
+@pytest.mark.parametrize("template", [None, "{{ query }}{{ document }}"])
+def test_a_pair_keeps_what_its_texts_say_of_the_cache(tokenizer: Tokenizer, template: str | None) -> None:
+    """Requests with different salts must not share blocks, however the pair is written."""
+    salts = []
+    for query, document in [
+        ("a", "x"),
+        ("a", {"prompt": "x", "cache_salt": "s"}),
+        ({"prompt": "a", "cache_salt": "s"}, "x"),
+    ]:
+        (request,) = scoring(tokenizer, RERANKS, query, document, template=template).requests
+        salts.append(request.cache_salt)
+    assert salts[0] is None and None not in salts[1:]
+    both = [{"prompt": text, "cache_salt": salt} for text, salt in zip("ax", "st", strict=True)]
+    (request,) = scoring(tokenizer, RERANKS, *both, template=template).requests
+    assert request.cache_salt not in salts

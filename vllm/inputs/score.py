@@ -106,7 +106,7 @@ class Scorer:
             )
         chosen = [0] * len(documents) if len(queries) == 1 else list(range(len(documents)))
         if self.task == "classify":
-            both = [(queries[first], document) for first, document in zip(chosen, documents, strict=True)]
+            both = [(_salted(queries[first], second), second) for first, second in zip(chosen, documents, strict=True)]
             prompts = self._pairs(both, params, template, variables or {})
             pairs: list[tuple[int, ...]] = [(position,) for position in range(len(prompts))]
         else:
@@ -153,6 +153,16 @@ class Scorer:
         messages = [{"role": role, "content": text} for role, text in texts.items()]
         options = ChatOptions(chat_template=template, chat_template_kwargs={**variables, **texts})
         return replace(query, text=self._renderer.render(messages, options), add_special_tokens=False)
+
+
+def _salted(query: Prompt, document: Prompt) -> Prompt:
+    """Return a query whose blocks are shared by those alone who know the salts of both texts."""
+    if document.cache_salt in (None, query.cache_salt):
+        return query
+    salt = document.cache_salt
+    if query.cache_salt is not None:
+        salt = f"{len(query.cache_salt)}:{query.cache_salt}{salt}"  # the length keeps apart what joins to the same text
+    return replace(query, cache_salt=salt)
 
 
 def texts_of(data: Any, name: str) -> list[Prompt]:

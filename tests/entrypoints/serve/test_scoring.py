@@ -147,3 +147,21 @@ def test_scores_that_are_no_numbers_never_leave() -> None:
     """Cosines of nothing are 0."""
     reply = ask("/score", client(EMBEDS), text_1="a", text_2="a", use_activation=False)
     assert json.dumps(reply, allow_nan=False) and reply["data"][0]["score"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("pooling", [RERANKS, EMBEDS, LATE])
+def test_a_salt_and_a_side_reach_every_request(pooling: Pooling) -> None:
+    using = client(pooling)
+    ask(
+        "/rerank",
+        using,
+        query="a",
+        documents=["b " * 600, "c"],
+        cache_salt="s",
+        truncate_prompt_tokens=9,
+        truncation_side="left",
+    )
+    ask("/rerank", using, query="a", documents=["b " * 600, "c"], truncate_prompt_tokens=9)
+    salted, bare = using.engine.seen[: len(using.engine.seen) // 2], using.engine.seen[len(using.engine.seen) // 2 :]
+    assert all(request.cache_salt for request in salted) and not any(request.cache_salt for request in bare)
+    assert [r.token_ids for r in salted] != [r.token_ids for r in bare]
