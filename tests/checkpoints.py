@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 SIZES: dict[str, Any] = {
     "vocab_size": 512,
@@ -41,13 +42,18 @@ def spread(model: torch.nn.Module) -> torch.nn.Module:
     return model.float().eval()
 
 
-def save_checkpoint(folder: Path, tokenizer_folder: Path, model_type: str, **changes: Any) -> Path:
-    """Write a model folder with weights under which every part of the model matters."""
+def save_checkpoint(
+    folder: Path, tokenizer_folder: Path, model_type: str, head: str = "ForCausalLM", **changes: Any
+) -> Path:
+    """Write a model folder with weights under which every part of the model matters.
+
+    `head` is the end of the transformers class's name: "ForCausalLM", "ForSequenceClassification", … or nothing.
+    """
     fields = {**SIZES, **KINDS.get(model_type, {}), **changes}
     config = AutoConfig.for_model(model_type, **{name: value for name, value in fields.items() if value is not None})
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        model = spread(AutoModelForCausalLM.from_config(config))
+        model = spread(getattr(transformers, f"AutoModel{head}").from_config(config))
         model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -55,9 +61,10 @@ def save_checkpoint(folder: Path, tokenizer_folder: Path, model_type: str, **cha
     return folder
 
 
-def reference(folder: Path) -> PreTrainedModel:
+def reference(folder: Path, head: str = "ForCausalLM") -> PreTrainedModel:
     """The checkpoint in transformers, in float32."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    kind = getattr(transformers, f"AutoModel{head}")
+    return kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 @torch.inference_mode()

@@ -14,16 +14,23 @@ from typing import Any
 
 TARGET = Path(__file__).parents[1] / "vllm" / "assets" / "configurations.json"
 MODEL_TYPES = (
+    "bert",
+    "camembert",
+    "distilbert",
+    "electra",
     "gemma",
     "gemma2",
     "gpt2",
     "llama",
     "mistral",
     "mixtral",
+    "mpnet",
     "opt",
     "qwen2",
     "qwen3",
     "qwen3_moe",
+    "roberta",
+    "xlm-roberta",
 )
 # What the base class declares is annotated with names that only type checkers see.
 _BASE = {
@@ -34,8 +41,8 @@ _BASE = {
     "dtype": ["str", "null"],
     "chunk_size_feed_forward": ["int"],
     "is_encoder_decoder": ["bool"],
-    "id2label": ["null"],
-    "label2id": ["null"],
+    "id2label": ["null", "dict"],
+    "label2id": ["null", "dict"],
     "problem_type": ["null"],
 }
 

@@ -47,11 +47,6 @@ def test_the_context_length_follows_the_rope(
     assert config.model.max_model_len == length
 
 
-def test_a_gemma3_names_its_extended_length() -> None:
-    ropes = {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {"rope_type": "default"}}
-    assert setup._scaled(131072, ropes) == 131072
-
-
 def test_a_generation_config_may_come_from_a_folder(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.125}')
     config, _ = resolve(EngineArgs(model=str(checkpoint("llama")), generation_config=str(tmp_path)))

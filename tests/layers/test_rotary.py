@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,6 +42,16 @@ def test_a_table_is_frozen_at_the_longest_sequence(kind: str, max_model_len: int
     table = cos_sin_table(rope_of(config, HEAD_DIM), max_model_len)
     assert table.dtype == torch.float32
     torch.testing.assert_close(table, factor * torch.cat((angles.cos(), angles.sin()), 1), rtol=0, atol=2e-5)
+
+
+def test_a_theta_times_the_factor_interpolates_the_slowest_pair_by_it() -> None:
+    parameters = {"rope_type": "ntk", "rope_theta": 5000.0, "factor": 4.0}
+    rope = rope_of(SimpleNamespace(rope_parameters=parameters, max_position_embeddings=ORIGINAL), HEAD_DIM)
+    found, factor = rope.stretch.frequencies(rope.theta, rope.width, 100)
+    plain = 5000.0 ** -(torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    torch.testing.assert_close(plain[-1] / found[-1], torch.tensor(4.0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(plain[0] / found[0], torch.tensor(4.0 ** (2 / HEAD_DIM)), rtol=1e-4, atol=0)
+    assert factor == 1.0
 
 
 def test_part_of_a_head_is_rotated_in_whole_pairs() -> None:

@@ -41,6 +41,21 @@ def test_a_window_may_be_columns_of_a_parameter() -> None:
     assert torch.equal(whole, torch.cat([left, right], dim=1))
 
 
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_the_first_berts_call_the_weights_of_a_norm_otherwise(prefix: str) -> None:
+    weight, bias, other = torch.zeros(2), torch.zeros(2), torch.zeros(2)
+    windows = [window("bert.n.weight", weight), window("bert.n.bias", bias), window("bert.gamma", other)]
+    stored = [("n.gamma", torch.ones(2)), ("n.beta", torch.full((2,), 2.0)), ("gamma", torch.full((2,), 3.0))]
+    fill(windows, [(prefix + name, tensor) for name, tensor in stored], where="x", prefixes=["bert."])
+    assert (weight == 1).all() and (bias == 2).all() and (other == 3).all()
+
+
+def test_both_names_of_one_weight_are_one_too_many() -> None:
+    stored = [("n.gamma", torch.ones(2)), ("n.weight", torch.ones(2))]
+    with pytest.raises(ModelError, match=r"n.weight comes twice"):
+        fill([window("n.weight", torch.zeros(2))], stored, where="x")
+
+
 def test_a_scalar_and_an_empty_tensor_are_filled() -> None:
     scalar, empty = torch.zeros(()), torch.empty(0, 3)
     fill([window("s", scalar), window("e", empty)], [("s", torch.tensor(2.0)), ("e", torch.empty(0, 3))], where="x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,24 @@ def test_only_one_copy_of_the_weights_is_fetched(tmp_path: Path, monkeypatch: py
     (tmp_path / "model.safetensors").touch()
     find_model("org/model")
     assert len(calls) == 3
+
+
+def test_the_modules_of_sentence_transformers_are_fetched_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def download(_: str, **options: Any) -> str:
+        calls.append(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    (tmp_path / "model.safetensors").touch()
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense")]
+    entries = [{"idx": i, "path": path, "type": f"a.{kind}"} for i, (path, kind) in enumerate(kinds)]
+    (tmp_path / "modules.json").write_text(json.dumps(entries))
+    find_model("org/model", revision="v1")
+    assert len(calls) == 2 and calls[1]["revision"] == "v1" and not calls[1]["ignore_patterns"]
+    wanted = {"1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "2_Dense/pytorch_model.bin"}
+    assert wanted <= set(calls[1]["allow_patterns"])
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,10 @@ from vllm.models.registry import ARCHITECTURES
 
 WHERE = Path("/models/one")
 TINY = {"vocab_size": 60000, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 6}
+SIZES = {
+    "gpt2": {"vocab_size": 60000, "n_embd": 64, "n_head": 4, "n_layer": 6},
+    "distilbert": {"vocab_size": 60000, "dim": 64, "n_heads": 4, "n_layers": 6},
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -79,6 +83,26 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "GPTNeoXForCausalLM": {"model_type": "gpt_neox", "rotary_pct": 0.25, "rotary_emb_base": 10000},
     "OPTForCausalLM": {"model_type": "opt", "_remove_final_layer_norm": False, "prefix": "</s>", "ffn_dim": 3072},
     "Phi3ForCausalLM": {"model_type": "phi3", "original_max_position_embeddings": 4096, "sliding_window": 2047},
+    "BertModel": {
+        "model_type": "bert",
+        "classifier_dropout": None,
+        "gradient_checkpointing": False,
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "position_embedding_type": "absolute",
+        "type_vocab_size": 2,
+    },
+    "BertForSequenceClassification": {
+        "model_type": "bert",
+        "id2label": {"0": "contradiction", "1": "entailment", "2": "neutral"},
+        "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.1.0"},
+    },
+    "CamembertModel": {"model_type": "camembert", "output_past": True, "max_position_embeddings": 514},
+    "DistilBertModel": {"model_type": "distilbert", "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": False},
+    "ElectraModel": {"model_type": "electra", "embedding_size": 128, "summary_activation": "gelu"},
+    "MPNetModel": {"model_type": "mpnet", "relative_attention_num_buckets": 32, "pad_token_id": 1},
+    "RobertaModel": {"model_type": "roberta", "max_position_embeddings": 514, "type_vocab_size": 1},
+    "XLMRobertaModel": {"model_type": "xlm-roberta", "output_past": True, "pad_token_id": 1, "vocab_size": 250002},
 }
 
 
@@ -135,7 +159,7 @@ def _same(left: Any, right: Any) -> bool:
     return _exact(_public(left)) == _exact(_public(right))
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("architecture", sorted({*ARCHITECTURES, *PUBLISHED}))
 def test_every_published_configuration_is_that_of_transformers(architecture: str, tmp_path: Path) -> None:
     from transformers import AutoConfig
 
@@ -179,6 +203,10 @@ OF_KIND: dict[str, list[Any]] = {
         {key: value for key, value in LLAMA3.items() if key != "low_freq_factor"},
         {"full_attention": {"rope_type": "default"}},
         {"a": 1},
+        {"0": "a", "1": "b"},
+        {"0": "a", "1": 1},
+        {"a": 0},
+        {"a": "0", "b": "1"},
         {},
     ],
 }
@@ -205,6 +233,8 @@ BESIDE: dict[str, list[str]] = {
     "per_layer_config": ["dict"],
     "_foo": ["int"],
     "auto_map": ["dict"],
+    "position_embedding_type": ["str"],
+    "sentence_transformers": ["dict"],
 }
 
 
@@ -226,7 +256,7 @@ def _entries(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
 @given(data=st.data())
 def test_whatever_a_file_says_it_is_read_as_transformers_reads_it_or_left_to_it(data: st.DataObject) -> None:
     model_type = data.draw(st.sampled_from(sorted(_DERIVED)))
-    sizes = {"vocab_size": 60000, "n_embd": 64, "n_head": 4, "n_layer": 6} if model_type == "gpt2" else TINY
+    sizes = SIZES.get(model_type, TINY)
     content = {"model_type": model_type, "architectures": ["X"], **sizes}
     content |= data.draw(_entries(model_type))
     config = plain_config(copy.deepcopy(content), WHERE)

@@ -250,9 +250,12 @@ MUTATIONS: dict[str, Callable[[TransformerSpec], TransformerSpec]] = {
     "one rope": one_rope,
     "norm offset": lambda spec: replace(spec, norm=replace(spec.norm, offset=0.0)),
     "eps": lambda spec: replace(spec, norm=replace(spec.norm, eps=1e-2)),
-    "embed scale": lambda spec: replace(spec, embed_scale=1.0),
+    "embed scale": lambda spec: replace(spec, entry=replace(spec.entry, scale=1.0)),
     "logit softcap": lambda spec: replace(spec, logit_softcap=0.0),
-    "positions": lambda spec: replace(spec, positions=spec.positions and replace(spec.positions, offset=0, count=66)),
+    "positions": lambda spec: replace(
+        spec,
+        entry=replace(spec.entry, positions=spec.entry.positions and replace(spec.entry.positions, offset=0, count=66)),
+    ),
     "block": lambda spec: replace(spec, layers=tuple(replace(layer, block="pre") for layer in spec.layers)),
 }
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, GPT2Config, LlamaConfig, OPTConfig
+from transformers import AlbertConfig, Gemma2Config, GPT2Config, LlamaConfig, MobileBertConfig, OPTConfig
 
 from vllm.errors import ConfigError, ModelError
 from vllm.layers.placement import Placement
-from vllm.models.registry import build
+from vllm.models.registry import build, find
+from vllm.pooling_params import Pooling
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -86,6 +87,57 @@ def test_more_positions_than_were_learned_are_refused() -> None:
         build(config, Placement(torch.float32, CPU), max_model_len=64)
         with pytest.raises(ConfigError, match="max_model_len=65.*use at most 64"):
             build(config, Placement(torch.float32, CPU), max_model_len=65)
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "head", "both_ways"),
+    [
+        ("BertModel", "Bert", "embed", False),
+        ("Data2VecTextModel", "Data2VecText", "embed", False),
+        ("Gemma3TextModel", "Gemma3", "embed", False),
+        ("Gemma3TextForSequenceClassification", "Gemma3", "classify", False),
+        ("GPT2ForSequenceClassification", "GPT2", "classify", False),
+        ("LlamaBidirectionalForSequenceClassification", "Llama", "classify", True),
+        ("MistralEncoderModel", "Mistral", "embed", True),
+        ("Qwen2ForProcessRewardModel", "Qwen2", "process_reward", False),
+        ("XLMRobertaXLForMaskedLM", "XLMRobertaXL", "embed", False),
+    ],
+)
+def test_a_name_is_a_base_and_a_head(name: str, base: str, head: str, both_ways: bool) -> None:
+    found = find(LlamaConfig(**{**SMALL, "architectures": [name]}))
+    assert (found.name, found.base, found.head, found.both_ways) == (name, base, head, both_ways)
+
+
+@pytest.mark.parametrize(
+    "name", ["BertLMHeadModel", "Model", "ForSequenceClassification", "T5ForConditionalGeneration"]
+)
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ModelError, match="are not supported; known are"):
+        find(LlamaConfig(**{**SMALL, "architectures": [name]}))
+
+
+def test_a_model_that_sees_both_ways_does_not_generate() -> None:
+    with pytest.raises(ModelError, match="its tokens see those behind them, so it can't generate"):
+        build_llama(is_causal=False)
+
+
+def test_quantizing_an_encoder_of_transformers_is_refused() -> None:
+    config = AlbertConfig(**{**SMALL, "architectures": ["AlbertModel"]}, embedding_size=16)
+    pooling = Pooling(("embed",), "CLS")
+    placement = Placement(torch.float32, CPU, "int8")
+    with pytest.raises(ConfigError, match="quantization='int8' can't be used with Albert"):
+        build(config, placement, 16, pooling)
+
+
+def test_an_encoder_whose_head_is_not_known_embeds_only() -> None:
+    config = MobileBertConfig(
+        **{**SMALL, "architectures": ["MobileBertForSequenceClassification"]},
+        embedding_size=16,
+        intra_bottleneck_size=16,
+        true_hidden_size=16,
+    )
+    with pytest.raises(ModelError, match="the head that classifies is not known for MobileBert.*task='embed'"):
+        build(config, Placement(torch.float32, CPU), 16, Pooling(("classify",), "CLS", num_labels=2))
 
 
 def test_models_that_see_the_future_or_an_encoder_are_refused() -> None:

@@ -20,6 +20,8 @@ from vllm.loader.config import dtype_of, read_config, read_generation_config
 from vllm.loader.find import find_model
 from vllm.logging import get_logger
 from vllm.models.registry import architecture_of
+from vllm.models.tasks import native_length, resolve_pooling
+from vllm.pooling_params import PoolerConfig, Pooling
 
 logger = get_logger(__name__)
 
@@ -52,7 +54,8 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
     if not args.skip_tokenizer_init:
         tokenizer_path = path if args.tokenizer is None else _find(args, args.tokenizer, args.tokenizer_revision)
         tokenizer = load_tokenizer(tokenizer_path, trust_remote_code=args.trust_remote_code)
-    max_model_len = _max_model_len(args, text_config)
+    max_model_len = _max_model_len(args, hf_config, path)
+    pooling = _pooling(args, hf_config, path)
     model = ModelConfig(
         model=args.model,
         path=str(path),
@@ -75,6 +78,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         max_logprobs=args.max_logprobs,
         logprobs_mode=args.logprobs_mode,
         seed=args.seed,
+        pooling=pooling,
     )
     scheduler = _scheduler(args, max_model_len)
     cache = CacheConfig(
@@ -158,18 +162,24 @@ def _dtype(wanted: str, stored: str | None) -> str:
     return stored
 
 
-def _max_model_len(args: EngineArgs, text_config: Any) -> int:
-    """Settle the context length: what is asked for, at most what the model was made for."""
-    known = next(
-        (
-            getattr(text_config, name, None)
-            for name in ("max_position_embeddings", "n_positions", "max_seq_len")
-            if getattr(text_config, name, None)
-        ),
-        None,
+def _pooling(args: EngineArgs, hf_config: Any, path: Path) -> Pooling | None:
+    """Settle what the model is for; None: it generates."""
+    if args.task == "transcription":
+        raise ConfigError("task='transcription' is not supported by this version; leave it out")
+    given = args.override_pooler_config | args.pooler_config
+    return resolve_pooling(
+        hf_config,
+        path,
+        runner=args.runner,
+        convert=args.convert,
+        task=args.task,
+        pooler_config=PoolerConfig(**given) if given else None,
     )
-    if known is not None:
-        known = _scaled(known, getattr(text_config, "rope_parameters", None))
+
+
+def _max_model_len(args: EngineArgs, hf_config: Any, path: Path) -> int:
+    """Settle the context length: what is asked for, at most what the model was made for."""
+    known = native_length(hf_config, path)
     if args.max_model_len is None:
         if known is None:
             raise ConfigError("the checkpoint names no context length; set max_model_len")
@@ -180,19 +190,6 @@ def _max_model_len(args: EngineArgs, text_config: Any) -> int:
             f"most {known}, or set VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 to try what comes beyond"
         )
     return args.max_model_len
-
-
-def _scaled(length: int, rope: dict[str, Any] | None) -> int:
-    """Rope scaling extends the length that a config names as the original one; some configs name the extended one.
-
-    Where each kind of layer has its own rope (gemma3), all of them must be extended.
-    """
-    kinds = [kind for kind in (rope or {}).values() if isinstance(kind, dict)] or [rope or {}]
-    factors = [kind.get("factor") or 1.0 for kind in kinds if kind.get("rope_type") in ("linear", "dynamic", "yarn")]
-    originals = [kind.get("original_max_position_embeddings") for kind in kinds]
-    if len(factors) < len(kinds) or any(original and original < length for original in originals):
-        return length
-    return int(length * min(factors))
 
 
 def _scheduler(args: EngineArgs, max_model_len: int) -> SchedulerConfig:

@@ -1,17 +1,18 @@
-"""Self-attention over the paged cache."""
+"""Self-attention over the paged cache, or over the tokens of one step."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vllm.kv_cache.spec import CacheSpec, Full, Window
+from vllm.kv_cache.spec import CacheSpec, Full, Scratch, Window
 from vllm.layers.linear import Linear
+from vllm.layers.position_bias import RelativeBias
 from vllm.layers.step import Step
 from vllm.ops.attention import AttentionOptions
 
 
 class Attention(nn.Module):
-    """Causal attention with grouped heads.  [T, D] -> [T, D]"""
+    """Attention with grouped heads.  [T, D] -> [T, D]"""
 
     def __init__(
         self,
@@ -22,9 +23,11 @@ class Attention(nn.Module):
         normalize: tuple[nn.Module, nn.Module],
         rotary: nn.Module,
         options: AttentionOptions,
+        position_bias: RelativeBias | None = None,
     ) -> None:
         """`index` counts the attention layers in call order; `heads` is (H, G, E); `projections` are qkv and out;
-        `normalize` is what is applied to each head of q and of k; `rotary` turns (q, k, positions) into (q, k)."""
+        `normalize` is what is applied to each head of q and of k; `rotary` turns (q, k, positions) into (q, k); `position_bias`
+        holds the bias of `options`, where it is learned."""
         super().__init__()
         self.index = index
         self.num_heads, self.num_kv_heads, self.head_dim = heads
@@ -32,11 +35,14 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = normalize
         self.rotary = rotary
         self.options = options
+        self.position_bias = position_bias
 
     @property
     def cache_spec(self) -> CacheSpec:
         """What memory this layer needs."""
         shape = (self.num_kv_heads, self.head_dim, self.head_dim)
+        if not self.options.causal:
+            return Scratch(*shape)
         return Full(*shape) if self.options.window is None else Window(*shape, size=self.options.window)
 
     def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:

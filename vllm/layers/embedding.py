@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,19 +42,51 @@ class TokenInput(nn.Module):
         return self.tokens(step.token_ids, self.scale)
 
 
-class PositionedInput(nn.Module):
-    """Token embeddings, projected to the model's width, plus learned position embeddings.  -> [T, D]"""
+class Positions(nn.Module):
+    """Learned embeddings of positions.  -> [T, D]"""
 
-    def __init__(self, tokens: Embedding, project: nn.Module, positions: Embedding, offset: int) -> None:
+    def __init__(self, table: Embedding, offset: int) -> None:
+        """`offset` is the row of position 0."""
         super().__init__()
-        self.tokens = tokens
-        self.project = project
-        self.positions = positions
+        self.table = table
         self.offset = offset
 
     def forward(self, step: Step) -> Tensor:
-        tokens = self.project(self.tokens(step.token_ids))
-        return ops.add(tokens, self.positions(step.positions, offset=self.offset))
+        return self.table(step.positions, offset=self.offset)
+
+
+class TokenTypes(nn.Module):
+    """Learned embeddings of which of a pair of texts a token is of.  -> [T, D]"""
+
+    def __init__(self, num_types: int, width: int, name: str, placement: Placement) -> None:
+        """A model that knows one type takes the second text for it too."""
+        super().__init__()
+        self.name = name
+        self.num_types = num_types
+        self.matrix = placement.unquantized.matrix(max(num_types, 2), width)
+
+    def forward(self, step: Step) -> Tensor:
+        return self.matrix.look_up(step.token_types)
+
+    def windows(self) -> Iterator[Window]:
+        rows = self.matrix.shape.rows
+        cut = None if rows == self.num_types else lambda stored: stored.expand(rows, -1)
+        yield Window(f"{self.name}.weight", self.matrix.place(0, rows), cut)
+
+
+class Sum(nn.Module):
+    """The sum of several embeddings of a token.  -> [T, D]"""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, step: Step) -> Tensor:
+        first, *others = self.parts
+        x: Tensor = first(step)
+        for other in others:
+            x = ops.add(x, other(step))
+        return x
 
 
 class TiedLinear(nn.Module):

@@ -31,17 +31,20 @@ class RmsNorm(nn.Module):
 class LayerNorm(nn.Module):
     """(x - mean(x)) / deviation(x) · weight + bias; without the last two if not affine.  [..., D] -> [..., D]"""
 
-    def __init__(self, width: int, name: str, placement: Placement, eps: float, affine: bool = True) -> None:
+    def __init__(
+        self, width: int, name: str, placement: Placement, eps: float, *, affine: bool = True, bias: bool = True
+    ) -> None:
         super().__init__()
         self.name = name
         self.eps = eps
         self.weight = placement.parameter(width) if affine else None
-        self.bias = placement.parameter(width) if affine else None
+        self.bias = placement.parameter(width) if affine and bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
     def windows(self) -> Iterator[Window]:
-        if self.weight is not None and self.bias is not None:
+        if self.weight is not None:
             yield Window(f"{self.name}.weight", TensorPlace(self.weight))
+        if self.bias is not None:
             yield Window(f"{self.name}.bias", TensorPlace(self.bias))

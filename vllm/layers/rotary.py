@@ -87,6 +87,17 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class Ntk:
+    """Theta times the factor, and every frequency divided by factor^(2 / width), so that the slowest pair is
+    interpolated by just the factor.  https://kexue.fm/archives/9706, equation 6"""
+
+    factor: float
+
+    def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
+        return 1 / _wavelengths(theta * self.factor, width) / self.factor ** (2 / width), 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class DynamicNtk:
     """A larger theta, as much larger as the longest sequence is longer than the original ones."""
 

@@ -7,9 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from vllm.kv_cache.spec import CacheSpec
+from vllm.kv_cache.spec import CacheSpec, Scratch
 from vllm.layers.attention import Attention
-from vllm.layers.embedding import Head, PositionedInput, TokenInput
+from vllm.layers.embedding import Head
 from vllm.layers.pooler import Pooler
 from vllm.layers.step import Step
 from vllm.ops.matrix import Matrix
@@ -32,7 +32,7 @@ class Transformer(nn.Module):
 
     def __init__(
         self,
-        entry: TokenInput | PositionedInput,
+        entry: nn.Module,
         blocks: Sequence[nn.Module],
         norm: nn.Module,
         head: Head | Pooler,
@@ -40,8 +40,9 @@ class Transformer(nn.Module):
         ignored_names: tuple[str, ...],
         base_prefix: str,
     ) -> None:
-        """`ignored_names`: shell-style patterns of checkpoint names that need no place here.  `base_prefix`: how the
-        names begin in a checkpoint of the whole model and not in one of the bare model, without its head."""
+        """`entry` turns a step into the first hidden state.  `ignored_names`: shell-style patterns of checkpoint names
+        that need no place here.  `base_prefix`: how the names begin in a checkpoint of the whole model and not in one
+        of the bare model, without its head."""
         super().__init__()
         self.entry = entry
         self.blocks = nn.ModuleList(blocks)
@@ -62,6 +63,12 @@ class Transformer(nn.Module):
         """What memory the attention layers need, in call order."""
         layers = [module for module in self.modules() if isinstance(module, Attention)]
         return tuple(layer.cache_spec for layer in sorted(layers, key=lambda layer: layer.index))
+
+    @property
+    def whole_prompts(self) -> bool:
+        """Whether a prompt must be computed in one step: tokens see those behind them, or nothing keeps them."""
+        specs = self.cache_specs
+        return not specs or any(isinstance(spec, Scratch) for spec in specs)
 
     @property
     def num_bytes(self) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.errors import ConfigError, ModelError, did_you_mean
+from vllm.loader.foreign_config import translated
 from vllm.loader.plain_config import PlainConfig, plain_config
 
 if TYPE_CHECKING:
@@ -25,6 +26,15 @@ Overrides = Mapping[str, Any] | Callable[["PretrainedConfig"], "PretrainedConfig
 
 # transformers takes these on construction though its classes no longer declare them.
 _LEGACY_NAMES = ("rope_theta", "rope_scaling", "torch_dtype")
+# What people put into a configuration for engines like this one.
+_ENGINE_NAMES = (
+    "classifier_from_token",
+    "is_original_qwen3_reranker",
+    "is_causal",
+    "is_matryoshka",
+    "matryoshka_dimensions",
+    "method",  # how tokens become classes
+)
 
 
 def read_config(
@@ -36,7 +46,7 @@ def read_config(
     one.  With `trust_remote_code` a configuration class that comes with the model is used where transformers has none.
     Raises ModelError if the file is missing, damaged or not understood, ConfigError for an override without effect.
     """
-    raw = _read_model_json(path)
+    raw = translated(_read_model_json(path))
     plain = None if hf_overrides else plain_config(raw, path)
     config = plain or _config_of_transformers(path, raw, trust_remote_code, hf_overrides)
     if not getattr(config, "architectures", None):
@@ -152,7 +162,13 @@ def _merged(raw: dict[str, Any], overrides: dict[str, Any], config_class: Any, w
 def _check_declared(key: str, raw: dict[str, Any], config_class: Any, where: str) -> None:
     parameters = inspect.signature(config_class.__init__).parameters
     closed = hasattr(config_class, "attribute_map")  # an "auto" part takes its class from its content
-    if not closed or key in raw or key in parameters or key in _LEGACY_NAMES or hasattr(config_class, key):
+    if (
+        not closed
+        or key in raw
+        or key in parameters
+        or key in (*_LEGACY_NAMES, *_ENGINE_NAMES)
+        or hasattr(config_class, key)
+    ):
         return
     hint = did_you_mean(key, [*raw, *parameters])
     raise ConfigError(f"{where} has {key!r}, which {config_class.__name__} does not know.{hint}")

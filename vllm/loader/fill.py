@@ -22,6 +22,9 @@ from vllm.errors import ModelError
 from vllm.loader.read import abbreviate
 from vllm.weights import Window
 
+_OLD_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}
+"""How the first checkpoints of bert, converted from TensorFlow, call the weights of a norm."""
+
 
 @torch.no_grad()
 def fill(
@@ -48,7 +51,7 @@ def fill(
     filled: set[str] = set()
     unknown: list[str] = []
     for stored_name, tensor in tensors:
-        names = [stored_name, *(prefix + stored_name for prefix in prefixes)]
+        names = _spellings(stored_name, prefixes)
         name = next((name for name in names if name in places), None)
         if name is None:
             if not any(fnmatchcase(name, pattern) for name in names for pattern in ignored):
@@ -60,6 +63,15 @@ def fill(
             _put(window, tensor, where)
         filled.add(name)
     _check_complete(places, filled, unknown, where)
+
+
+def _spellings(stored_name: str, prefixes: Sequence[str]) -> list[str]:
+    """Return what a stored name may be called by a window, most literal first."""
+    ending = next((ending for ending in _OLD_ENDINGS if stored_name.endswith(ending)), None)
+    names = [stored_name]
+    if ending is not None:
+        names.append(stored_name.removesuffix(ending) + _OLD_ENDINGS[ending])
+    return [*names, *(prefix + name for prefix in prefixes for name in names)]
 
 
 def _put(window: Window, tensor: Tensor, where: str) -> None:

@@ -15,15 +15,17 @@ from pathlib import Path
 
 from vllm import env
 from vllm.errors import ConfigError, ModelError
+from vllm.loader.sentence_transformers import module_folders
 from vllm.logging import get_logger
 
 logger = get_logger(__name__)
 
-_TEXT_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
+_TEXT_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "artifact.metadata"]
 _SAFETENSORS = ["*.safetensors"]
 _PICKLES = ["pytorch_model*.bin"]
 # Second copies of the weights: the trainer's own format, and exports for other engines in subfolders.
 _SECOND_COPIES = ["consolidated*", "*/*.safetensors", "*/*.bin", "*/*.json"]
+_MODULE_FILES = ["config.json", "model.safetensors", "pytorch_model.bin"]
 
 
 def find_model(
@@ -142,18 +144,15 @@ def _from_hub(wanted: _Repository, download_dir: str | None) -> Path:
 
 def _download(wanted: _Repository, cache: Path) -> Path:
     """Fetch the repository, or what is new in it.  "auto" fetches pickled weights only where there are no others."""
-    from huggingface_hub import snapshot_download
+    folder = _download_model(wanted, cache)
+    if modules := module_folders(folder):
+        _fetch(wanted, cache, [f"{path}/{name}" for path in modules for name in _MODULE_FILES], [])
+    return folder
 
+
+def _download_model(wanted: _Repository, cache: Path) -> Path:
     def fetch(weights: list[str]) -> Path:
-        folder = snapshot_download(
-            wanted.name,
-            revision=wanted.revision,
-            cache_dir=cache,
-            token=wanted.token,
-            allow_patterns=_TEXT_FILES + weights,
-            ignore_patterns=_SECOND_COPIES,
-        )
-        return Path(folder)
+        return _fetch(wanted, cache, _TEXT_FILES + weights, _SECOND_COPIES)
 
     if wanted.load_format == "dummy":
         return fetch([])
@@ -163,6 +162,20 @@ def _download(wanted: _Repository, cache: Path) -> Path:
     if wanted.load_format == "safetensors" or any(folder.glob("*.safetensors")):
         return folder
     return fetch(_PICKLES)
+
+
+def _fetch(wanted: _Repository, cache: Path, patterns: list[str], ignored: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(
+        wanted.name,
+        revision=wanted.revision,
+        cache_dir=cache,
+        token=wanted.token,
+        allow_patterns=patterns,
+        ignore_patterns=ignored,
+    )
+    return Path(folder)
 
 
 def _unreachable(wanted: _Repository, cache: Path) -> str:

@@ -32,6 +32,8 @@ _MEANINGFUL = (
     "rope",
     "rotary",
 )
+# What has such a part in its name, or is no plain value, and still has no meaning there.
+_HARMLESS = {"position_embedding_type": "str", "sentence_transformers": "dict"}
 _LLAMA3_ROPE = {
     "rope_theta",
     "rope_type",
@@ -98,7 +100,10 @@ def plain_config(content: dict[str, Any], path: Path) -> PlainConfig | None:
     values |= {key: value for key, value in content.items() if key in fields or key not in dropped}
     values["dtype"] = values["dtype"] or content.get("torch_dtype")
     values["_name_or_path"] = content.get("_name_or_path", values.pop("name_or_path"))
-    values["id2label"], values["label2id"] = {0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1}
+    if values["id2label"] is None:
+        values["id2label"], values["label2id"] = {0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1}
+    else:
+        values["id2label"] = {int(key): label for key, label in values["id2label"].items()}
     if not _has_sound_sizes(values):
         return None
     for derive in _DERIVED[model_type]:
@@ -128,6 +133,12 @@ def _is_plain(key: str, value: Any, known: dict[str, Any]) -> bool:
         return _is_number(value) and "rope_parameters" in fields
     if key in ("dtype", "torch_dtype"):
         return value is None or value in _DTYPES
+    if key == "id2label":
+        return value is None or (isinstance(value, dict) and _are_labels(value))
+    if key == "label2id":
+        return value is None or (isinstance(value, dict) and {_kind(number) for number in value.values()} == {"int"})
+    if key in _HARMLESS:
+        return _kind(value) == _HARMLESS[key]
     if key in fields:
         return _kind(value) in fields[key][1:] or (value == [] and "list[int]" in fields[key])
     if key in ("model_type", "name_or_path", "_name_or_path"):
@@ -137,6 +148,10 @@ def _is_plain(key: str, value: Any, known: dict[str, Any]) -> bool:
     taken = key in _declared()["members"] or key in known["aliases"] or key in known["aliases"].values()
     is_simple = _kind(value) in ("null", "bool", "int", "float", "str", "list[int]", "list[str]")
     return is_simple and not taken and not key.startswith("_") and not any(part in key for part in _MEANINGFUL)
+
+
+def _are_labels(value: Values) -> bool:
+    return all(number.isdecimal() and isinstance(name, str) for number, name in value.items())
 
 
 def _kind(value: Any) -> str:
@@ -153,8 +168,12 @@ def _is_number(value: Any) -> bool:
 
 def _has_sound_sizes(values: Values) -> bool:
     """Whether nothing that is derived divides by nothing, and no class finds fault with the sizes."""
-    hidden, heads = values.get("hidden_size", values.get("n_embd")), values.get("num_attention_heads", 1)
-    layers = values.get("num_hidden_layers", values.get("n_layer"))
+
+    def first(*names: str) -> Any:
+        return next((values[name] for name in names if name in values), 1)
+
+    hidden, heads = first("hidden_size", "n_embd", "dim"), first("num_attention_heads", "n_heads")
+    layers = first("num_hidden_layers", "n_layer", "n_layers")
     return min(hidden, heads, layers) > 0 and hidden % heads == 0 and 0.0 <= values.get("initializer_range", 0.0) <= 1.0
 
 
@@ -166,7 +185,9 @@ def _is_consistent(values: Values) -> bool:
         len(layer_types) != values["num_hidden_layers"] or not known_types.issuperset(layer_types)
     ):
         return False
-    if (values.get("head_dim") or 0) % 2 or values.get("hidden_act") == "gelu":  # the latter means another one to gemma
+    if (values.get("head_dim") or 0) % 2:
+        return False
+    if values.get("hidden_act") == "gelu" and values["model_type"].startswith("gemma"):  # which means another one
         return False
     tokens = [value for name, value in values.items() if name.endswith("_token_id") and isinstance(value, int)]
     if any(not 0 <= token < values["vocab_size"] for token in tokens):
@@ -236,14 +257,21 @@ def _embedding_width(values: Values) -> None:
 
 
 _DERIVED: dict[str, tuple[Callable[[Values], None], ...]] = {
+    "bert": (),
+    "camembert": (),
+    "distilbert": (),
+    "electra": (),
     "gemma": (),
     "gemma2": (_alternating_windows,),
     "gpt2": (),
     "llama": (_kv_heads, _head_dim),
     "mistral": (_kv_heads, _head_dim),
     "mixtral": (_kv_heads,),
+    "mpnet": (),
     "opt": (_embedding_width,),
     "qwen2": (_window, _kv_heads, _upper_windows),
     "qwen3": (_window, _kv_heads, _upper_windows),
     "qwen3_moe": (_window, _dense_layers),
+    "roberta": (),
+    "xlm-roberta": (),
 }

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -13,36 +13,44 @@ from vllm import ops
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.layers.attention import Attention
 from vllm.layers.blocks import Parallel, PostNorm, PreNorm, Sandwich
-from vllm.layers.embedding import Embedding, Head, PositionedInput, TiedLinear, TokenInput
+from vllm.layers.embedding import Embedding, Head, Positions, Sum, TiedLinear, TokenInput, TokenTypes
 from vllm.layers.linear import Linear, Part
 from vllm.layers.mlp import ExpertNames, Mlp, MoE
 from vllm.layers.norm import LayerNorm, RmsNorm
 from vllm.layers.placement import Placement
+from vllm.layers.pooler import Pooler
+from vllm.layers.position_bias import Alibi, Buckets, RelativeBias, alibi_slopes
 from vllm.layers.rotary import NoRotary, Rope, Rotary
 from vllm.layers.transformer import Transformer
 from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, MoeSpec, TransformerSpec
 from vllm.ops.attention import AttentionOptions
 
+Module = TypeVar("Module", bound=nn.Module)
+
 _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "pre": (PreNorm, ("norm1", "norm2")),
+    "pre_ffn": (PreNorm, ("", "norm2")),
     "post": (PostNorm, ("norm1", "norm2")),
     "sandwich": (Sandwich, ("norm1", "norm1_after", "norm2", "norm2_after")),
     "parallel": (Parallel, ("norm1", "norm2")),
 }
-"""Block → its class, and the roles of its norms in the order it takes them."""
+"""Block → its class, and the roles of its norms in the order it takes them; "" where there is none."""
 
 
-def build_transformer(spec: TransformerSpec, placement: Placement, max_model_len: int) -> Transformer:
+def build_transformer(
+    spec: TransformerSpec, placement: Placement, max_model_len: int, pooler: Pooler | None = None
+) -> Transformer:
     """Make the modules of a spec.  Their weights are undefined until the model's windows are filled.
 
     Raises ModelError if the spec asks for what there is not, ConfigError if max_model_len is more than it can do.
     """
-    if spec.positions and max_model_len > spec.positions.count:
+    positions = spec.entry.positions
+    if positions and max_model_len > positions.count:
         raise ConfigError(
-            f"max_model_len={max_model_len}: the model has learned embeddings for {spec.positions.count} positions; "
-            f"use at most {spec.positions.count}"
+            f"max_model_len={max_model_len}: the model has learned embeddings for {positions.count} positions; "
+            f"use at most {positions.count}"
         )
-    return _Builder(spec, placement, max_model_len).transformer()
+    return _Builder(spec, placement, max_model_len, pooler).transformer()
 
 
 @dataclass(slots=True)
@@ -50,49 +58,73 @@ class _Builder:
     spec: TransformerSpec
     placement: Placement
     max_model_len: int
+    pooler: Pooler | None
+    """The head of a model that pools; else one is made that generates."""
     rotaries: dict[Rope, Rotary] = field(default_factory=dict)
     """Layers with the same rope share one table."""
+    biases: dict[Buckets, RelativeBias] = field(default_factory=dict)
+    """Layers with the same learned bias share it."""
+    shared: dict[tuple[str, ...], nn.Module] = field(default_factory=dict)
+    """What was made of a tensor, by its name: layers whose tensors have one name are one (albert)."""
 
     def transformer(self) -> Transformer:
         spec = self.spec
-        tokens = Embedding(spec.vocab_size, spec.embed_width or spec.width, spec.names["embed"], self.placement)
+        tokens = Embedding(spec.entry.vocab_size, self.embed_width, spec.names["embed"], self.placement)
         ignored = spec.ignored_names
-        if spec.tied:  # some checkpoints store the table a second time
-            ignored += (f"{spec.names['head']}.weight",)
+        if "head" in spec.names and (spec.tied or self.pooler is not None):  # some store the table a second time
+            ignored += (f"{spec.names['head']}.{'weight' if self.pooler is None else '*'}",)
         return Transformer(
             self.entry(tokens),
             [self.block(index, layer) for index, layer in enumerate(spec.layers)],
             self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity(),
-            self.head(tokens),
+            self.head(tokens) if self.pooler is None else self.pooler,
             ignored_names=ignored,
             base_prefix=spec.base_prefix,
         )
 
-    def entry(self, tokens: Embedding) -> TokenInput | PositionedInput:
-        spec = self.spec
-        if not spec.positions:
-            return TokenInput(tokens, spec.embed_scale)
-        rows = spec.positions.count + spec.positions.offset
-        positions = Embedding(rows, spec.width, spec.names["positions"], self.placement)
-        project: nn.Module = nn.Identity()
-        if spec.embed_width:
-            project = Linear(spec.embed_width, [Part(spec.names["project_in"], spec.width)], self.placement)
-        return PositionedInput(tokens, project, positions, spec.positions.offset)
+    @property
+    def embed_width(self) -> int:
+        return self.spec.entry.width or self.spec.width
+
+    def entry(self, tokens: Embedding) -> nn.Module:
+        entry = self.spec.entry
+        parts: list[nn.Module] = [TokenInput(tokens, entry.scale)]
+        if entry.width and not entry.norm:
+            parts = [nn.Sequential(*parts, self.project_in(bias=False))]
+        if entry.positions:
+            rows, width = (
+                entry.positions.count + entry.positions.offset,
+                self.embed_width if entry.norm else self.spec.width,
+            )
+            table = Embedding(rows, width, self.spec.names["positions"], self.placement)
+            parts.append(Positions(table, entry.positions.offset))
+        if entry.token_types:
+            name = self.spec.names["token_types"]
+            parts.append(TokenTypes(entry.token_types, self.embed_width, name, self.placement))
+        whole = parts[0] if len(parts) == 1 else Sum(parts)
+        if not entry.norm:
+            return whole
+        after = [self.norm(self.embed_width, self.spec.names["embed_norm"])]
+        return nn.Sequential(whole, *after, *([self.project_in(bias=True)] if entry.width else []))
+
+    def project_in(self, bias: bool) -> Linear:
+        return Linear(
+            self.embed_width, [Part(self.spec.names["project_in"], self.spec.width)], self.placement, bias=bias
+        )
 
     def head(self, tokens: Embedding) -> Head:
         spec = self.spec
-        width = spec.embed_width or spec.width
         project: nn.Module = nn.Identity()
-        if spec.embed_width:
-            project = Linear(spec.width, [Part(spec.names["project_out"], width)], self.placement)
+        if spec.entry.width:
+            project = Linear(spec.width, [Part(spec.names["project_out"], spec.entry.width)], self.placement)
         if spec.tied:
             return Head(project, TiedLinear(tokens, self.placement), spec.logit_softcap)
-        vocabulary = Linear(width, [Part(spec.names["head"], spec.vocab_size)], self.placement)
+        vocabulary = Linear(self.embed_width, [Part(spec.names["head"], spec.entry.vocab_size)], self.placement)
         return Head(project, vocabulary, spec.logit_softcap)
 
     def block(self, index: int, layer: LayerSpec) -> nn.Module:
         kind, roles = _BLOCKS[layer.block]
-        norms = tuple(self.norm(self.spec.width, self.name(role, index)) for role in roles)
+        norms = tuple(self.norm(self.spec.width, self.name(role, index)) if role else nn.Identity() for role in roles)
         if isinstance(layer.ffn, MoeSpec):
             return kind(self.attention(index, layer.attention), self.moe(index, layer.ffn), norms)
         return kind(self.attention(index, layer.attention), self.mlp(index, layer.ffn), norms)
@@ -106,14 +138,31 @@ class _Builder:
             )
         qkv = self.linear(self.spec.width, self.qkv_parts(index, attention), attention.qkv_bias)
         out = [Part(self.name("o", index), self.spec.width)]
+        options, bias = self.options(attention)
         return Attention(
             index,
             heads,
             (qkv, self.linear(attention.heads * attention.head_dim, out, attention.out_bias)),
             normalize=(self.head_norm("q_norm", index, attention), self.head_norm("k_norm", index, attention)),
             rotary=self.rotary(attention.rope),
-            options=AttentionOptions(attention.scale, attention.window, attention.softcap),
+            options=options,
+            position_bias=bias,
         )
+
+    def options(self, attention: AttentionSpec) -> tuple[AttentionOptions, RelativeBias | None]:
+        """Return what an attention does beside its products, and where its bias is learned the module that holds it."""
+        options = AttentionOptions(attention.scale, attention.window, attention.softcap, causal=attention.causal)
+        buckets = attention.position_bias
+        if isinstance(buckets, Alibi):
+            slopes = alibi_slopes(attention.heads).to(self.placement.device)
+            return replace(options, alibi_slopes=slopes), None
+        if buckets is None:
+            return options, None
+        if buckets not in self.biases:
+            name = self.spec.names["relative_bias"]
+            self.biases[buckets] = RelativeBias(attention.heads, buckets, name, self.placement)
+        bias = self.biases[buckets]
+        return replace(options, bias=bias.table), bias
 
     def qkv_parts(self, index: int, attention: AttentionSpec) -> list[Part]:
         q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
@@ -126,14 +175,19 @@ class _Builder:
 
     def mlp(self, index: int, mlp: MlpSpec) -> nn.Module:
         self.check_activation(mlp.activation)
+        parts = self.up_parts(index, mlp)
+        up = self.linear(self.spec.width, parts, mlp.up_bias, activation=mlp.activation, gated=mlp.gated)
+        return Mlp(up, self.linear(mlp.width, [Part(self.name("down", index), self.spec.width)], mlp.down_bias))
+
+    def up_parts(self, index: int, mlp: MlpSpec) -> list[Part]:
         if not mlp.gated:
-            parts = [Part(self.name("up", index), mlp.width)]
-        elif mlp.fused:
-            parts = [Part(self.name("gate_up", index), 2 * mlp.width)]
-        else:
-            parts = [Part(self.name(role, index), mlp.width) for role in ("gate", "up")]
-        up = self.linear(self.spec.width, parts, mlp.bias, activation=mlp.activation, gated=mlp.gated)
-        return Mlp(up, self.linear(mlp.width, [Part(self.name("down", index), self.spec.width)], mlp.bias))
+            return [Part(self.name("up", index), mlp.width)]
+        if mlp.layout == "split":
+            return [Part(self.name(role, index), mlp.width) for role in ("gate", "up")]
+        name = self.name("gate_up", index)
+        if mlp.layout == "gate_up":
+            return [Part(name, 2 * mlp.width)]
+        return [Part(name, mlp.width, partial(_cut_half, which)) for which in (1, 0)]
 
     def moe(self, index: int, moe: MoeSpec) -> nn.Module:
         self.check_activation(moe.activation)
@@ -149,13 +203,21 @@ class _Builder:
         )
 
     def linear(self, width: int, parts: list[Part], bias: bool, **options: Any) -> Linear:
-        return Linear(width, parts, self.placement, bias=bias, transposed=self.spec.transposed, **options)
+        transposed = self.spec.transposed
+        make = partial(Linear, width, parts, self.placement, bias=bias, transposed=transposed, **options)
+        return self.once(make, *(part.name for part in parts))
 
     def norm(self, width: int, name: str) -> nn.Module:
         norm = self.spec.norm
         if norm.kind == "rms":
-            return RmsNorm(width, name, self.placement, norm.eps, norm.offset)
-        return LayerNorm(width, name, self.placement, norm.eps, norm.affine)
+            return self.once(partial(RmsNorm, width, name, self.placement, norm.eps, norm.offset), name)
+        make = partial(LayerNorm, width, name, self.placement, norm.eps, affine=norm.affine, bias=norm.bias)
+        return self.once(make, name)
+
+    def once(self, make: Callable[[], Module], *names: str) -> Module:
+        if names not in self.shared:
+            self.shared[names] = make()
+        return cast("Module", self.shared[names])
 
     def head_norm(self, role: str, index: int, attention: AttentionSpec) -> nn.Module:
         return self.norm(attention.head_dim, self.name(role, index)) if attention.head_norm else nn.Identity()
@@ -183,3 +245,8 @@ def _cut_third(which: int, head_dim: int, stored: Tensor) -> Tensor:
     [H 3 E, D] -> [H E, D], or without D
     """
     return stored.unflatten(0, (-1, 3, head_dim))[:, which].flatten(0, 1)
+
+
+def _cut_half(which: int, stored: Tensor) -> Tensor:
+    """Take the first or the second half of a tensor's rows."""
+    return stored.chunk(2)[which]

@@ -1,4 +1,6 @@
-"""Architectures by the names that a checkpoint's config.json gives them.
+"""Architectures by the names that a checkpoint's config.json gives them: a body, and what its head is for.
+
+    Qwen2ForSequenceClassification = the body of Qwen2ForCausalLM + ForSequenceClassification, a head of classes
 
 Knowing names needs no torch; what an architecture is made of is imported when it is asked for.
 """
@@ -7,9 +9,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.errors import ModelError, did_you_mean
+from vllm.pooling_params import Pooling
 
 if TYPE_CHECKING:
     from vllm.layers.placement import Placement
@@ -32,34 +37,190 @@ ARCHITECTURES: Mapping[str, str] = {
     "Qwen3ForCausalLM": "llama:qwen3",
     "Qwen3MoeForCausalLM": "moe:qwen3_moe",
 }
-"""Architecture → the function that reads its config, as "family:function"."""
+"""Architecture that generates → the function that reads its config, as "family:function"."""
+
+ENCODERS: Mapping[str, str] = {
+    "Bert": "bert:bert",
+    "Camembert": "bert:roberta",
+    "DistilBert": "bert:distilbert",
+    "Electra": "bert:electra",
+    "Gte": "rotary_encoder:gte",
+    "GteNew": "rotary_encoder:gte_new",
+    "JinaBert": "bert:jina_bert",
+    "JinaEmbeddingsV3": "rotary_encoder:jina_v3",
+    "MPNet": "bert:mpnet",
+    "ModernBert": "rotary_encoder:modernbert",
+    "New": "rotary_encoder:gte_new",
+    "NomicBert": "rotary_encoder:nomic_bert",
+    "Roberta": "bert:roberta",
+    "XLMRoberta": "bert:roberta",
+}
+"""Base name of an encoder → the function that reads its config."""
+
+FALLBACKS = (
+    "Albert",
+    "BigBird",
+    "ConvBert",
+    "Data2VecText",
+    "Deberta",
+    "DebertaV2",
+    "Ernie",
+    "Esm",
+    "EuroBert",
+    "FNet",
+    "Flaubert",
+    "IBert",
+    "LayoutLM",
+    "Longformer",
+    "MegatronBert",
+    "MobileBert",
+    "RemBert",
+    "RoCBert",
+    "RoFormer",
+    "RobertaPreLayerNorm",
+    "SqueezeBert",
+    "XLM",
+    "XLMRobertaXL",
+)
+"""Base names of encoders that are computed by transformers' own modules."""
+
+HEADS: Mapping[str, str] = {
+    "ForCausalLM": "generate",
+    "LMHeadModel": "generate",
+    "ForConditionalGeneration": "generate",
+    "ForSequenceClassification": "classify",
+    "ForTokenClassification": "token_classify",
+    "ForProcessRewardModel": "process_reward",
+    "ForRewardModel": "reward",
+    "ForMaskedLM": "embed",
+    "ForPreTraining": "embed",
+    "Model": "embed",
+}
+"""End of an architecture's name → what its head is for."""
+
+_BOTH_WAYS = ("Bidirectional", "Encoder", "Bi")
+"""Ends of base names of decoders whose tokens see those behind them too: nvidia's, and two of LLM2Vec."""
+
+_COLBERT_BASES = {"bert": "Bert", "distilbert": "DistilBert", "modernbert": "ModernBert", "xlm-roberta": "XLMRoberta"}
+"""Model type → base of an `HF_ColBERT`."""
 
 
-def build(config: Any, placement: Placement, max_model_len: int) -> Transformer:
-    """Make the model that a transformers config describes, for sequences of up to `max_model_len` tokens.
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What an architecture's name says."""
 
-    Its weights are undefined until its windows are filled.  Raises ModelError for what is not supported.
-    """
-    from vllm.models.build import build_transformer
+    name: str
+    base: str
+    body: str
+    """The function that reads its config, as "family:function"; "" if transformers computes it."""
+    head: str
+    """generate, embed, classify, token_classify, token_embed, reward or process_reward"""
+    both_ways: bool = False
+    """It is a decoder by build, but its tokens see those behind them too."""
 
-    return build_transformer(spec_of(config), placement, max_model_len)
+    @property
+    def is_encoder(self) -> bool:
+        return self.base in ENCODERS or self.base in FALLBACKS
 
 
-def spec_of(config: Any) -> TransformerSpec:
-    """Return the spec of a transformers config.  Raises ModelError for what is not supported."""
-    known = architecture_of(config)
-    if getattr(config, "quantization_config", None):
-        raise ModelError(f"{known}: quantized weights are not supported; use a checkpoint without quantization_config")
-    family, _, function = ARCHITECTURES[known].partition(":")
-    spec: TransformerSpec = getattr(importlib.import_module(f"vllm.models.families.{family}"), function)(config)
-    return spec
+def find(config: Any) -> Architecture:
+    """Return the first of a config's architectures that is supported.  Raises ModelError if there is none."""
+    names = list(config.architectures or ())
+    for name in names:
+        if found := _parse(name, config):
+            return found if found.is_encoder else replace(found, both_ways=found.both_ways or _sees_both_ways(config))
+    hint = did_you_mean(names[0], ARCHITECTURES) if names else " The config names no architecture."
+    known = f"{', '.join(ARCHITECTURES)}; the same with another head; {', '.join(ENCODERS)} with Model or a head"
+    raise ModelError(f"architectures={names} are not supported; known are {known}.{hint}")
 
 
 def architecture_of(config: Any) -> str:
     """Return the name of the config's architecture.  Raises ModelError if it is not supported."""
-    names = list(config.architectures or ())
-    known = next((name for name in names if name in ARCHITECTURES), None)
-    if known is None:
-        hint = did_you_mean(names[0], ARCHITECTURES) if names else " The config names no architecture."
-        raise ModelError(f"architectures={names} are not supported; known are {', '.join(ARCHITECTURES)}.{hint}")
-    return known
+    return find(config).name
+
+
+def build(
+    config: Any, placement: Placement, max_model_len: int, pooling: Pooling | None = None, folder: Path | None = None
+) -> Transformer:
+    """Make the model that a transformers config describes, for sequences of up to `max_model_len` tokens.
+
+    With `pooling` it pools, as that says; what sentence-transformers keep in `folder` is part of it then.  Its weights are
+    undefined until its windows are filled.  Raises ModelError for what is not supported.
+    """
+    from vllm.models.build import build_transformer
+    from vllm.models.heads import Body, make_pooler
+
+    architecture = find(config)
+    if not architecture.body:
+        from vllm.models.fallback import build_fallback
+
+        return build_fallback(architecture, config, placement, pooling, folder)
+    spec = spec_of(config)
+    if pooling is None:
+        if not spec.is_causal:
+            raise ModelError(f"{architecture.name}: its tokens see those behind them, so it can't generate; it pools")
+        return build_transformer(spec, placement, max_model_len)
+    pooler = make_pooler(architecture, config, Body.of(spec), pooling, placement, folder)
+    return build_transformer(spec, placement, max_model_len, pooler)
+
+
+def spec_of(config: Any) -> TransformerSpec:
+    """Return the spec of a transformers config.  Raises ModelError for what is not supported."""
+    known = find(config)
+    refuse_quantized(known, config)
+    family, _, function = known.body.partition(":")
+    spec: TransformerSpec = getattr(importlib.import_module(f"vllm.models.families.{family}"), function)(config)
+    return _both_ways(spec) if known.both_ways else spec
+
+
+def refuse_quantized(architecture: Architecture, config: Any) -> None:
+    """Raise ModelError if the checkpoint's weights are quantized."""
+    if getattr(config, "quantization_config", None):
+        raise ModelError(
+            f"{architecture.name}: quantized weights are not supported; use a checkpoint without quantization_config"
+        )
+
+
+def _both_ways(spec: TransformerSpec) -> TransformerSpec:
+    """Let the tokens of a decoder see those behind them, as far as its windows reach."""
+
+    def opened(attention: Any) -> Any:
+        window = attention.window and attention.window + 1  # transformers counts it without the token itself here
+        return replace(attention, causal=False, window=window) if attention.causal else attention
+
+    layers = tuple(replace(layer, attention=opened(layer.attention)) for layer in spec.layers)
+    return replace(spec, layers=layers)
+
+
+def _sees_both_ways(config: Any) -> bool:
+    text_config = config.get_text_config()
+    return getattr(text_config, "is_causal", True) is False or bool(
+        getattr(text_config, "use_bidirectional_attention", False)
+    )
+
+
+def _parse(name: str, config: Any) -> Architecture | None:
+    if name in ARCHITECTURES:
+        return Architecture(name, _base(name), ARCHITECTURES[name], "generate")
+    if name == "HF_ColBERT":
+        return _with_base(name, _COLBERT_BASES.get(config.model_type, ""), "token_embed")
+    ends = [end for end in HEADS if name.endswith(end) and HEADS[end] != "generate"]
+    found = (_with_base(name, name.removesuffix(end), HEADS[end]) for end in ends)
+    return next((architecture for architecture in found if architecture), None)
+
+
+def _with_base(name: str, base: str, head: str) -> Architecture | None:
+    """Return an architecture by the base of its name; None for a base that is not known."""
+    if base in FALLBACKS:
+        return Architecture(name, base, "", head)
+    if base in ENCODERS:
+        return Architecture(name, base, ENCODERS[base], head)
+    end = next((end for end in _BOTH_WAYS if base.endswith(end)), "")
+    base = base.removesuffix(end).removesuffix("Text")
+    body = next((body for known, body in ARCHITECTURES.items() if _base(known) == base), None)
+    return Architecture(name, base, body, head, bool(end)) if body else None
+
+
+def _base(name: str) -> str:
+    """Return the base of an architecture's name; the name where it ends like none."""
+    return next((name.removesuffix(end) for end in HEADS if name.endswith(end)), name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm.errors import ModelError, did_you_mean
-from vllm.layers.rotary import DynamicNtk, Linear, Llama3, LongRope, Rope, Stretch, Unstretched, Yarn
+from vllm.layers.rotary import DynamicNtk, Linear, Llama3, LongRope, Ntk, Rope, Stretch, Unstretched, Yarn
 
 Parameters = Mapping[str, Any]
 
@@ -71,6 +71,7 @@ def _llama3(parameters: Parameters, longest: int) -> Stretch:
 _STRETCHES: Mapping[str, Callable[[Parameters, int], Stretch]] = {
     "default": lambda parameters, longest: Unstretched(),
     "linear": lambda parameters, longest: Linear(parameters["factor"]),
+    "ntk": lambda parameters, longest: Ntk(parameters["factor"]),
     "dynamic": lambda parameters, longest: DynamicNtk(parameters["factor"], longest),
     "yarn": _yarn,
     "longrope": _long_rope,

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from vllm.layers.position_bias import Alibi, Buckets
 from vllm.layers.rotary import Rope
 
 QkvLayout = Literal["split", "concat", "per_head"]
 """How a checkpoint stores q, k and v: three tensors; one, one after the other; one, head by head."""
+MlpLayout = Literal["split", "gate_up", "up_gate"]
+"""How it stores a gate and what it is a gate of: two tensors; one, gate first; one, gate last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class AttentionSpec:
     causal: bool = True
     """A token sees only those before it; else all of its sequence, which is computed in one step then."""
     softcap: float = 0.0
+    position_bias: Alibi | Buckets | None = None
+    """What a score gets for the distance of query and key."""
     head_norm: bool = False
     """Each head of q and k is normalised."""
     qkv_bias: bool = False
@@ -39,9 +44,10 @@ class MlpSpec:
     width: int
     activation: str
     gated: bool = True
-    bias: bool = False
-    fused: bool = False
-    """The checkpoint stores gate and up as one tensor, gate first."""
+    up_bias: bool = False
+    """Of the gate too."""
+    down_bias: bool = False
+    layout: MlpLayout = "split"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ class LayerSpec:
 
     attention: AttentionSpec
     ffn: MlpSpec | MoeSpec
-    block: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+    block: Literal["pre", "pre_ffn", "post", "sandwich", "parallel"] = "pre"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,8 @@ class NormSpec:
     offset: float = 0.0
     """Added to the weight of an rms norm."""
     affine: bool = True
-    """A layer norm has a weight and a bias."""
+    """A layer norm has a weight, and a bias unless `bias` says otherwise."""
+    bias: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +94,39 @@ class PositionsSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class EntrySpec:
+    """From token ids to the first hidden state."""
+
+    vocab_size: int
+    scale: float = 1.0
+    width: int | None = None
+    """Of the embeddings, where it isn't the model's: tokens are projected alone (and back before the head that
+    generates); with `norm` the normalised sum is."""
+    positions: PositionsSpec | None = None
+    token_types: int = 0
+    """How many kinds of tokens there are embeddings for: which of a pair of texts one is of."""
+    norm: bool = False
+    """The sum of the embeddings is normalised."""
+
+
+@dataclass(frozen=True, slots=True)
 class TransformerSpec:
     """A decoder or an encoder.
 
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
-    layer, {x} for the expert.  Roles: embed, positions, project_in, norm, project_out, head, and per layer q, k, v or
-    qkv, o, q_norm, k_norm, norm1, norm1_after, norm2, norm2_after, gate, up or gate_up, down, router, expert_gate,
-    expert_up, expert_down.
+    layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
+    project_out, head, and per layer q, k, v or qkv, o, q_norm, k_norm, norm1, norm1_after, norm2, norm2_after, gate, up
+    or gate_up, down, router, expert_gate, expert_up, expert_down.
     """
 
-    vocab_size: int
+    entry: EntrySpec
     width: int
     layers: tuple[LayerSpec, ...]
     norm: NormSpec
     names: Mapping[str, str]
-    tied: bool
-    """The head is the embedding's table."""
+    tied: bool = True
+    """The head that generates is the embedding's table."""
     final_norm: bool = True
-    embed_scale: float = 1.0
-    embed_width: int | None = None
-    """Width of the embeddings where it isn't the model's: they are projected in, and out before the head."""
-    positions: PositionsSpec | None = None
     logit_softcap: float = 0.0
     transposed: bool = False
     """The checkpoint stores the layers' matrices as [in, out]."""
@@ -115,3 +134,8 @@ class TransformerSpec:
     """What names lack in a checkpoint of the bare model, without its head."""
     ignored_names: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
     """Shell-style patterns of checkpoint names that hold no weights of ours."""
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether no token sees one behind it."""
+        return all(layer.attention.causal for layer in self.layers)

@@ -41,6 +41,12 @@ class AttentionOptions:
     alibi_slopes: Tensor | None = field(default=None, compare=False)
     """[H] float32: slope · (key's position - query's position) is added to a head's scores, after the softcap.
     https://arxiv.org/abs/2108.12409"""
+    causal: bool = True
+    """A query sees the keys up to its own; else all of its row, `window` counts to both sides, and slopes are for the
+    distance."""
+    bias: Tensor | None = field(default=None, compare=False)
+    """[H, 2 M + 1] float32: what is added to a head's scores for the distance d of the key from the query, entry M + d;
+    what is farther than M has M's."""
 
 
 class AttentionPlan(Protocol):

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vllm.kv_cache.spec import NULL_BLOCK, CacheSpec
+from vllm.kv_cache.spec import NULL_BLOCK, CacheSpec, Scratch
 from vllm.ops.attention import AttentionOptions, Layout
 from vllm.ops.memory import zeros
 
@@ -102,6 +102,8 @@ class TorchAttention:
 
     def refuses(self, spec: CacheSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
         """Return the reason, in words, why this backend can't serve such a layer; None if it can."""
+        if isinstance(spec, Scratch):
+            return "attention to tokens behind the query is not there yet"
         if quantized:
             return "the torch attention backend has no int8 cache; use one of the model's dtype"
         if dtype in (torch.float32, torch.bfloat16, torch.float16):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vllm.config import CacheConfig, EngineConfig, SchedulerConfig
 from vllm.device import free_memory
@@ -22,6 +25,7 @@ from vllm.loader.dummy import fill_dummy
 from vllm.loader.fill import fill
 from vllm.loader.read import check_files, tensors, weight_files
 from vllm.logging import get_logger
+from vllm.models.heads import head_files
 from vllm.models.registry import build
 from vllm.ops import attention_backend
 from vllm.ops.attention import AttentionBackend
@@ -58,11 +62,12 @@ def load(config: EngineConfig, progress: bool) -> Loaded:
     dtype, device = getattr(torch, settings.dtype), torch.device(config.device)
     files = [] if settings.load_format == "dummy" else weight_files(Path(settings.path), settings.load_format)
     check_files(files)
-    model = build(settings.hf_config, Placement(dtype, device, settings.quantization), settings.max_model_len).eval()
+    placement, folder = Placement(dtype, device, settings.quantization), Path(settings.path)
+    model = build(settings.hf_config, placement, settings.max_model_len, settings.pooling, folder).eval()
     groups = group_layers(model.cache_specs)
     kept = tuple(group for group in groups if not isinstance(group.spec, Scratch))
     scratch = tuple(group for group in groups if isinstance(group.spec, Scratch))
-    scheduler = _whole_prompts(config.scheduler) if scratch else config.scheduler
+    scheduler = _whole_prompts(config.scheduler) if model.whole_prompts else config.scheduler
     memory = _CacheMemory(
         attention_backend(model.cache_specs, dtype, device, config.cache.block_size, config.cache.quantized),
         config.cache,
@@ -143,8 +148,16 @@ def _fill(config: EngineConfig, model: Transformer, files: list[Path], progress:
     if not files:
         fill_dummy(model.windows(), seed=config.model.seed)
         return
-    found = tensors(files, progress=progress)
+    found = itertools.chain(tensors(files, progress=progress), _head_tensors(config))
     fill(model.windows(), found, model.ignored_names, where=config.model.path, prefixes=(model.base_prefix,))
+
+
+def _head_tensors(config: EngineConfig) -> Iterator[tuple[str, Tensor]]:
+    """Yield what sentence-transformers keep beside the model."""
+    if config.model.pooling is not None:
+        for prefix, file in head_files(Path(config.model.path)):
+            for name, tensor in tensors([file]):
+                yield prefix + name, tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +189,7 @@ class _CacheMemory:
 
 def _activations(config: EngineConfig, scheduler: SchedulerConfig, model: Transformer) -> int:
     """Bytes of the largest step: a few float32 copies of its widest layer, and of its logits."""
-    widest = max(matrix.shape.rows for matrix in model.blocks.modules() if isinstance(matrix, Matrix))
+    widths = [matrix.shape.rows for matrix in model.blocks.modules() if isinstance(matrix, Matrix)]
+    widest = max(widths, default=8 * config.model.hf_config.hidden_size)  # of a module that isn't ours: a guess
     rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens) if config.model.pooling is None else 0
     return 4 * (6 * widest * scheduler.max_num_batched_tokens + 2 * config.model.vocab_size * rows)

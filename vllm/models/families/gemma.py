@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm.errors import ModelError
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, typed_layer
-from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
+from vllm.models.spec import AttentionSpec, EntrySpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
 
 SANDWICH_NAMES: Mapping[str, str] = {
     **NAMES,
@@ -20,20 +20,26 @@ SANDWICH_NAMES: Mapping[str, str] = {
 
 def gemma(config: Any) -> TransformerSpec:
     """The first gemma: llama with other norms and scaled embeddings."""
+    _refuse_bidirectional(config)
     layer = LayerSpec(_attention(config), MlpSpec(config.intermediate_size, config.hidden_act))
     return _decoder(config, (layer,) * config.num_hidden_layers)
 
 
 def gemma2(config: Any) -> TransformerSpec:
     """Four norms per layer, capped scores and logits, a window on every other layer."""
+    _refuse_bidirectional(config)
     softcap = config.attn_logit_softcapping or 0.0
     layers = _sandwiches(config, softcap=softcap)
     return _decoder(config, layers, names=SANDWICH_NAMES)
 
 
 def gemma3(config: Any) -> TransformerSpec:
-    """Gemma2 with norms on the heads of q and k instead of capped scores, and another rope where there is a window."""
-    return _decoder(config, _sandwiches(config, head_norm=True), names=SANDWICH_NAMES)
+    """Gemma2 with norms on the heads of q and k instead of capped scores, and another rope where there is a window.
+
+    One that embeds sees what is behind a token too, as far as its window reaches.
+    """
+    layers = _sandwiches(config, head_norm=True, causal=not config.use_bidirectional_attention)
+    return _decoder(config, layers, names=SANDWICH_NAMES)
 
 
 def gemma3_multimodal(config: Any) -> TransformerSpec:
@@ -48,19 +54,22 @@ def gemma3_multimodal(config: Any) -> TransformerSpec:
 
 
 def _decoder(config: Any, layers: tuple[LayerSpec, ...], **fields: Any) -> TransformerSpec:
-    if config.use_bidirectional_attention:
-        raise ModelError(
-            f"use_bidirectional_attention={config.use_bidirectional_attention}: such a gemma embeds and doesn't "
-            "generate; only causal ones are supported"
-        )
     return decoder_of(
         config,
         lambda index: layers[index],
         norm=NormSpec("rms", config.rms_norm_eps, offset=1.0),
-        embed_scale=config.hidden_size**0.5,
+        entry=EntrySpec(config.vocab_size, scale=config.hidden_size**0.5),
         logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
         **fields,
     )
+
+
+def _refuse_bidirectional(config: Any) -> None:
+    if config.use_bidirectional_attention:
+        raise ModelError(
+            f"use_bidirectional_attention={config.use_bidirectional_attention}: what that means for the windows of this "
+            "gemma is not settled; only gemma3 has it"
+        )
 
 
 def _sandwiches(config: Any, **fields: Any) -> tuple[LayerSpec, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm.errors import ModelError
 from vllm.models.rope import rope_of
-from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec, PositionsSpec, TransformerSpec
+from vllm.models.spec import AttentionSpec, EntrySpec, LayerSpec, MlpSpec, NormSpec, PositionsSpec, TransformerSpec
 
 GPT2_NAMES: Mapping[str, str] = {
     "embed": "transformer.wte",
@@ -60,7 +60,9 @@ def gpt2(config: Any) -> TransformerSpec:
     if config.add_cross_attention:
         raise ModelError("add_cross_attention=True: a gpt2 that attends to an encoder is not supported")
     head_dim = config.n_embd // config.n_head
-    mlp = MlpSpec(config.n_inner or 4 * config.n_embd, config.activation_function, gated=False, bias=True)
+    mlp = MlpSpec(
+        config.n_inner or 4 * config.n_embd, config.activation_function, gated=False, up_bias=True, down_bias=True
+    )
 
     def layer(index: int) -> LayerSpec:
         scale = head_dim**-0.5 if config.scale_attn_weights else 1.0
@@ -69,13 +71,12 @@ def gpt2(config: Any) -> TransformerSpec:
         return LayerSpec(AttentionSpec(*heads, scale, qkv_bias=True, out_bias=True, layout="concat"), mlp)
 
     return TransformerSpec(
-        config.vocab_size,
+        EntrySpec(config.vocab_size, positions=PositionsSpec(config.n_positions)),
         config.n_embd,
         tuple(layer(index) for index in range(config.n_layer)),
         NormSpec("layer", config.layer_norm_epsilon),
         GPT2_NAMES,
         config.tie_word_embeddings,
-        positions=PositionsSpec(config.n_positions),
         transposed=True,
         base_prefix="transformer.",
         ignored_names=_CAUSAL_MASKS,
@@ -88,19 +89,21 @@ def opt(config: Any) -> TransformerSpec:
     heads, bias = (config.num_attention_heads, config.num_attention_heads, head_dim), config.enable_bias
     layer = LayerSpec(
         AttentionSpec(*heads, head_dim**-0.5, qkv_bias=bias, out_bias=bias),
-        MlpSpec(config.ffn_dim, config.activation_function, gated=False, bias=bias),
+        MlpSpec(config.ffn_dim, config.activation_function, gated=False, up_bias=bias, down_bias=bias),
         "pre" if config.do_layer_norm_before else "post",
     )
     return TransformerSpec(
-        config.vocab_size,
+        EntrySpec(
+            config.vocab_size,
+            width=None if config.word_embed_proj_dim == config.hidden_size else config.word_embed_proj_dim,
+            positions=PositionsSpec(config.max_position_embeddings, offset=2),  # rows 0 and 1 were for padding
+        ),
         config.hidden_size,
         (layer,) * config.num_hidden_layers,
         NormSpec("layer", 1e-5, affine=config.layer_norm_elementwise_affine),
         OPT_NAMES,
         config.tie_word_embeddings,
         final_norm=config.do_layer_norm_before and not config._remove_final_layer_norm,
-        embed_width=None if config.word_embed_proj_dim == config.hidden_size else config.word_embed_proj_dim,
-        positions=PositionsSpec(config.max_position_embeddings, offset=2),  # rows 0 and 1 were for padding
     )
 
 
@@ -111,11 +114,11 @@ def gpt_neox(config: Any) -> TransformerSpec:
     rope = rope_of(config, head_dim)
     layer = LayerSpec(
         AttentionSpec(*heads, head_dim**-0.5, rope, qkv_bias=bias, out_bias=bias, layout="per_head"),
-        MlpSpec(config.intermediate_size, config.hidden_act, gated=False, bias=True),
+        MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=True, down_bias=True),
         "parallel" if config.use_parallel_residual else "pre",
     )
     return TransformerSpec(
-        config.vocab_size,
+        EntrySpec(config.vocab_size),
         config.hidden_size,
         (layer,) * config.num_hidden_layers,
         NormSpec("layer", config.layer_norm_eps),

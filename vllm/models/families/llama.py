@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.models.rope import rope_of
-from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
+from vllm.models.spec import AttentionSpec, EntrySpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
 
 NAMES: Mapping[str, str] = {
     "embed": "model.embed_tokens",
@@ -32,8 +32,15 @@ NAMES: Mapping[str, str] = {
 def llama(config: Any) -> TransformerSpec:
     """Llama 1 to 3 and what was made in their image."""
     attention = attention_of(config, qkv_bias=config.attention_bias, out_bias=config.attention_bias)
-    mlp = MlpSpec(config.intermediate_size, config.hidden_act, bias=config.mlp_bias)
+    mlp = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=config.mlp_bias, down_bias=config.mlp_bias)
     return decoder_of(config, lambda index: LayerSpec(attention, mlp))
+
+
+def eurobert(config: Any) -> TransformerSpec:
+    """Llama as an encoder: every token sees all of its text."""
+    spec = llama(config)
+    attention = replace(spec.layers[0].attention, causal=False)
+    return replace(spec, layers=tuple(replace(layer, attention=attention) for layer in spec.layers))
 
 
 def mistral(config: Any) -> TransformerSpec:
@@ -65,14 +72,14 @@ def qwen3(config: Any) -> TransformerSpec:
 def phi3(config: Any) -> TransformerSpec:
     """Mistral with fused tensors."""
     attention = attention_of(config, window=config.sliding_window, layout="concat")
-    layer = LayerSpec(attention, replace(mlp_of(config), fused=True))
+    layer = LayerSpec(attention, replace(mlp_of(config), layout="gate_up"))
     return decoder_of(config, lambda index: layer)
 
 
 def decoder_of(config: Any, layer: Callable[[int], LayerSpec], **fields: Any) -> TransformerSpec:
     """Return a decoder of the llama line; `fields` replace its fields."""
     spec = TransformerSpec(
-        config.vocab_size,
+        EntrySpec(config.vocab_size),
         config.hidden_size,
         tuple(layer(index) for index in range(config.num_hidden_layers)),
         NormSpec("rms", config.rms_norm_eps),

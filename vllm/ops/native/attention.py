@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.kv_cache.spec import CacheSpec
+from vllm.kv_cache.spec import CacheSpec, Scratch
 from vllm.ops.attention import AttentionOptions, Layout
 from vllm.ops.memory import empty, zeros
 from vllm.ops.native import TYPES, address, library
@@ -60,6 +60,8 @@ class NativeAttention:
 
     def refuses(self, spec: CacheSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
         """Return the reason, in words, why the kernels can't serve such a layer; None if they can."""
+        if isinstance(spec, Scratch):
+            return "attention to tokens behind the query is not there yet"
         if dtype not in TYPES:
             return f"the kernels' attention computes in float32 and bfloat16, not in {dtype}"
         if block_size % _PAGE:

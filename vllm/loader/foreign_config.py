@@ -1,0 +1,43 @@
+"""Configurations that code beside the checkpoint defines, in the words of classes that transformers has.
+
+Some models were published with code of their own before transformers knew them, or have been renamed for one detail.  What
+such a config.json says can be read without that code where the mathematics is known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_MODEL_TYPES: Mapping[str, str] = {
+    "llama_bidirec": "llama",  # nvidia's embedding models
+    "new": "gte",  # Alibaba-NLP/new-impl
+}
+"""A model type → the one whose configuration has the same fields."""
+
+_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "nomic_bert": {  # nomic-ai/nomic-bert-2048 took gpt2's names
+        "layer_norm_epsilon": "layer_norm_eps",
+        "n_embd": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_inner": "intermediate_size",
+        "n_layer": "num_hidden_layers",
+        "n_positions": "max_position_embeddings",
+    },
+}
+"""Model type → its older names of fields."""
+
+_GATED_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "glu": "sigmoid"}
+
+
+def translated(content: dict[str, Any]) -> dict[str, Any]:
+    """Return config.json's content in the words of transformers; itself where it is in them."""
+    model_type = content.get("model_type")
+    if not isinstance(model_type, str):
+        return content
+    content = {**content, "model_type": _MODEL_TYPES.get(model_type, model_type)}
+    older = _FIELDS.get(model_type, {})
+    content = {older.get(name, name): value for name, value in content.items()}
+    if older and content.get("activation_function") in _GATED_ACTIVATIONS:
+        content["hidden_act"] = _GATED_ACTIVATIONS[content.pop("activation_function")]
+    return content
