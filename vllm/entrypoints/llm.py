@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
-
-from tqdm import tqdm
 
 from vllm.config import EngineArgs
 from vllm.engine.llm_engine import LLMEngine
 from vllm.engine.output_processor import shown_tokens
+from vllm.entrypoints.offline import Bar, Runs, refuse
+from vllm.entrypoints.pooling import PoolingCalls
 from vllm.errors import ConfigError, RequestError
 from vllm.inputs.chat import ChatOptions
 from vllm.inputs.prepare import Params
@@ -23,11 +21,15 @@ from vllm.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput,
 from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 Priorities = int | list[int] | None
-Bar = bool | Callable[..., Any]
-"""Whether to show progress; a callable makes the bar, as tqdm does."""
+_METHODS = {
+    "embed": "LLM.embed",
+    "classify": "LLM.classify",
+    "token_embed": 'LLM.encode(…, pooling_task="token_embed")',
+    "token_classify": "LLM.reward",
+}
 
 
-class LLM:
+class LLM(PoolingCalls):
     """A model with its tokenizer and its cache.
 
     >>> from vllm import LLM, SamplingParams
@@ -47,8 +49,7 @@ class LLM:
         tokenizer = None if tokenizer is None else str(tokenizer)
         args = EngineArgs(model=str(model), tokenizer=tokenizer, **options)
         self.llm_engine = LLMEngine.from_engine_args(args, progress=True)
-        self._ids = itertools.count()
-        self._turn = threading.RLock()  # calls from several threads run one after the other
+        self._runs = Runs(self.llm_engine)
         self._renderer = self.llm_engine.chat_renderer()
 
     @classmethod
@@ -75,7 +76,7 @@ class LLM:
         BeamSearchParams the outputs of a prompt are its beams, best first.  Raises RequestError or TypeError, before
         anything runs, for a prompt or parameter that cannot work.
         """
-        _refuse(
+        refuse(
             lora_request=lora_request,
             prompt_adapter_request=prompt_adapter_request,
             guided_options_request=guided_options_request,
@@ -106,9 +107,10 @@ class LLM:
 
         Raises ModelError if there is no template, RequestError for messages that cannot be rendered.
         """
-        _refuse(
+        refuse(
             lora_request=lora_request, tokenization_kwargs=tokenization_kwargs, mm_processor_kwargs=mm_processor_kwargs
         )
+        self._check_generates()
         options = ChatOptions(
             chat_template=chat_template,
             chat_template_content_format=chat_template_content_format,
@@ -132,7 +134,7 @@ class LLM:
 
         `concurrency_limit` is the number of prompts searched at a time; by default as many as fit.
         """
-        _refuse(lora_request=lora_request)
+        refuse(lora_request=lora_request)
         if not isinstance(params, BeamSearchParams):
             raise TypeError(f"params must be BeamSearchParams, got {params!r}")
         if concurrency_limit is not None and concurrency_limit < 1:
@@ -171,13 +173,23 @@ class LLM:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
+    def _check_generates(self) -> None:
+        pooling = self.llm_engine.model_config.pooling
+        if pooling is not None:
+            methods = ", ".join(_METHODS[task] for task in pooling.tasks)
+            raise ConfigError(
+                f"this model pools and generates nothing; use {methods}.  If it can generate as well, it does when loaded "
+                'with task="generate"'
+            )
+
     def _prepare(
         self, prompts: Sequence[Prompt], params: Params | Sequence[Params] | None, priority: Priorities
     ) -> list[EngineRequest]:
         """Check everything before anything runs."""
+        self._check_generates()
         params = self.get_default_sampling_params() if params is None else params
         priorities = [priority] * len(prompts) if isinstance(priority, int) else priority
-        ids = [str(next(self._ids)) for _ in prompts]
+        ids = self._runs.ids(len(prompts))
         requests = self.llm_engine.preparer.prepare(prompts, params, priority=priorities, request_ids=ids)
         shared = {id(request.params): request.params for request in requests}
         finals = {key: _final_only(params) for key, params in shared.items()}
@@ -186,27 +198,7 @@ class LLM:
         return requests
 
     def _run(self, requests: Sequence[EngineRequest], use_tqdm: Bar) -> list[RequestOutput]:
-        """Queue all, step until all are finished.  Whatever interrupts it leaves nothing behind."""
-        engine = self.llm_engine
-        finished: dict[str, RequestOutput] = {}
-        with self._turn:
-            try:
-                for request in requests:
-                    engine.add(request)
-                with _Progress(len(requests), use_tqdm) as progress:
-                    for output in self._outputs():
-                        finished[output.request_id] = output
-                        progress.show(output)
-            except KeyboardInterrupt:
-                engine.restart()
-                raise
-            finally:
-                engine.abort_request([request.id for request in requests if request.id not in finished])
-        return [finished[request.id] for request in requests]
-
-    def _outputs(self) -> Iterator[RequestOutput]:
-        while self.llm_engine.has_work:
-            yield from cast("list[RequestOutput]", self.llm_engine.step())
+        return cast("list[RequestOutput]", self._runs.run(requests, use_tqdm))
 
     def _with_prompt(self, output: RequestOutput, params: BeamSearchParams) -> BeamSearchOutput:
         prompt, tokenizer = output.prompt_token_ids or [], self.llm_engine.tokenizer
@@ -230,44 +222,8 @@ class LLM:
         )
 
 
-class _Progress:
-    """The bar that people know, with tokens per second."""
-
-    def __init__(self, total: int, show: Bar) -> None:
-        make = show if callable(show) else tqdm
-        self.bar = make(
-            total=total,
-            desc="Processed prompts",
-            disable=not show,
-            dynamic_ncols=True,
-            postfix=f"est. speed input: {0:.2f} toks/s, output: {0:.2f} toks/s",
-        )
-        self.num_input = self.num_output = 0
-
-    def show(self, output: RequestOutput) -> None:
-        self.num_input += len(output.prompt_token_ids or [])
-        self.num_output += sum(len(completion.token_ids) for completion in output.outputs)
-        if elapsed := self.bar.format_dict["elapsed"]:
-            speeds = (self.num_input / elapsed, self.num_output / elapsed)
-            self.bar.set_postfix_str("est. speed input: {:.2f} toks/s, output: {:.2f} toks/s".format(*speeds), False)
-        self.bar.update()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.close()
-
-
 def _final_only(params: SamplingParams) -> SamplingParams:
     """Nobody looks at unfinished outputs here."""
     params = params.clone()
     params.output_kind = RequestOutputKind.FINAL_ONLY
     return params
-
-
-def _refuse(**given: object) -> None:
-    """Refuse arguments of the interface whose feature is not there."""
-    for name, value in given.items():
-        if value:
-            raise ConfigError(f"{name} is not supported by this version; leave it out")

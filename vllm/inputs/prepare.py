@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.errors import ModelError, RequestError
+from vllm.inputs.pooling import Tokens, cut_ids, settle, tokens_of
 from vllm.inputs.prompts import Prompt
 from vllm.inputs.tokenizer import Tokenizer, check_text
 from vllm.messages import EngineRequest
+from vllm.pooling_params import Pooling, PoolingParams, PoolingTask
 from vllm.sampling.limits import check_ids, check_request
 from vllm.sampling_params import BeamSearchParams, SamplingParams
 from vllm.seeds import derived_seed
 
 Params = SamplingParams | BeamSearchParams
+_NOTHING_GENERATED = SamplingParams(max_tokens=1)
+"""What a pooled request has where others say how to generate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +81,17 @@ class Preparer:
         Raises RequestError naming the prompt's position; then no request has been made.
         """
         each = _one_each("sampling params", params, len(prompts))
-        priorities = [0] * len(prompts) if priority is None else _one_each("priorities", priority, len(prompts))
+        priorities = _priorities(priority, len(prompts))
         ids = None if request_ids is None else _one_each("request ids", request_ids, len(prompts))
-        for value in priorities:
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"priority must be an integer, got {value!r}")
         distinct = {id(param): param for param in each}
         for param in distinct.values():
             self._check_params(param)
         words = {key: self._bad_words(param) for key, param in distinct.items()}
         token_ids = self._tokenize(prompts)
         cut = [_truncated(tokens, param, self.limits) for tokens, param in zip(token_ids, each, strict=True)]
+        most = self.limits.max_model_len - 1
         for position, tokens in enumerate(cut):
-            self._check_tokens(tokens, position)
+            self._check_tokens(tokens, position, most, f"max_model_len={most + 1} leaves room for {most:,}")
         arrival = time.monotonic()
         requests = []
         for i, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
@@ -111,6 +113,75 @@ class Preparer:
             )
         return requests
 
+    def prepare_pooling(
+        self,
+        prompts: Sequence[Prompt],
+        params: PoolingParams | Sequence[PoolingParams] | None,
+        *,
+        task: PoolingTask | None,
+        pooling: Pooling,
+        request_ids: Sequence[str] | None = None,
+        priority: Sequence[int] | None = None,
+    ) -> list[EngineRequest]:
+        """Return one request per prompt, for a model that pools.  Otherwise as `prepare`.
+
+        `task` is what the caller is for; None: what the parameters say, else what the model is for.  A prompt has up to
+        max_model_len tokens, or max_embed_len where long ones are embedded piece by piece.
+        """
+        each = _one_each("pooling params", PoolingParams() if params is None else params, len(prompts))
+        priorities = _priorities(priority, len(prompts))
+        ids = None if request_ids is None else _one_each("request ids", request_ids, len(prompts))
+        settled = {id(param): settle(param, task, pooling) for param in each}
+        most, limit = self.limits.max_model_len, f"max_model_len={self.limits.max_model_len:,} is the most"
+        if pooling.max_embed_len is not None and all(param.task == "embed" for param in settled.values()):
+            most, limit = pooling.max_embed_len, f"max_embed_len={pooling.max_embed_len:,} is the most"
+        asked = (param.truncate_prompt_tokens for param in each)
+        keeps = [most if keep == -1 else keep for keep in asked]
+        tokens = self._encode(prompts, keeps, pooling.lower_case)
+        has_types = pooling.num_token_types > 1
+        arrival = time.monotonic()
+        requests = []
+        for i, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
+            self._check_tokens(tokens[i].ids, i, most, limit)
+            requests.append(
+                EngineRequest(
+                    id=str(next(self._numbers)) if ids is None else ids[i],
+                    token_ids=tokens[i].ids,
+                    params=_NOTHING_GENERATED,
+                    prompt=prompt.text,
+                    pooling=settled[id(param)],
+                    priority=priorities[i],
+                    arrival=arrival,
+                    cache_salt=prompt.cache_salt,
+                    token_types=tokens[i].types if has_types and any(tokens[i].types) else [],
+                )
+            )
+        return requests
+
+    def _encode(self, prompts: Sequence[Prompt], keeps: Sequence[int | None], lower_case: bool) -> list[Tokens]:
+        """Tokenize texts and pairs of texts, each cut to what is to be kept of it."""
+        usual = "right" if self.tokenizer is None else self.tokenizer.truncation_side
+        sides = [prompt.truncation_side or usual for prompt in prompts]
+        result = [cut_ids(p.token_ids or [], keep, side) for p, keep, side in zip(prompts, keeps, sides, strict=True)]
+        for special in (True, False):
+            chosen = [i for i, p in enumerate(prompts) if p.token_ids is None and p.add_special_tokens is special]
+            if not chosen:
+                continue
+            if self.tokenizer is None:
+                raise RequestError(
+                    f"prompt {chosen[0]} is a text, but the engine runs without a tokenizer; give token ids", "prompt"
+                )
+            texts: list[str | tuple[str, str]] = []
+            for i in chosen:
+                text, pair = prompts[i].text or "", prompts[i].pair
+                check_text(text + (pair or ""), f"prompt {i}")
+                if lower_case:
+                    text, pair = text.lower(), None if pair is None else pair.lower()
+                texts.append(text if pair is None else (text, pair))
+            for i, encoding in zip(chosen, self.tokenizer.encode_pairs(texts, special), strict=True):
+                result[i] = tokens_of(encoding, keeps[i], sides[i])
+        return result
+
     def _tokenize(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Tokenize the texts, all with the same treatment of special tokens in one go."""
         result = [prompt.token_ids or [] for prompt in prompts]
@@ -130,15 +201,15 @@ class Preparer:
                 result[position] = tokens
         return result
 
-    def _check_tokens(self, tokens: list[int], position: int) -> None:
+    def _check_tokens(self, tokens: list[int], position: int, most: int, limit: str) -> None:
+        """Raise RequestError for more than `most` tokens, which `limit` explains, or one that there is not."""
         limits = self.limits
         if not tokens:
             raise RequestError(f"prompt {position} is empty: it has no tokens; give at least one", "prompt")
-        room = limits.max_model_len - 1
-        if len(tokens) > room:
+        if len(tokens) > most:
             raise RequestError(
-                f"prompt {position} has {len(tokens):,} tokens, but max_model_len={limits.max_model_len} leaves room "
-                f"for {room:,}; shorten it, set truncate_prompt_tokens, or raise max_model_len",
+                f"prompt {position} has {len(tokens):,} tokens, but {limit}; shorten it, set truncate_prompt_tokens, or "
+                f"raise {limit.partition('=')[0]}",
                 "prompt",
             )
         if min(tokens) < 0 or max(tokens) >= limits.vocab_size:
@@ -203,6 +274,14 @@ def _one_each(name: str, values: Any, num_prompts: int) -> list[Any]:
     if len(values) != num_prompts:
         raise RequestError(f"{num_prompts} prompts but {len(values)} {name}; give one for all, or one for each")
     return list(values)
+
+
+def _priorities(priority: Sequence[int] | None, num_prompts: int) -> list[int]:
+    priorities = [0] * num_prompts if priority is None else _one_each("priorities", priority, num_prompts)
+    for value in priorities:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"priority must be an integer, got {value!r}")
+    return priorities
 
 
 def _truncated(tokens: list[int], params: Params, limits: Limits) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from vllm.errors import RequestError, did_you_mean
 
@@ -60,6 +60,10 @@ class Prompt:
     cache_salt: str | None = None
     add_special_tokens: bool = True
     """Whether tokenizing adds the begin token and its like; a chat template has written them already."""
+    pair: str | None = None
+    """A second text, where two are judged together."""
+    truncation_side: Literal["left", "right"] | None = None
+    """Where a pooled text loses tokens if there are too many; None: where the tokenizer says."""
 
 
 def parse_prompts(

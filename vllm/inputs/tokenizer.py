@@ -10,8 +10,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vllm.errors import ModelError, RequestError
 from vllm.inputs.tokenizer_files import ByteRule, TokenizerFiles, byte_rule, read_backend, token_bytes
@@ -20,6 +21,22 @@ if TYPE_CHECKING:
     import tokenizers
 
 _WORD = "a"  # a word that every vocabulary has: what a token's text is measured against
+Side = Literal["left", "right"]
+
+
+class Encoding(Protocol):
+    """A text or a pair of texts as tokens.  The names are those of the `tokenizers` library, whose encodings are such."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+    @property
+    def type_ids(self) -> list[int]:
+        """Which of the pair each token belongs to, as the model is told."""
+
+    @property
+    def sequence_ids(self) -> list[int | None]:
+        """Which text each token is of; None: it was added around them."""
 
 
 class Tokenizer(Protocol):
@@ -34,12 +51,19 @@ class Tokenizer(Protocol):
     """One more than the highest token id."""
     byte_rule: ByteRule | None
     """How tokens become bytes, where a token's text does not depend on its neighbours."""
+    truncation_side: Side
+    """Where a text loses tokens if there are too many of them and the model is not to go on with it."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of `text`.  Raises RequestError for text that is not Unicode."""
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """Return the token ids of each text."""
+
+    def encode_pairs(
+        self, texts: Sequence[str | tuple[str, str]], add_special_tokens: bool = True
+    ) -> Sequence[Encoding]:
+        """Return the tokens of each text, or pair of texts in the form that the tokenizer gives pairs."""
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of token ids; ids outside the vocabulary have none."""
@@ -64,13 +88,13 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> To
             f"({type(error).__name__}: {error}); fetch the files again"
         ) from error
     if backend is not None:
-        return FastTokenizer(backend, files.special_tokens)
+        return FastTokenizer(backend, files.special_tokens, files.truncation_side)
     hf = hf_tokenizer(folder, trust_remote_code=trust_remote_code)
     special_tokens = {name: str(text) for name, text in hf.special_tokens_map.items() if isinstance(text, str)}
     inner: Any = getattr(hf, "backend_tokenizer", None)
     if type(inner).__module__.split(".")[0] == "tokenizers":
-        return FastTokenizer(inner, special_tokens)
-    return SlowTokenizer(hf, special_tokens)
+        return FastTokenizer(inner, special_tokens, files.truncation_side)
+    return SlowTokenizer(hf, special_tokens, files.truncation_side)
 
 
 def hf_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Any:
@@ -90,12 +114,15 @@ def hf_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Any:
 class FastTokenizer:
     """A tokenizer of the `tokenizers` library."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str], truncation_side: Side = "right"
+    ) -> None:
         backend.no_truncation()  # files may carry the settings of a training run
         backend.no_padding()
         added = backend.get_added_tokens_decoder()
         self.backend = backend
         self.special_tokens = special_tokens
+        self.truncation_side: Side = truncation_side
         self.bos_token_id = _id_of(backend, special_tokens.get("bos_token"))
         self.eos_token_id = _id_of(backend, special_tokens.get("eos_token"))
         self.special_ids = frozenset(token for token, entry in added.items() if entry.special)
@@ -115,6 +142,14 @@ class FastTokenizer:
                 check_text(text)
             raise
         return [encoding.ids for encoding in encodings]
+
+    def encode_pairs(
+        self, texts: Sequence[str | tuple[str, str]], add_special_tokens: bool = True
+    ) -> Sequence[Encoding]:
+        encodings: Sequence[Encoding] = self.backend.encode_batch_fast(
+            list(texts), add_special_tokens=add_special_tokens
+        )
+        return encodings
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
@@ -138,14 +173,22 @@ class FastTokenizer:
         return content
 
 
+@dataclass(frozen=True, slots=True)
+class _SlowEncoding:
+    ids: list[int]
+    type_ids: list[int]
+    sequence_ids: list[int | None]
+
+
 class SlowTokenizer:
     """A transformers tokenizer without a `tokenizers` one inside."""
 
     byte_rule: ByteRule | None = None
 
-    def __init__(self, hf: Any, special_tokens: dict[str, str]) -> None:
+    def __init__(self, hf: Any, special_tokens: dict[str, str], truncation_side: Side = "right") -> None:
         self.hf = hf
         self.special_tokens = special_tokens
+        self.truncation_side: Side = truncation_side
         self.bos_token_id: int | None = hf.bos_token_id
         self.eos_token_id: int | None = hf.eos_token_id
         self.special_ids = frozenset(hf.all_special_ids)
@@ -158,6 +201,22 @@ class SlowTokenizer:
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         return [self.encode(text, add_special_tokens) for text in texts]
+
+    def encode_pairs(
+        self, texts: Sequence[str | tuple[str, str]], add_special_tokens: bool = True
+    ) -> Sequence[Encoding]:
+        pairs = [(text, None) if isinstance(text, str) else text for text in texts]
+        return [self._encode_pair(first, second, add_special_tokens) for first, second in pairs]
+
+    def _encode_pair(self, first: str, second: str | None, add_special_tokens: bool) -> _SlowEncoding:
+        options = {"return_token_type_ids": True, "return_special_tokens_mask": True, "verbose": False}
+        found = self.hf(first, second, add_special_tokens=add_special_tokens, **options)
+        added = found["special_tokens_mask"] if add_special_tokens else [0] * len(found["input_ids"])
+        left, sources = len(self.encode(first, add_special_tokens=False)), []
+        for is_added in added:
+            sources.append(None if is_added else 0 if left > 0 else 1)
+            left -= not is_added
+        return _SlowEncoding(list(found["input_ids"]), list(found["token_type_ids"]), sources)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         known = [token for token in token_ids if 0 <= token < self.vocab_size]

@@ -90,6 +90,10 @@ class TokenizerFiles:
     def tokenizer_json(self) -> Path:
         return self.folder / "tokenizer.json"
 
+    @property
+    def truncation_side(self) -> Literal["left", "right"]:
+        return "left" if self.config.get("truncation_side") == "left" else "right"
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; an empty one if there is no such file."""

@@ -8,9 +8,11 @@ import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import vllm
+from tests.entrypoints.pooled import output_of
 from vllm.engine.output_processor import OutputProcessor
 from vllm.entrypoints.serve.app import App
 from vllm.entrypoints.serve.context import Server
@@ -20,7 +22,8 @@ from vllm.inputs.chat import ChatRenderer
 from vllm.inputs.prepare import Limits, Preparer
 from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
 from vllm.messages import Beam, EngineRequest, Event, TokenLogprobs
-from vllm.outputs import RequestOutput
+from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.pooling_params import Pooling
 
 FOLDER = Path(vllm.__file__).parent / "assets" / "default_model"
 TEMPLATE = (
@@ -40,6 +43,8 @@ class FakeModel:
     max_model_len: int = 512
     vocab_size: int = 4096
     default_sampling: dict[str, Any] = field(default_factory=dict)
+    pooling: Pooling | None = None
+    hf_config: Any = field(default_factory=lambda: SimpleNamespace(id2label={0: "bad", 1: "fair", 2: "good"}))
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,20 @@ class FakeEngine:
                 if self.error is not None:
                     raise self.error
             done = True
+        finally:
+            (self.finished if done else self.aborted).append(request.id)
+
+    async def encode(self, request: EngineRequest) -> PoolingRequestOutput[Any]:
+        self.seen.append(request)
+        done = False
+        try:
+            if self.error is not None:
+                raise self.error
+            if self.pause is not None:
+                await asyncio.sleep(self.pause)
+            done = True
+            assert self.model_config.pooling is not None
+            return output_of(request, self.model_config.pooling, self.fails_alone)
         finally:
             (self.finished if done else self.aborted).append(request.id)
 

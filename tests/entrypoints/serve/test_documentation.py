@@ -91,5 +91,5 @@ def test_invocations_go_by_what_the_body_has() -> None:
     assert client.post("/invocations", {"prompt": "a"}).json["object"] == "text_completion"
     chat = client.post("/invocations", {"messages": [{"role": "user", "content": "Hi"}], "stream": True})
     assert chat.events[0]["object"] == "chat.completion.chunk"
-    assert client.post("/invocations", {"input": "a"}).error["param"] == "messages"
+    assert client.post("/invocations", {"inputs": "a"}).error["param"] == "messages"
     assert client.post("/invocations", b"[]").error["code"] == client.post("/invocations", b"x").error["code"] == 400

@@ -11,8 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.entrypoints.serve.fakes import Client
+from tests.entrypoints.pooled import CLASSIFIES, EMBEDS, LATE, RERANKS, REWARDS
+from tests.entrypoints.serve.fakes import Client, FakeEngine
+from vllm.entrypoints.serve.pooling.protocol import (
+    ClassifyRequest,
+    EmbeddingRequest,
+    EmbedRequest,
+    PoolingRequest,
+    RerankRequest,
+    ScoreRequest,
+)
 from vllm.entrypoints.serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from vllm.pooling_params import Pooling
 
 NUMBERS = st.integers(-3, 3) | st.integers() | st.floats() | st.sampled_from([2**63, -(2**63), 2**70, 1e308, 0.5])
 VALUES = st.recursive(
@@ -27,6 +37,7 @@ MESSAGE = st.fixed_dictionaries(
         "content": st.text(max_size=8) | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": st.text()}))
     },
 )
+TEXTS = st.text(max_size=8) | st.fixed_dictionaries({"text": st.text(max_size=8)})
 SENSE: dict[str, st.SearchStrategy[Any]] = {
     "prompt": st.text(max_size=8) | TOKENS | st.lists(st.text(max_size=8) | TOKENS, max_size=3),
     "messages": st.lists(MESSAGE, min_size=1, max_size=3),
@@ -45,6 +56,20 @@ SENSE: dict[str, st.SearchStrategy[Any]] = {
     "stop_token_ids": TOKENS,
     "request_id": st.text(max_size=8),
     "chat_template": st.sampled_from(["loud", "{{ messages }}"]),
+    "input": st.text(max_size=8) | TOKENS | st.lists(st.text(max_size=8) | TOKENS, max_size=3),
+    "texts": st.lists(st.text(max_size=8), max_size=3),
+    "query": TEXTS,
+    "documents": st.lists(TEXTS, max_size=3),
+    **dict.fromkeys(("text_1", "text_2"), TEXTS | st.lists(TEXTS, max_size=3)),
+    "dimensions": st.sampled_from([2, 4, 5]),
+    "truncate_prompt_tokens": st.integers(-1, 4),
+    "encoding_format": st.sampled_from(["float", "base64"]),
+    "embed_dtype": st.sampled_from(["float32", "float16", "bfloat16"]),
+    "endianness": st.sampled_from(["native", "little", "big"]),
+    "truncation_side": st.sampled_from(["left", "right"]),
+    "task": st.sampled_from(["embed", "token_embed", "classify"]),
+    "input_type": st.sampled_from(["search_query", "image"]),
+    "embedding_types": st.lists(st.sampled_from(["float", "int8", "ubinary"]), max_size=3),
 }
 REFUSED = ["suffix", "guided_json", "response_format", "structured_outputs", "unknown"]
 
@@ -54,11 +79,14 @@ def bodies(kind: type[msgspec.Struct], required: str) -> st.SearchStrategy[dict[
         return SENSE.get(name, st.booleans() | st.floats(0, 1) | st.integers(0, 2)) | VALUES
 
     names = [field.encode_name for field in msgspec.structs.fields(kind)]
-    optional = {name: value(name) for name in [*names, *REFUSED] if name != required}
+    needed = required.split()
+    optional = {name: value(name) for name in [*names, *REFUSED] if name not in needed}
     few = st.lists(st.sampled_from(sorted(optional)), max_size=5, unique=True).flatmap(
         lambda chosen: st.fixed_dictionaries({name: optional[name] for name in chosen})
     )
-    return st.tuples(st.fixed_dictionaries({required: value(required)}), few).map(lambda pair: pair[0] | pair[1])
+    return st.tuples(st.fixed_dictionaries({name: value(name) for name in needed}), few).map(
+        lambda pair: pair[0] | pair[1]
+    )
 
 
 def encodable(value: Any) -> bytes:
@@ -69,16 +97,26 @@ def encodable(value: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("path", "kind", "required"),
+    ("path", "kind", "required", "pooling"),
     [
-        ("/v1/completions", CompletionRequest, "prompt"),
-        ("/v1/chat/completions", ChatRequest, "messages"),
-        ("/tokenize", TokenizeRequest, "prompt"),
-        ("/detokenize", DetokenizeRequest, "tokens"),
+        ("/v1/completions", CompletionRequest, "prompt", None),
+        ("/v1/chat/completions", ChatRequest, "messages", None),
+        ("/tokenize", TokenizeRequest, "prompt", None),
+        ("/detokenize", DetokenizeRequest, "tokens", None),
+        ("/v1/embeddings", EmbeddingRequest, "input", EMBEDS),
+        ("/v1/embeddings", EmbeddingRequest, "messages", EMBEDS),
+        ("/pooling", PoolingRequest, "input", REWARDS),
+        ("/classify", ClassifyRequest, "input", CLASSIFIES),
+        ("/score", ScoreRequest, "text_1 text_2", LATE),
+        ("/rerank", RerankRequest, "query documents", RERANKS),
+        ("/v2/embed", EmbedRequest, "texts", EMBEDS),
+        ("/invocations", EmbeddingRequest, "input", EMBEDS),
     ],
 )
-def test_no_body_is_answered_with_a_fault_of_ours(path: str, kind: type[msgspec.Struct], required: str) -> None:
-    client = Client()
+def test_no_body_is_answered_with_a_fault_of_ours(
+    path: str, kind: type[msgspec.Struct], required: str, pooling: Pooling | None
+) -> None:
+    client = Client(FakeEngine(pooling=pooling))
     seen = set()
 
     @settings(max_examples=150)

@@ -70,6 +70,8 @@ class App:
             route, parameters = self.router.find(scope["method"], path)
             if route.needs_engine:
                 self.server.ready()
+            if route.purpose is not None:
+                self.server.check_purpose(route.purpose, path)
             await self._handle(route, parameters, scope, exchange, send)
         except ClientGone:
             pass

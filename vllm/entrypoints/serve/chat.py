@@ -172,6 +172,7 @@ ROUTES = [
         "Answer a conversation.",
         body=ChatRequest,
         reply=ChatCompletion,
+        purpose="generate",
         computes=True,
     )
 ]

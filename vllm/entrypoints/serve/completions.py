@@ -214,6 +214,7 @@ ROUTES = [
         "Continue one or more texts.",
         body=CompletionRequest,
         reply=Completion,
+        purpose="generate",
         computes=True,
     )
 ]

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from vllm.entrypoints.serve.engine import Engine
 from vllm.entrypoints.serve.errors import HttpError
@@ -74,6 +74,25 @@ class Server:
             return name or self.names[0]
         shown = name if len(name) <= 100 else name[:97] + "..."
         raise HttpError(404, f"the model {shown!r} does not exist; this server has {', '.join(self.names)}", "model")
+
+    def check_purpose(self, purpose: Literal["generate", "pool"], what: str) -> None:
+        """Raise HttpError: 404 if the model is not for that.  `what` is the path or field that needs it."""
+        pooling = self.ready().model_config.pooling
+        if (pooling is None) is (purpose == "generate"):
+            return
+        if pooling is None:
+            raise HttpError(
+                404,
+                f"{self.names[0]} is a generative model, and {what} is for models that pool; to make it one, start the "
+                "server with --runner pooling",
+                "model",
+            )
+        raise HttpError(
+            404,
+            f"{self.names[0]} is a pooling model, which can {', '.join(pooling.tasks)}, and {what} is for models that "
+            "generate; ask /v1/embeddings, /classify, /score, /rerank or /pooling",
+            "model",
+        )
 
     @functools.cached_property
     def renderer(self) -> ChatRenderer:

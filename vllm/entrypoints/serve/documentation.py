@@ -59,7 +59,7 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
 
 def _operation(route: Route, bodies: list[Any], replies: list[Any], error: Any) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": _any_of(replies)}} if replies else {}
-    if route.computes:
+    if route.computes and route.purpose != "pool":
         content[EVENTS.decode().split(";", 1)[0]] = {"schema": {"type": "string"}}
     failed = {"description": "what is wrong", "content": {"application/json": {"schema": error}}}
     responses: dict[str, Any] = {str(status): failed for status in STATUSES}

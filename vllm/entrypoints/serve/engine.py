@@ -6,11 +6,13 @@ from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from vllm.engine.async_engine import Observer
+from vllm.engine.output_processor import PooledOutput
 from vllm.inputs.chat import ChatRenderer
 from vllm.inputs.prepare import Preparer
 from vllm.inputs.tokenizer import Tokenizer
 from vllm.messages import EngineRequest
 from vllm.outputs import RequestOutput
+from vllm.pooling_params import Pooling
 
 
 class Model(Protocol):
@@ -29,6 +31,14 @@ class Model(Protocol):
     @property
     def default_sampling(self) -> dict[str, Any]:
         """Sampling parameters that the model's generation config recommends."""
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How it pools; None: it generates."""
+
+    @property
+    def hf_config(self) -> Any:
+        """What its config.json says."""
 
 
 class Loaded(Protocol):
@@ -76,6 +86,12 @@ class Engine(Protocol):
 
         Raises RequestError, OverloadedError or EngineDeadError.  A row that failed alone ends with the finish reason
         "error" and the message as its stop reason.
+        """
+
+    async def encode(self, request: EngineRequest) -> PooledOutput:
+        """Run a request of a model that pools, to its end.  Who stops waiting aborts it.
+
+        Raises as `stream`.  A row that failed alone has an `error`.
         """
 
     async def start(self) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import UNSET
 
@@ -19,11 +19,13 @@ from vllm.inputs.prompts import Prompt
 from vllm.messages import EngineRequest
 from vllm.outputs import RequestOutput
 
+T = TypeVar("T")
+
 
 async def prepare(call: Call, prompts: Sequence[Prompt], params: Params) -> list[EngineRequest]:
     """Return the engine's requests of a call.  Raises RequestError."""
     preparer = call.server.ready().preparer
-    priority = _priority(call)
+    priority = priority_of(call)
     requests = await call.server.work(
         len(call.raw), preparer.prepare, prompts, params, priority=[priority] * len(prompts)
     )
@@ -32,7 +34,8 @@ async def prepare(call: Call, prompts: Sequence[Prompt], params: Params) -> list
     return requests
 
 
-def _priority(call: Call) -> int:
+def priority_of(call: Call) -> int:
+    """Return what the body says, else the header X-Vllm-Priority."""
     priority = call.body.priority
     if priority is None:
         given = call.header(b"x-vllm-priority") or "0"
@@ -56,9 +59,14 @@ def _note(call: Call, requests: Sequence[EngineRequest]) -> None:
 
 async def finals(engine: Engine, requests: Sequence[EngineRequest]) -> list[RequestOutput]:
     """Run requests to their ends and return their whole outputs, in order.  The first error ends all of them."""
-    if len(requests) == 1:
-        return [await _final(engine, requests[0])]
-    tasks = [asyncio.create_task(_final(engine, request)) for request in requests]
+    return await together([_final(engine, request) for request in requests])
+
+
+async def together(runs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run side by side and return all results, in order.  The first error ends all of them."""
+    if len(runs) == 1:
+        return [await runs[0]]
+    tasks = [asyncio.create_task(run) for run in runs]
     try:
         return await asyncio.gather(*tasks)
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -34,6 +34,8 @@ class Route:
     """The type of what a successful answer holds, or a tuple of types; None: no JSON, or none that is described."""
     needs_engine: bool = True
     """Whether it is answered with 503 until the model is loaded."""
+    purpose: Literal["generate", "pool"] | None = None
+    """What the model must be loaded for; None: that doesn't matter, or the handler sees to it."""
     computes: bool = False
     """Whether it takes one of the places that the queue has."""
     is_open: bool = False
@@ -50,7 +52,7 @@ class Route:
         """The kinds of body that a request may have."""
         if self.body is None:
             return []
-        return list(self.body.values()) if isinstance(self.body, dict) else [self.body]
+        return list(dict.fromkeys(self.body.values())) if isinstance(self.body, dict) else [self.body]
 
     @property
     def replies(self) -> list[Any]:

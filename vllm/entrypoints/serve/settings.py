@@ -110,6 +110,7 @@ class ServerArgs:
     max_header_bytes: int = option(64 * 2**10, "Bytes of a request's line and headers at most.")
     max_headers: int = option(100, "Headers of a request at most.")
     max_prompts: int = option(1024, "Prompts of a request at most.")
+    max_inputs: int = option(2048, "Texts at most of a request to a model that pools.")
     max_n: int = option(MAX_N, "Outputs of a prompt at most (n and best_of).")
     max_stop_strings: int = option(MAX_STOP_STRINGS, "Stop strings of a request at most.")
     max_stop_length: int = option(1024, "Characters of a stop string at most.")

@@ -70,6 +70,7 @@ ROUTES = [
         "Answer a conversation, as Anthropic's API does.",
         body=MessagesRequest,
         reply=Message,
+        purpose="generate",
         computes=True,
         error=error_body,
         error_reply=MessageErrorReply,

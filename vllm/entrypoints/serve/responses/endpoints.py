@@ -87,6 +87,7 @@ class Responses:
                 "Answer an input, or go on with a conversation.",
                 body=ResponsesRequest,
                 reply=Response,
+                purpose="generate",
                 computes=True,
                 refused=refusal,
             ),
