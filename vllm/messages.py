@@ -84,6 +84,10 @@ class TokenLogprobs(Struct, array_like=True):
     top_logprobs: list[float]
 
 
+NO_TOKEN_LEFT = "the request's own parameters leave no token to choose"
+"""The error of a row that its sender can mend."""
+
+
 class RowOutput(Struct):
     """What a row brought.  Fields stay at their defaults where nothing was asked."""
 
