@@ -40,7 +40,7 @@ GROUPS = {
     "limits": (
         *("max_concurrent_requests", "max_num_queued_reqs", "max_body_bytes", "max_header_bytes", "max_headers"),
         *("max_prompts", "max_n", "max_stop_strings", "max_stop_length", "request_timeout", "shutdown_timeout"),
-        *("keep_alive_timeout", "header_timeout", "body_timeout"),
+        *("keep_alive_timeout", "header_timeout", "body_timeout", "send_timeout"),
     ),
     "logging": ("enable_log_requests", "max_log_len", "log_format", "otlp_traces_endpoint"),
 }

@@ -106,6 +106,7 @@ class ServerArgs:
     keep_alive_timeout: float = option(75.0, "Seconds that an idle connection is kept.")
     header_timeout: float = option(20.0, "Seconds that a request's headers may take to arrive.")
     body_timeout: float = option(60.0, "Seconds that a request's body may take to arrive.")
+    send_timeout: float = option(60.0, "Seconds that a client may leave an answer waiting, before it is hung up on.")
     max_body_bytes: int = option(32 * 2**20, "Bytes of a request's body at most.")
     max_header_bytes: int = option(64 * 2**10, "Bytes of a request's line and headers at most.")
     max_headers: int = option(100, "Headers of a request at most.")
