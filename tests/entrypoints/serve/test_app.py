@@ -18,6 +18,7 @@ from vllm.entrypoints.serve.http import Reply
 from vllm.entrypoints.serve.route import Route, Router
 from vllm.entrypoints.serve.settings import ServerArgs
 from vllm.errors import ConfigError, EngineDeadError, OverloadedError, RequestError
+from vllm.messages import NO_TOKEN_LEFT
 
 COMPLETE = "/v1/completions"
 BODY = {"prompt": "The tide", "max_tokens": 4}
@@ -162,6 +163,10 @@ def test_a_row_that_failed_alone_is_an_error_of_its_request() -> None:
     answer = Client(engine).post(COMPLETE, BODY)
     assert answer.status == 500 and "NaN in the logits" in answer.error["message"]
     assert "NaN" in last_error(Client(engine).post(COMPLETE, BODY | {"stream": True}))["message"]
+    engine.fails_alone = NO_TOKEN_LEFT
+    answer = Client(engine).post(COMPLETE, BODY)
+    assert answer.status == 400 and answer.error["message"] == NO_TOKEN_LEFT
+    assert last_error(Client(engine).post(COMPLETE, BODY | {"stream": True}))["code"] == 400
 
 
 @pytest.mark.parametrize("body", [BODY, BODY | {"prompt": ["a", "b", "c"]}, BODY | {"n": 3}])

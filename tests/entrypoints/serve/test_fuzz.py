@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.entrypoints.serve.battery import refusal
 from tests.entrypoints.serve.fakes import Client
+from vllm.entrypoints.serve.anthropic.protocol import MessagesRequest
 from vllm.entrypoints.serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from vllm.entrypoints.serve.responses.protocol import ResponsesRequest
 
 NUMBERS = st.integers(-3, 3) | st.integers() | st.floats() | st.sampled_from([2**63, -(2**63), 2**70, 1e308, 0.5])
 VALUES = st.recursive(
@@ -31,6 +34,9 @@ SENSE: dict[str, st.SearchStrategy[Any]] = {
     "prompt": st.text(max_size=8) | TOKENS | st.lists(st.text(max_size=8) | TOKENS, max_size=3),
     "messages": st.lists(MESSAGE, min_size=1, max_size=3),
     "tokens": TOKENS,
+    "input": st.text(max_size=8) | st.lists(MESSAGE, max_size=3),
+    "max_output_tokens": st.integers(1, 5),
+    "background": st.just(False),
     "model": st.just("acme/tiny"),
     "n": st.integers(1, 3),
     "best_of": st.integers(1, 3),
@@ -58,7 +64,8 @@ def bodies(kind: type[msgspec.Struct], required: str) -> st.SearchStrategy[dict[
     few = st.lists(st.sampled_from(sorted(optional)), max_size=5, unique=True).flatmap(
         lambda chosen: st.fixed_dictionaries({name: optional[name] for name in chosen})
     )
-    return st.tuples(st.fixed_dictionaries({required: value(required)}), few).map(lambda pair: pair[0] | pair[1])
+    always = {required: value(required)} | ({"max_tokens": st.integers(1, 5)} if kind is MessagesRequest else {})
+    return st.tuples(st.fixed_dictionaries(always), few).map(lambda pair: pair[0] | pair[1])
 
 
 def encodable(value: Any) -> bytes:
@@ -75,6 +82,8 @@ def encodable(value: Any) -> bytes:
         ("/v1/chat/completions", ChatRequest, "messages"),
         ("/tokenize", TokenizeRequest, "prompt"),
         ("/detokenize", DetokenizeRequest, "tokens"),
+        ("/v1/responses", ResponsesRequest, "input"),
+        ("/v1/messages", MessagesRequest, "messages"),
     ],
 )
 def test_no_body_is_answered_with_a_fault_of_ours(path: str, kind: type[msgspec.Struct], required: str) -> None:
@@ -87,9 +96,9 @@ def test_no_body_is_answered_with_a_fault_of_ours(path: str, kind: type[msgspec.
         answer = client.post(path, encodable(body))
         seen.add(answer.status)
         if answer.status != 200:
-            assert answer.status in (400, 404) and answer.error["message"]
+            assert answer.status in (400, 404) and refusal(answer, path)["message"]
         elif body.get("stream") is True:
-            assert all("error" not in event for event in answer.events)
+            assert b'"error":{' not in answer.body
         else:
             assert all(math.isfinite(number) for number in numbers(answer.json))
 

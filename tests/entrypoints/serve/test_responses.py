@@ -427,7 +427,7 @@ def test_a_response_in_the_background_can_fail(
         ({"previous_response_id": "resp_none"}, "previous_response_id"),
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"cache_salt": ""}, "cache_salt"),
-        ({"chat_template_kwargs": {"messages": []}}, "input"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ],
 )
 def test_what_is_not_there_or_wrong_is_named(body: dict[str, Any], param: str) -> None:

@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from vllm.entrypoints.serve.chunks import Chunks
 from vllm.entrypoints.serve.context import Call
+from vllm.entrypoints.serve.errors import in_words_of
 from vllm.entrypoints.serve.generation import Count, check_stream, deltas, finals, metrics_of, prepare
 from vllm.entrypoints.serve.http import EventStream, json_reply
 from vllm.entrypoints.serve.logprobs import LogprobWriter, prompt_logprobs
@@ -30,6 +31,8 @@ from vllm.inputs.prompts import Prompt
 from vllm.messages import EngineRequest
 from vllm.outputs import CompletionOutput
 
+_IN_WORDS = {"prompt": "messages", "logprobs": "top_logprobs"}
+
 
 async def chat(call: Call) -> Answer:
     """Answer a request, whole or as a stream."""
@@ -47,7 +50,8 @@ async def chat(call: Call) -> Answer:
     params = server.sampling.params(body, max_tokens, logprobs, body.prompt_logprobs)
     text = await render(call, body.messages)
     prompt = Prompt(text, cache_salt=body.cache_salt, add_special_tokens=bool(body.add_special_tokens))
-    requests = await prepare(call, [prompt], params)
+    with in_words_of(_IN_WORDS):
+        requests = await prepare(call, [prompt], params)
     writer = _Writer(call)
     created = int(time.time())
     if body.stream:

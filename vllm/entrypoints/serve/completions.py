@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from vllm.entrypoints.serve.chunks import Chunks
 from vllm.entrypoints.serve.context import Call
+from vllm.entrypoints.serve.errors import in_words_of
 from vllm.entrypoints.serve.generation import Count, check_stream, deltas, finals, metrics_of, prepare
 from vllm.entrypoints.serve.http import EventStream, json_reply
 from vllm.entrypoints.serve.logprobs import LogprobWriter, prompt_logprobs
@@ -21,6 +22,7 @@ from vllm.inputs.prompts import Prompt, parse_prompts
 from vllm.messages import EngineRequest
 from vllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 
+_IN_WORDS = {"prompt_token_ids": "prompt"}
 _MAX_TOKENS = 16  # the interface's default for completions, which is not that for chats
 
 
@@ -38,7 +40,8 @@ async def completions(call: Call) -> Answer:
     echoed = body.logprobs if body.echo else None
     asked = body.prompt_logprobs if body.prompt_logprobs is not None else echoed
     params = server.sampling.params(body, max_tokens, body.logprobs, asked)
-    requests = await prepare(call, _prompts(body, call.settings.max_prompts), params)
+    with in_words_of(_IN_WORDS):
+        requests = await prepare(call, _prompts(body, call.settings.max_prompts), params)
     writer = _Writer(call, requests)
     created = int(time.time())
     if body.stream:

@@ -17,7 +17,8 @@ from vllm.entrypoints.serve.anthropic.protocol import (
     refusal,
 )
 from vllm.entrypoints.serve.context import Call
-from vllm.entrypoints.serve.conversation import count_tokens, in_words_of, prepare_chat
+from vllm.entrypoints.serve.conversation import count_tokens, prepare_chat
+from vllm.entrypoints.serve.errors import in_words_of
 from vllm.entrypoints.serve.generation import deltas, finals
 from vllm.entrypoints.serve.http import EventStream, json_reply
 from vllm.entrypoints.serve.route import Answer, Route

@@ -8,8 +8,8 @@ from contextlib import aclosing
 from urllib.parse import parse_qs
 
 from vllm.entrypoints.serve.context import Call
-from vllm.entrypoints.serve.conversation import in_words_of, prepare_chat
-from vllm.entrypoints.serve.errors import HttpError, explain
+from vllm.entrypoints.serve.conversation import prepare_chat
+from vllm.entrypoints.serve.errors import HttpError, explain, in_words_of
 from vllm.entrypoints.serve.generation import deltas, finals
 from vllm.entrypoints.serve.http import EventStream, Reply
 from vllm.entrypoints.serve.responses.events import Events
