@@ -17,6 +17,21 @@ import openai
 import psutil
 
 ROOT = Path(__file__).parents[3]
+POISON = """
+import sys
+if "vllm.engine.process" in sys.orig_argv:
+    from vllm.worker.runner import ModelRunner
+    execute = ModelRunner.execute
+    def poisoned(self, batch):
+        known = {**self.tables.sequences, **{sequence.slot: sequence for sequence in batch.admitted}}
+        for row in batch.rows:
+            sequence = known[row.slot]
+            if row.start > 20 and sequence.params.top_k == 666:
+                raise ArithmeticError("this row cannot be computed")
+        return execute(self, batch)
+    ModelRunner.execute = poisoned
+"""
+"""A sitecustomize.py that has an engine fail in every step with a row of top_k=666."""
 
 
 class Serving:

@@ -14,7 +14,7 @@ import anthropic
 import httpx
 import pytest
 
-from tests.entrypoints.serve.serving import ROOT, Serving, serving
+from tests.entrypoints.serve.serving import POISON, ROOT, Serving, serving
 from vllm import LLM, SamplingParams
 
 PROMPT = "Hello, my name is"
@@ -128,22 +128,6 @@ def test_no_engine_outlives_a_front_that_is_killed() -> None:
         engine = running.engine
         running.process.kill()
         engine.wait(2)
-
-
-POISON = """
-import sys
-if "vllm.engine.process" in sys.orig_argv:
-    from vllm.worker.runner import ModelRunner
-    execute = ModelRunner.execute
-    def poisoned(self, batch):
-        known = {**self.tables.sequences, **{sequence.slot: sequence for sequence in batch.admitted}}
-        for row in batch.rows:
-            sequence = known[row.slot]
-            if row.start > 20 and sequence.params.top_k == 666:
-                raise ArithmeticError("this row cannot be computed")
-        return execute(self, batch)
-    ModelRunner.execute = poisoned
-"""
 
 
 def test_a_row_that_breaks_every_step_is_answered_500_and_the_others_as_ever(
