@@ -135,6 +135,7 @@ def test_a_line_may_ask_for_whatever_the_server_answers(batch: Any, fake: FakeEn
     )
     assert status == 0
     assert [choice["text"] for choice in body(answers["two"])["choices"]] == ["x and so on", "y and so on"]
+    assert body(answers["two"])["id"] == f"cmpl-{answers['two']['response']['request_id']}"
     assert body(answers["two"])["model"] == "default" and body(answers["named"])["model"] == "somebody's"
     assert body(answers["response"])["output"][0]["content"][0]["text"] == " and so on"
     assert body(answers["template"]) and "Hello!?" in [request.prompt for request in fake.seen]

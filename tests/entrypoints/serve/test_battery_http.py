@@ -90,6 +90,7 @@ def test_what_is_no_good_request_gets_one_answer_in_our_shape(
 ) -> None:
     answer = raw(shared, sent)
     first, _, body = answer.partition(b"\r\n\r\n")
+    assert b"\r\nx-request-id: " in first
     assert first.startswith(b"HTTP/1.1 %d " % status) and first.lower().count(b"\r\nconnection: close") == 1, answer
     assert body.count(b'"error"') == 1 and b"HTTP/1.1 " not in body.replace(b'HTTP/1.1"', b""), answer
     assert message in refusal(Answer(status, {}, body))["message"], answer

@@ -453,7 +453,7 @@ def test_a_response_that_is_not_kept_is_not_found() -> None:
 
 
 def test_an_id_is_the_servers_choice_but_a_request_may_have_one() -> None:
-    client = Client(enable_request_id_headers=True)
+    client = Client()
     answer = client.post(PATH, {"input": "a"}, headers={"X-Request-Id": "xyz"})
     assert answer.headers["x-request-id"] == "xyz" and "xyz" not in answer.json["id"]
     assert client.post(PATH, {"input": "a", "request_id": "mine"}).headers["x-request-id"] == "mine"
@@ -559,6 +559,7 @@ def test_a_call_seen_as_a_chat_leaves_the_call_as_it_was() -> None:
     from vllm.entrypoints.serve.context import Call
     from vllm.entrypoints.serve.protocol import ChatRequest
 
-    call = Call(Client().server, {b"a": b"b"}, b"{}", "body", {})
+    call = Call(Client().server, "id", {b"a": b"b"}, {})
+    call.raw, call.body = b"{}", "body"
     chat = as_chat(call, ChatRequest(messages=[]))
     assert (call.body, chat.header(b"a"), chat.raw) == ("body", "b", b"{}")

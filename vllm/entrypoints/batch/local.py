@@ -94,15 +94,15 @@ class _Batch:
     async def _answer(self, line: Line) -> Answer:
         while self._engine.state in ("loading", "dead"):  # a line before this one ended the engine
             await asyncio.sleep(_PAUSE)
-        status, body = await self._post(line.url, json.dumps(line.body).encode())
-        return Answer(line.custom_id, status, msgspec.json.decode(body))
+        status, name, body = await self._post(line.url, json.dumps(line.body).encode())
+        return Answer(line.custom_id, status, msgspec.json.decode(body), name)
 
-    async def _post(self, path: str, body: bytes) -> tuple[int, bytes]:
-        """Ask the application; return status and body."""
-        found: list[tuple[int, bytes]] = []
+    async def _post(self, path: str, body: bytes) -> tuple[int, str, bytes]:
+        """Ask the application; return status, the request's id and the body."""
+        found: list[tuple[int, str, bytes]] = []
 
         def take(status: int, headers: Any, body: bytes) -> bool:
-            found.append((status, body))
+            found.append((status, dict(headers)[b"x-request-id"].decode(), body))
             return True
 
         async def receive() -> Any:

@@ -42,7 +42,7 @@ async def chat(call: Call) -> Answer:
     model = server.model_named(body.model)
     check_stream(body)
     _check(body)
-    name = f"chatcmpl-{(public := call.id(body.request_id))}"
+    name = f"chatcmpl-{call.id(body.request_id)}"
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if max_tokens is None:
         max_tokens = server.sampling.defaults.get("max_tokens")
@@ -56,7 +56,7 @@ async def chat(call: Call) -> Answer:
     created = int(time.time())
     if body.stream:
         chunks = Chunks("chat.completion.chunk", name, created, model, body, call.settings.enable_force_include_usage)
-        return EventStream(_events(call, requests, writer, chunks), call.headers(public))
+        return EventStream(_events(call, requests, writer, chunks))
     outputs = await finals(engine, requests)
     count = Count.of(outputs, call.settings.enable_prompt_tokens_details)
     choices = [writer.choice(completion) for completion in outputs[0].outputs]
@@ -69,7 +69,7 @@ async def chat(call: Call) -> Answer:
         reply.metrics = metrics_of(outputs[0], count.completion)
     if call.facts is not None:
         call.facts["completion_tokens"] = count.completion
-    return json_reply(reply, call.headers(public))
+    return json_reply(reply)
 
 
 def _check(body: ChatRequest) -> None:

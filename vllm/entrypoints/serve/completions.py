@@ -33,7 +33,7 @@ async def completions(call: Call) -> Answer:
     engine = server.ready()
     model = server.model_named(body.model)
     check_stream(body)
-    name = f"cmpl-{(public := call.id(body.request_id))}"
+    name = f"cmpl-{call.id(body.request_id)}"
     max_tokens = _max_tokens(body, server.sampling.defaults.get("max_tokens", _MAX_TOKENS))
     if isinstance(body.logprobs, bool):
         body.logprobs = 1 if body.logprobs else None
@@ -46,7 +46,7 @@ async def completions(call: Call) -> Answer:
     created = int(time.time())
     if body.stream:
         chunks = Chunks("text_completion", name, created, model, body, call.settings.enable_force_include_usage)
-        return EventStream(_events(call, requests, writer, chunks), call.headers(public))
+        return EventStream(_events(call, requests, writer, chunks))
     outputs = await finals(engine, requests)
     if writer.is_silent:
         outputs = [_without_text(output) for output in outputs]
@@ -61,7 +61,7 @@ async def completions(call: Call) -> Answer:
         reply.metrics = metrics_of(outputs[0], count.completion)
     if call.facts is not None:
         call.facts["completion_tokens"] = count.completion
-    return json_reply(reply, call.headers(public))
+    return json_reply(reply)
 
 
 def _max_tokens(body: CompletionRequest, default: int) -> int | None:

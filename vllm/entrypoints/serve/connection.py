@@ -14,6 +14,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from vllm.entrypoints.serve.context import new_id
 from vllm.entrypoints.serve.errors import HttpError
 from vllm.entrypoints.serve.http import WHOLE
 from vllm.entrypoints.serve.settings import ServerArgs
@@ -146,7 +147,8 @@ class Connection(HttpToolsProtocol):
         """Answer without the application, and hang up."""
         if not self.transport.is_closing():
             body = HttpError(status, message).body()
-            head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+            head = b"content-type: application/json\r\nconnection: close\r\n"
+            head += b"x-request-id: %s\r\ncontent-length: %d\r\n\r\n" % (new_id().encode(), len(body))
             self.transport.write(STATUS_LINE[status] + head + body)
             if self.cycle is None or self.cycle.response_complete:
                 self.linger()

@@ -120,4 +120,5 @@ def with_cors(app: Any, settings: ServerArgs) -> Any:
         allow_methods=settings.allowed_methods,
         allow_headers=settings.allowed_headers,
         allow_credentials=settings.allow_credentials,
+        expose_headers=["X-Request-Id", "Retry-After"],
     )

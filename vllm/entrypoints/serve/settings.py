@@ -46,6 +46,7 @@ SERVER_WITHOUT_EFFECT: dict[str, str] = {
     "disable_frontend_multiprocessing": "the engine always has a process of its own",
     "h11_max_incomplete_event_size": "max_header_bytes limits headers",
     "h11_max_header_count": "max_headers limits headers",
+    "enable_request_id_headers": "every answer has the header X-Request-Id",
     "enable_server_load_tracking": "/load is always answered",
     "exclude_tools_when_tool_choice_none": "tools that may not be called are never shown to the model",
     "enable_prompt_logprobs": "they are always there to be asked for",
@@ -92,7 +93,6 @@ class ServerArgs:
     return_tokens_as_token_ids: bool = option(False, "Write tokens of log-probabilities as token_id:N.")
     enable_prompt_tokens_details: bool = option(False, "Say in usage how many prompt tokens came from the cache.")
     enable_force_include_usage: bool = option(False, "End every stream with its usage, asked for or not.")
-    enable_request_id_headers: bool = option(False, "Answer with the header X-Request-Id.")
     enable_per_request_metrics: bool = option(False, "Answer with how long a request took, as metrics.")
     enable_log_requests: bool = option(False, "Log a line per request.")
     max_log_len: int | None = option(None, "Characters of a prompt that are logged; by default none of it.")

@@ -31,15 +31,13 @@ async def messages(call: Call) -> Answer:
     model = call.server.model_named(body.model)
     with in_words_of(IN_WORDS):
         request = await prepare_chat(chat_of(call))
-    public = call.id()
-    writer = Writer(f"msg_{public}", model, body.max_tokens)
-    headers = call.headers(public)
+    writer = Writer(f"msg_{call.id()}", model, body.max_tokens)
     if body.stream:
-        return EventStream(_events(call, request, writer), headers, failed)
+        return EventStream(_events(call, request, writer), failed)
     (output,) = await finals(call.server.ready(), [request])
     reply = writer.message(output)
     _note(call, writer)
-    return json_reply(reply, headers)
+    return json_reply(reply)
 
 
 async def count(call: Call) -> Answer:

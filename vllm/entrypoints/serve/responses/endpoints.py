@@ -49,17 +49,17 @@ class Responses:
             chat = await chat_of(call, conversation)
             request = await prepare_chat(chat, (body.top_logprobs or 0) if LOGPROBS in (body.include or ()) else None)
         record = new_record(call, request, conversation, size, keeps)
-        headers = call.headers(call.id(body.request_id))
+        call.id(body.request_id)
         if body.background:
             self._start(call, request, record)
-            return Reply(record.json(), headers=headers)
+            return Reply(record.json())
         if body.stream:
             events = Events(record)
-            return EventStream(self._stream(call, request, record, events), headers, self._failing(record, events))
+            return EventStream(self._stream(call, request, record, events), self._failing(record, events))
         (output,) = await finals(server.ready(), [request])
         record.add(output)
         self._ended(call, record)
-        return Reply(record.body, headers=headers)
+        return Reply(record.body)
 
     async def retrieve(self, call: Call) -> Answer:
         """Return a response that is kept."""
