@@ -14,6 +14,7 @@ from vllm.entrypoints.serve.generation import Count
 from vllm.entrypoints.serve.http import encode
 from vllm.entrypoints.serve.logprobs import LogprobWriter
 from vllm.entrypoints.serve.protocol import TokenLogprob
+from vllm.entrypoints.serve.responses.log import EventLog
 from vllm.entrypoints.serve.responses.protocol import (
     LOGPROBS,
     IncompleteDetails,
@@ -46,7 +47,9 @@ class Record:
         self.size = size
         self.body = b""
         """The response as JSON, once it has ended."""
-        self.task: asyncio.Task[RequestOutput] | None = None
+        self.log: EventLog | None = None
+        """The events of one that is streamed in the background."""
+        self.task: asyncio.Task[None] | None = None
         """What computes it in the background."""
         self.item: OutputMessage | None = None
         """The answer, once it has begun."""
@@ -59,6 +62,11 @@ class Record:
     @property
     def id(self) -> str:
         return self.response.id
+
+    @property
+    def num_bytes(self) -> int:
+        """What keeping it takes."""
+        return self.size + len(self.body) + (0 if self.log is None else self.log.num_bytes)
 
     @property
     def has_ended(self) -> bool:

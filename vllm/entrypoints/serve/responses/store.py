@@ -26,7 +26,7 @@ class Store:
 
     def put(self, record: Record) -> None:
         """Keep a record, or take note of what has become of it."""
-        size = record.size + len(record.body)
+        size = record.num_bytes
         self.num_bytes += size - self._sizes.get(record.id, 0)
         self._records[record.id], self._sizes[record.id] = record, size
         self._prune()
