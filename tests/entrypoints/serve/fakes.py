@@ -39,6 +39,7 @@ class FakeModel:
     model: str = "acme/tiny"
     max_model_len: int = 512
     vocab_size: int = 4096
+    tokenizer: str | None = str(FOLDER)
     default_sampling: dict[str, Any] = field(default_factory=dict)
 
 

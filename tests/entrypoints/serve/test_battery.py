@@ -15,7 +15,13 @@ from msgspec import inspect
 from tests.entrypoints.serve.battery import names, refusal
 from tests.entrypoints.serve.fakes import Client
 from vllm.entrypoints.serve.anthropic.protocol import CountTokensRequest, MessagesRequest
-from vllm.entrypoints.serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from vllm.entrypoints.serve.protocol import (
+    BatchChatRequest,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from vllm.entrypoints.serve.responses.protocol import ResponsesRequest
 
 ROOT = Path(__file__).parents[3]
@@ -24,6 +30,7 @@ COMPLETE, CHAT, RESPOND = "/v1/completions", "/v1/chat/completions", "/v1/respon
 BODIES: dict[str, tuple[type[msgspec.Struct], dict[str, Any]]] = {
     COMPLETE: (CompletionRequest, {"prompt": "a"}),
     CHAT: (ChatRequest, {"messages": HELLO}),
+    f"{CHAT}/batch": (BatchChatRequest, {"messages": [HELLO]}),
     RESPOND: (ResponsesRequest, {"input": "a"}),
     "/v1/messages": (MessagesRequest, {"messages": HELLO, "max_tokens": 4}),
     "/v1/messages/count_tokens": (CountTokensRequest, {"messages": HELLO}),

@@ -35,7 +35,7 @@ GROUPS = {
     "answers": (
         *("chat_template_content_format", "trust_request_chat_template", "response_role", "return_tokens_as_token_ids"),
         *("enable_prompt_tokens_details", "enable_force_include_usage", "enable_per_request_metrics"),
-        "disable_ui",
+        *("enable_tokenizer_info_endpoint", "disable_ui"),
     ),
     "limits": (
         *("max_concurrent_requests", "max_num_queued_reqs", "max_body_bytes", "max_header_bytes", "max_headers"),

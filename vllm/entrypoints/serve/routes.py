@@ -20,6 +20,7 @@ def routes(settings: ServerArgs) -> list[Route]:
         *responses.routes(settings),
         *anthropic.ROUTES,
         *tokenization.ROUTES,
+        *(tokenization.INFO_ROUTES if settings.enable_tokenizer_info_endpoint else []),
         *invocations.ROUTES,
         *documentation.ROUTES,
         *([] if settings.disable_ui or not documentation.CHAT_PAGE.is_file() else documentation.CHAT_ROUTES),

@@ -28,7 +28,6 @@ SERVER_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "api_server_count": (1, None),
     "headless": (False, None),
     "grpc": (False, None),
-    "enable_tokenizer_info_endpoint": (False, None),
     "log_config_file": (None,),
     "enable_log_outputs": (False, None),
     "enable_log_deltas": (False, None),
@@ -94,6 +93,7 @@ class ServerArgs:
     enable_prompt_tokens_details: bool = option(False, "Say in usage how many prompt tokens came from the cache.")
     enable_force_include_usage: bool = option(False, "End every stream with its usage, asked for or not.")
     enable_per_request_metrics: bool = option(False, "Answer with how long a request took, as metrics.")
+    enable_tokenizer_info_endpoint: bool = option(False, "Answer GET /tokenizer_info.")
     enable_log_requests: bool = option(False, "Log a line per request.")
     max_log_len: int | None = option(None, "Characters of a prompt that are logged; by default none of it.")
     log_format: str = option("text", "The form of log lines.", ("text", "json"))
