@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 
 from msgspec import UNSET
 
-from vllm.entrypoints.serve.chunks import Chunks
+from vllm.entrypoints.serve.chunks import Chunks, stream_chunks
 from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.errors import in_words_of
-from vllm.entrypoints.serve.generation import Count, check_stream, deltas, finals, metrics_of, prepare
+from vllm.entrypoints.serve.generation import Count, check_stream, finals, metrics_of, prepare
 from vllm.entrypoints.serve.http import EventStream, json_reply
 from vllm.entrypoints.serve.logprobs import LogprobWriter, prompt_logprobs
 from vllm.entrypoints.serve.protocol import (
@@ -31,7 +30,7 @@ from vllm.errors import RequestError
 from vllm.inputs.chat import Message
 from vllm.inputs.prompts import Prompt
 from vllm.messages import EngineRequest
-from vllm.outputs import CompletionOutput
+from vllm.outputs import CompletionOutput, RequestOutput
 
 _IN_WORDS = {"prompt": "messages", "logprobs": "top_logprobs"}
 
@@ -46,7 +45,7 @@ async def chat(call: Call) -> Answer:
     created = int(time.time())
     if body.stream:
         chunks = Chunks("chat.completion.chunk", name, created, model, body, call.settings.enable_force_include_usage)
-        return EventStream(_events(call, requests, writer, chunks))
+        return EventStream(stream_chunks(call, requests, chunks, writer.deltas))
     (output,) = await finals(call.server.ready(), requests)
     count = Count.of([output], call.settings.enable_prompt_tokens_details)
     choices = [writer.choice(completion) for completion in output.outputs]
@@ -130,34 +129,6 @@ def _check(body: ChatFields) -> None:
         raise RequestError("top_logprobs is only for logprobs=true", "top_logprobs")
 
 
-async def _events(
-    call: Call, requests: Sequence[EngineRequest], writer: _Writer, chunks: Chunks
-) -> AsyncGenerator[bytes, None]:
-    count = Count(call.settings.enable_prompt_tokens_details)
-    begun: set[int] = set()
-    async with aclosing(deltas(call.server.ready(), requests)) as news:
-        async for _, outputs in news:
-            if not begun:
-                count.begin(outputs[0])
-            shown = b""
-            for output in outputs:
-                count.add(output)
-                choices: list[ChatChunkChoice] = []
-                for completion in output.outputs:
-                    if completion.index not in begun:
-                        begun.add(completion.index)
-                        choices.append(writer.opening(completion.index))
-                    if (choice := writer.delta(completion)) is not None:
-                        choices.append(choice)
-                shown += chunks.choices(choices, count.usage())
-            if outputs[-1].finished:
-                shown += chunks.end(count.usage())
-            if shown:
-                yield shown
-    if call.facts is not None:
-        call.facts["completion_tokens"] = count.completion
-
-
 class _Writer:
     """Turns the outputs for one conversation into choices."""
 
@@ -165,6 +136,7 @@ class _Writer:
         as_ids = body.return_tokens_as_token_ids
         self.body = body
         self.role = call.settings.response_role
+        self._begun: set[int] = set()
         self.start = _echoed(messages[-1], self.role) if body.echo else ""
         self.logprobs = LogprobWriter(
             call.server.ready().tokenizer, call.settings.return_tokens_as_token_ids if as_ids is None else as_ids
@@ -181,12 +153,18 @@ class _Writer:
             token_ids=completion.token_ids if self.body.return_token_ids else UNSET,
         )
 
-    def opening(self, index: int) -> ChatChunkChoice:
-        """Return the chunk that begins a choice."""
-        return ChatChunkChoice(index, Delta(self.role, self.start), None, None)
+    def deltas(self, _: int, output: RequestOutput) -> list[ChatChunkChoice]:
+        """Return what is new of the choices, of those of which something shows; each begins with its role."""
+        choices: list[ChatChunkChoice] = []
+        for completion in output.outputs:
+            if completion.index not in self._begun:
+                self._begun.add(completion.index)
+                choices.append(ChatChunkChoice(completion.index, Delta(self.role, self.start), None, None))
+            if (choice := self._delta(completion)) is not None:
+                choices.append(choice)
+        return choices
 
-    def delta(self, completion: CompletionOutput) -> ChatChunkChoice | None:
-        """Return what is new of a choice; None if nothing of it shows."""
+    def _delta(self, completion: CompletionOutput) -> ChatChunkChoice | None:
         reason = completion.finish_reason
         logprobs = self._logprobs(completion)
         if not (completion.text or reason or logprobs is not None or self.body.return_token_ids):

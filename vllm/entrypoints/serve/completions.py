@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 
 from msgspec import UNSET
 
-from vllm.entrypoints.serve.chunks import Chunks
+from vllm.entrypoints.serve.chunks import Chunks, stream_chunks
 from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.errors import in_words_of
-from vllm.entrypoints.serve.generation import Count, check_stream, deltas, finals, metrics_of, prepare
+from vllm.entrypoints.serve.generation import Count, check_stream, finals, metrics_of, prepare
 from vllm.entrypoints.serve.http import EventStream, json_reply
 from vllm.entrypoints.serve.logprobs import LogprobWriter, prompt_logprobs
 from vllm.entrypoints.serve.protocol import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
@@ -46,7 +45,8 @@ async def completions(call: Call) -> Answer:
     created = int(time.time())
     if body.stream:
         chunks = Chunks("text_completion", name, created, model, body, call.settings.enable_force_include_usage)
-        return EventStream(_events(call, requests, writer, chunks))
+        seen = _without_text if writer.is_silent else None
+        return EventStream(stream_chunks(call, requests, chunks, writer.deltas, seen))
     outputs = await finals(engine, requests)
     if writer.is_silent:
         outputs = [_without_text(output) for output in outputs]
@@ -91,31 +91,6 @@ def _prompts(body: CompletionRequest, most: int) -> list[Prompt]:
     return [dataclasses.replace(p, cache_salt=body.cache_salt, add_special_tokens=special) for p in prompts]
 
 
-async def _events(
-    call: Call, requests: Sequence[EngineRequest], writer: _Writer, chunks: Chunks
-) -> AsyncGenerator[bytes, None]:
-    count = Count(call.settings.enable_prompt_tokens_details)
-    begun: set[int] = set()
-    running = len(requests)
-    async with aclosing(deltas(call.server.ready(), requests)) as news:
-        async for position, outputs in news:
-            if position not in begun:
-                begun.add(position)
-                count.begin(outputs[0])
-            shown = b""
-            for output in map(_without_text, outputs) if writer.is_silent else outputs:
-                count.add(output)
-                running -= output.finished
-                choices = [writer.delta(position, output, completion) for completion in output.outputs]
-                shown += chunks.choices([choice for choice in choices if choice is not None], count.usage())
-            if not running:
-                shown += chunks.end(count.usage())
-            if shown:
-                yield shown
-    if call.facts is not None:
-        call.facts["completion_tokens"] = count.completion
-
-
 class _Writer:
     """Turns the outputs of one call into choices."""
 
@@ -146,8 +121,12 @@ class _Writer:
             choice.prompt_logprobs = prompt_logprobs(output.prompt_logprobs)
         return choice
 
-    def delta(self, position: int, output: RequestOutput, completion: CompletionOutput) -> CompletionChoice | None:
-        """Return what is new of a choice; None if nothing of it shows."""
+    def deltas(self, position: int, output: RequestOutput) -> list[CompletionChoice]:
+        """Return what is new of a request's choices, of those of which something shows."""
+        choices = [self._delta(position, output, completion) for completion in output.outputs]
+        return [choice for choice in choices if choice is not None]
+
+    def _delta(self, position: int, output: RequestOutput, completion: CompletionOutput) -> CompletionChoice | None:
         choice = self._choice(position, completion)
         offset = self._offsets.get(choice.index)
         if offset is None:
