@@ -313,6 +313,28 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_messages_if_it_may() -
     assert client.engine.seen[-1].prompt == "<system>S<user>question 0<assistant>answer<assistant>"
 
 
+def test_a_response_belongs_to_the_key_that_it_was_made_with() -> None:
+    async def scene() -> None:
+        client = Client(slow(), keys=["one", "two"])
+        one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
+        mine = (await client.request("POST", PATH, {"input": "a"}, headers=one)).json
+        later = (await client.request("POST", PATH, BACKGROUND | {"stream": False}, headers=one)).json
+        for name in (mine["id"], later["id"]):
+            for method, path in (("GET", name), ("GET", f"{name}?stream=true"), ("POST", f"{name}/cancel")):
+                strange = await client.request(method, f"{PATH}/{path}", headers=two)
+                unknown = await client.request(method, f"{PATH}/{path.replace(name, 'resp_none')}", headers=two)
+                assert strange.status == unknown.status == 404
+                assert strange.error["message"].replace(name, "resp_none") == unknown.error["message"]
+            follow = {"input": "b", "previous_response_id": name}
+            assert (await client.request("POST", PATH, follow, headers=two)).error["param"] == "previous_response_id"
+        assert (await client.request("POST", f"{PATH}/{later['id']}/cancel", headers=one)).json["status"] == "cancelled"
+        assert (await client.request("GET", f"{PATH}/{mine['id']}", headers={"x-api-key": "one"})).json == mine
+        follow = {"input": "b", "previous_response_id": mine["id"]}
+        assert (await client.request("POST", PATH, follow, headers=one)).json["status"] == "completed"
+
+    asyncio.run(scene())
+
+
 # ── the background ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 

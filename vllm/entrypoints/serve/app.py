@@ -61,8 +61,7 @@ class App:
         self._under_way.add(exchange)
         path = self._path(scope)
         try:
-            if path not in self._open:
-                self.guard.check_key(scope["headers"])
+            owner = b"" if path in self._open else self.guard.check_key(scope["headers"])
             self.guard.check_headers(scope)
             if scope["method"] == "OPTIONS":
                 allow = self.router.allowed(self.router.methods(path)).encode()
@@ -72,6 +71,7 @@ class App:
             if route.needs_engine:
                 self.server.ready()
             call = Call(self.server, exchange.request_id, headers, parameters, scope["query_string"].decode("latin-1"))
+            call.owner = owner
             await self._handle(route, call, scope, exchange, send)
         except ClientGone:
             pass

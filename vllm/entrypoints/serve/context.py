@@ -107,7 +107,7 @@ class Server:
 class Call:
     """One request to the server."""
 
-    __slots__ = ("body", "facts", "headers", "parameters", "query", "raw", "request_id", "server")
+    __slots__ = ("body", "facts", "headers", "owner", "parameters", "query", "raw", "request_id", "server")
 
     def __init__(
         self,
@@ -121,6 +121,8 @@ class Call:
         self.request_id = request_id
         """What its answer calls the request."""
         self.headers = headers
+        self.owner = b""
+        """Whose request it is: something that only requests with the same API key have."""
         self.raw = b""
         self.body: Any = None
         """The decoded body: a struct of the route's type."""

@@ -40,7 +40,7 @@ class Responses:
         keeps = body.store is not False and self.store.most > 0
         if body.background and not keeps:
             raise RequestError("a response in the background must be stored, to be fetched later", "background")
-        previous = self._previous(body.previous_response_id)
+        previous = self._previous(body.previous_response_id, call.owner)
         conversation = messages_of(body.input)
         size = len(call.raw)
         if previous is not None:
@@ -117,10 +117,10 @@ class Responses:
             ),
         ]
 
-    def _previous(self, name: str | None) -> Record | None:
+    def _previous(self, name: str | None, owner: bytes) -> Record | None:
         if name is None:
             return None
-        record, field = self.store.get(name), "previous_response_id"
+        record, field = self.store.get(name, owner), "previous_response_id"
         if record is None:
             raise RequestError(f"{field}: there is no response {name[:100]!r}, or it is not kept any more", field)
         if record.response.status not in ("completed", "incomplete"):
@@ -129,7 +129,7 @@ class Responses:
 
     def _kept(self, call: Call) -> Record:
         name = call.parameters["response_id"]
-        record = self.store.get(name)
+        record = self.store.get(name, call.owner)
         if record is None:
             raise HttpError(404, f"there is no response {name[:100]!r}, or it is not kept any more", "response_id")
         return record

@@ -40,9 +40,20 @@ _CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 class Record:
     """A response and the conversation that it belongs to.  It ends once: well, failed or cancelled."""
 
-    def __init__(self, response: Response, conversation: Sequence[Message], size: int, writer: LogprobWriter | None):
-        """`conversation`: without instructions; `size`: its bytes; `writer`: None for no log-probabilities."""
+    def __init__(
+        self,
+        response: Response,
+        conversation: Sequence[Message],
+        size: int,
+        writer: LogprobWriter | None,
+        owner: bytes = b"",
+    ) -> None:
+        """`conversation`: without instructions; `size`: its bytes; `writer`: None for no log-probabilities.
+
+        `owner` says whose it is: nobody else may read it or go on from it.
+        """
         self.response = response
+        self.owner = owner
         self.conversation = tuple(conversation)
         self.size = size
         self.body = b""
@@ -168,4 +179,4 @@ def new_record(call: Call, request: EngineRequest, conversation: Sequence[Messag
     writer = None
     if LOGPROBS in (body.include or ()):
         writer = LogprobWriter(call.server.ready().tokenizer, call.settings.return_tokens_as_token_ids)
-    return Record(response, conversation, size, writer)
+    return Record(response, conversation, size, writer, call.owner)
