@@ -99,7 +99,7 @@ def test_what_is_no_good_request_gets_one_answer_in_our_shape(
 
 def test_a_body_that_drips_is_given_up(shared: Running) -> None:
     drops = [b"1\r\n%c\r\n" % byte for byte in BODY]
-    answer = raw(shared, head(JSON, CHUNKED), *drops, pause=0.05)
+    answer = raw(shared, head(JSON, CHUNKED), *drops[:16], pause=0.05)
     assert answer.startswith(b"HTTP/1.1 400 ") and b"body_timeout=0.4" in answer
     quick = raw(shared, head(JSON, CHUNKED), *drops, b"0\r\n\r\n", pause=0.001)
     assert quick.startswith(b"HTTP/1.1 200 ")
