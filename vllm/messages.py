@@ -96,6 +96,10 @@ class Pooled(Struct, array_like=True):
     data: bytes  # float32, little endian
 
 
+NO_TOKEN_LEFT = "the request's own parameters leave no token to choose"
+"""The error of a row that its sender can mend."""
+
+
 class RowOutput(Struct):
     """What a row brought.  Fields stay at their defaults where nothing was asked."""
 

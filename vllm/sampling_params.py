@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -312,8 +313,11 @@ def _check_list(name: str, value: Any, kind: type) -> None:
             raise TypeError(f"{name} must hold {kind.__name__} values, got {item!r}")
 
 
+_DIGITS = re.compile("-?[0-9]{1,19}")  # more would be no id, and int() refuses thousands of them
+
+
 def _token_id(name: str, value: Any) -> int:
-    token = int(value) if isinstance(value, str) and value.lstrip("-").isdigit() else value  # JSON keys are strings
+    token = int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value  # JSON keys are strings
     if isinstance(token, bool) or not isinstance(token, int):
         raise TypeError(f"{name} must hold token ids, got {value!r}")
     _require(token >= 0, name, value, "made of token ids of at least 0")

@@ -17,9 +17,10 @@ import pytest
 
 from vllm import LLM, EngineArgs, SamplingParams
 from vllm.engine.async_engine import AsyncEngine
+from vllm.engine.wire import News
 from vllm.errors import EngineDeadError, ModelError, OverloadedError, RequestError
 from vllm.inputs.prompts import Prompt
-from vllm.messages import EngineRequest
+from vllm.messages import EngineRequest, EngineStats, Event
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
@@ -144,6 +145,29 @@ async def test_a_killed_engine_tells_every_request_and_comes_back() -> None:
         await until(lambda: engine.health() is None, 30.0)
         assert text(await outputs(engine, request(engine, "late")))
         assert engine.num_restarts == 1
+
+
+@in_loop
+async def test_a_step_whose_text_cannot_be_made_ends_its_requests_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = AsyncEngine(EngineArgs(max_model_len=512))
+    engine.state = "ready"  # what the process would say is said here
+    poisoned, sound = (asyncio.create_task(outputs(engine, request(engine, name, 2))) for name in ("bad", "good"))
+    await asyncio.sleep(0)
+    process = engine.outputs.process
+
+    def fails(events: Any) -> Any:
+        if any(event.request_id == "bad" for event in events):
+            raise IndexError("a token without a text")
+        return process(events)
+
+    monkeypatch.setattr(engine.outputs, "process", fails)
+    engine.hear(News([Event("bad", 0, [5])], EngineStats()))
+    engine.hear(News([Event("good", 0, [5, 6], finish_reason="length")], EngineStats()))
+    with pytest.raises(EngineDeadError, match="no text could be made"):
+        await poisoned
+    assert (await sound)[-1].finished and engine.num_requests == 0
 
 
 @in_loop

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +207,15 @@ def test_what_the_hub_answers_becomes_one_line(
     with pytest.raises(ModelError, match=message) as error:
         find_model("org/model", revision="v9")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_no_more_is_named_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, offline: Path, number: int
+) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        raise OSError(number, os.strerror(number), "some/file")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ModelError, match=rf"to {offline}: .*{os.strerror(number)}.*another folder with download_dir$"):
+        find_model("org/model")

@@ -11,12 +11,12 @@ from typing import Any
 from vllm import env
 from vllm.config import CacheConfig, EngineArgs, EngineConfig, ModelConfig, SchedulerConfig
 from vllm.device import native_bfloat16, usable_cores
-from vllm.errors import ConfigError, ModelError, did_you_mean
+from vllm.errors import ConfigError, did_you_mean
 from vllm.inputs.chat import ChatRenderer
 from vllm.inputs.chat_template import find_templates
 from vllm.inputs.prepare import Limits, Preparer, find_eos_token_ids
 from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
-from vllm.loader.config import dtype_of, read_config, read_generation_config
+from vllm.loader.config import check_sizes, dtype_of, read_config, read_generation_config
 from vllm.loader.find import find_model
 from vllm.logging import get_logger
 from vllm.models.registry import architecture_of
@@ -29,15 +29,6 @@ DEFAULT_MODEL_PATH = Path(__file__).parent.parent / "assets" / "default_model"
 _CPU_MEMORY_SHARE = 0.5  # main memory is shared with everything else on the machine
 _CPU_STEP_TOKENS = 512  # a longer step computes no faster on a CPU, and makes others wait
 _DTYPE_NAMES = {"half": "float16", "float": "float32"}
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
 # Sampling defaults that a generation config may set.
 _SAMPLING_FIELDS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "max_new_tokens")
 
@@ -47,7 +38,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
     path = _find(args, args.model, args.revision)
     hf_config = read_config(path, trust_remote_code=args.trust_remote_code, hf_overrides=args.hf_overrides)
     text_config = hf_config.get_text_config()
-    _check_sizes(text_config, path)
+    check_sizes(path, lambda name: getattr(text_config, name, None))
     generation = _generation_config(args, path)
     tokenizer_path = None
     tokenizer = None
@@ -103,14 +94,6 @@ def make_chat_renderer(model: ModelConfig, tokenizer: Tokenizer | None) -> ChatR
     folder = model.tokenizer_path or model.path
     special = {} if tokenizer is None else tokenizer.special_tokens
     return ChatRenderer(model.model or "the default model", find_templates(folder), special, model.chat_template)
-
-
-def _check_sizes(text_config: Any, path: Path) -> None:
-    """Raise ModelError for a size that no model can have."""
-    for name in _SIZES:
-        value = getattr(text_config, name, None)
-        if isinstance(value, int) and value < 1:
-            raise ModelError(f"{path}/config.json: {name}={value} must be at least 1; fetch the file again")
 
 
 def _find(args: EngineArgs, name: str, revision: str | None) -> Path:

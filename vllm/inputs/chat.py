@@ -94,13 +94,14 @@ class ChatRenderer:
         final = _open_final(messages) if options.continue_final_message else None
         variables = {
             "messages": messages,
-            "tools": _plain(options.tools, "tools"),
-            "documents": _plain(options.documents, "documents"),
+            "tools": _plain(options.tools, "tools", "tools"),
+            "documents": _plain(options.documents, "documents", "documents"),
             "add_generation_prompt": options.add_generation_prompt,
         }
-        own = self.special_tokens | _plain(options.chat_template_kwargs, "chat_template_kwargs")
+        field = "chat_template_kwargs"
+        own = self.special_tokens | _plain(options.chat_template_kwargs, field, field)
         for name in own.keys() & variables.keys():
-            raise RequestError(f"chat_template_kwargs can't set {name!r}; it has an argument of its own", name)
+            raise RequestError(f"{field} can't set {name!r}; it has an argument of its own", field)
         text = run_template(template, own | variables)
         return text if final is None else _cut_final(text, final)
 
@@ -150,6 +151,8 @@ def _message(message: Message, position: int, form: str) -> Message:
     if content is not None:
         result["content"] = _content(content, position, form)
     if "tool_calls" in fields:
+        if not isinstance(fields["tool_calls"], (list, tuple)):
+            raise RequestError(f"message {position}: tool_calls must be a list", "messages")
         fields["tool_calls"] = [_tool_call(call, position) for call in fields["tool_calls"]]
     result |= _plain(fields, f"message {position}")
     reasoning = next((result[name] for name in _REASONING_NAMES if name in result), None)
@@ -189,7 +192,7 @@ def _tool_call(call: Any, position: int) -> Any:
     arguments = function["arguments"]
     try:
         parsed = json.loads(arguments) if arguments.strip() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(
             f"message {position}: the arguments of tool call {function.get('name')!r} are not JSON ({error})",
             "messages",
@@ -197,19 +200,31 @@ def _tool_call(call: Any, position: int) -> Any:
     return {**call, "function": {**function, "arguments": parsed}}
 
 
-def _plain(value: Any, where: str) -> Any:
-    """Copy a value made of JSON types: templates are foreign code and get nothing with methods of its own."""
+def _plain(value: Any, where: str, field: str = "messages") -> Any:
+    """Copy a value made of JSON types: templates are foreign code and get nothing with methods of its own.
+
+    Raises RequestError about `field` for a value of another type, or one that is nested too deeply.
+    """
+    try:
+        return _copied(value, where, field)
+    except RecursionError:
+        raise RequestError(
+            f"{where} is nested too deeply; send fewer lists and dicts within each other", field
+        ) from None
+
+
+def _copied(value: Any, where: str, field: str) -> Any:
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, str):  # an enum, a numpy string
         return str.__str__(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, where) for key, item in value.items()}
+        return {str(key): _copied(item, where, field) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, where) for item in value]
+        return [_copied(item, where, field) for item in value]
     if hasattr(value, "model_dump"):
-        return _plain(value.model_dump(), where)
-    raise RequestError(f"{where} holds a {type(value).__name__}; use texts, numbers, lists and dicts only", where)
+        return _copied(value.model_dump(), where, field)
+    raise RequestError(f"{where} holds a {type(value).__name__}; use texts, numbers, lists and dicts only", field)
 
 
 def _open_final(messages: list[Message]) -> str:

@@ -35,6 +35,15 @@ _ENGINE_NAMES = (
     "matryoshka_dimensions",
     "method",  # how tokens become classes
 )
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 
 
 def read_config(
@@ -107,6 +116,14 @@ def _read_object(file: Path) -> dict[str, Any]:
     return content
 
 
+def check_sizes(path: Path, value_of: Callable[[str], Any]) -> None:
+    """Raise ModelError for a size that no model can have.  `value_of` knows the configuration's values by name."""
+    for name in _SIZES:
+        value = value_of(name)
+        if isinstance(value, int) and value < 1:
+            raise ModelError(f"{path}/config.json: {name}={value} must be at least 1; fetch the file again")
+
+
 def _config_class(path: Path, raw: dict[str, Any], model_type: Any, trust_remote_code: bool) -> type[PretrainedConfig]:
     import transformers
 
@@ -140,6 +157,7 @@ def _remote_class(path: Path, reference: str) -> type[PretrainedConfig]:
 
 
 def _build(path: Path, config_class: type[PretrainedConfig], content: dict[str, Any]) -> PretrainedConfig:
+    check_sizes(path, content.get)  # a class may divide by one, and would not say by which
     try:
         return config_class.from_dict({**content, "name_or_path": str(path)})
     except Exception as error:  # each class validates in its own way, with its own exceptions

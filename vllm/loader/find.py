@@ -10,6 +10,7 @@ Only the files that serving needs are fetched: configuration, tokenizer, and one
 from __future__ import annotations
 
 import difflib
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ _PICKLES = ["pytorch_model*.bin"]
 # Second copies of the weights: the trainer's own format, and exports for other engines in subfolders.
 _SECOND_COPIES = ["consolidated*", "*/*.safetensors", "*/*.bin", "*/*.json"]
 _MODULE_FILES = ["config.json", "model.safetensors", "pytorch_model.bin"]
+
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def find_model(
@@ -139,7 +142,8 @@ def _from_hub(wanted: _Repository, download_dir: str | None) -> Path:
     except LocalEntryNotFoundError as error:
         raise ModelError(_unreachable(wanted, cache)) from error
     except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"{name} cannot be downloaded to {cache}: {_first_line(error)}") from error
+        hint = "; choose another folder with download_dir" if error.errno in _NO_PLACE else ""
+        raise ModelError(f"{name} cannot be downloaded to {cache}: {_first_line(error)}{hint}") from error
 
 
 def _download(wanted: _Repository, cache: Path) -> Path:

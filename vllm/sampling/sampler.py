@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vllm.config import LOGPROBS_MODES
 from vllm.errors import ConfigError, RequestError
-from vllm.messages import TokenLogprobs
+from vllm.messages import NO_TOKEN_LEFT, TokenLogprobs
 from vllm.sampling.draw import Scores, draw, keep_survivors
 from vllm.sampling.edits import Edits, make_edits
 from vllm.sampling.history import History
@@ -38,7 +38,6 @@ from vllm.sampling_params import SamplingParams
 _PROMPT_ROWS = 32  # rows of prompt logits alive at once: 20 MB at a vocabulary of 152k
 _NONE = -2  # num_logprobs of a request that wants none; -1 is the whole vocabulary
 UNSOUND = "the model returned logits that are not numbers"
-_EXCLUDED = "the request's own parameters leave no token to choose"
 _HOTTEST = float(np.finfo(np.float32).max)  # beyond it a temperature is infinite: -inf / inf, and what is banned is NaN
 _CONTROLS = np.dtype(
     [
@@ -164,7 +163,7 @@ class Sampler:
             _mark(errors, logits.amax(dim=-1).tolist(), UNSOUND)
             self._edit(logits, history, np.flatnonzero(edited), errors)
             apply_penalties(logits, history, controls, np.flatnonzero(changed))
-        chosen = self._choose(logits, history, controls, errors, _EXCLUDED if changed.any() else UNSOUND)
+        chosen = self._choose(logits, history, controls, errors, NO_TOKEN_LEFT if changed.any() else UNSOUND)
         if raw is not None:
             logits[torch.from_numpy(saved).to(logits.device)] = raw
         sound = _sound(errors)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.entrypoints.fake_openai import FakeOpenAI
-from vllm.engine.llm_engine import LLMEngine
+from tests.entrypoints.serve.fakes import FakeEngine
+from tests.entrypoints.serve.serving import POISON, ROOT
+from vllm.config import EngineArgs
+from vllm.entrypoints.batch import local
 from vllm.entrypoints.batch.lines import read_lines
 from vllm.entrypoints.batch.remote import answer_remotely
 from vllm.entrypoints.cli import main
+from vllm.errors import EngineDeadError
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 4, "temperature": 0}
@@ -70,34 +76,94 @@ WRONG = [
     ("not json", "it is not JSON"),
     ("[]", "it must be a JSON object"),
     (line(5, CHAT, HI), "custom_id must be a text"),
-    (line("a", "/v1/embeddings", {}), "url must be one of /v1/chat/completions, /v1/completions"),
+    (line("a", "/v1/nothing", {}), "url must be one of /v1/chat/completions, /v1/completions"),
     (line("a", CHAT, "text"), "body must be an object"),
     (line("a", CHAT, HI, method="GET"), "method must be 'POST', got 'GET'"),
     (line("a", CHAT, HI | {"stream": True}), "stream must be false"),
-    (line("a", CHAT, {"max_tokens": 1}), "the body has no 'messages'"),
-    (line("a", CHAT, HI | {"tempertature": 1}), "unknown field 'tempertature'. Did you mean 'temperature'?"),
-    (line("a", CHAT, HI | {"top_p": 2}), "top_p must be in (0, 1], got 2"),
-    (line("a", CHAT, HI | {"top_logprobs": 2}), "top_logprobs needs logprobs: true"),
-    (line("a", CHAT, HI | {"logprobs": 2}), "logprobs must be true or false"),
-    (line("a", CHAT, HI | {"tools": [{"type": "function"}]}), "tools is not supported in batches"),
-    (line("a", COMPLETIONS, {"prompt": ["x", "y"]}), "prompt holds 2 prompts; write a line for each"),
-    (line("a", COMPLETIONS, {"prompt": "x", "echo": True}), "suffix and echo are not supported"),
-    (line("a", COMPLETIONS, {"prompt": "x " * 9000}), "leaves room for 2,047"),
-    (line("a", COMPLETIONS, {"prompt": "x", "max_tokens": "many"}), "max_tokens must be an integer"),
+]
+REFUSED = [
+    (CHAT, {"max_tokens": 1}, "messages", "required, but missing"),
+    (CHAT, HI | {"tempertature": 1}, "tempertature", "no such field. Did you mean 'temperature'?"),
+    (CHAT, HI | {"top_p": 2}, "top_p", "must be in (0, 1], got 2"),
+    (CHAT, HI | {"top_p": float("nan")}, None, "not JSON"),
+    (CHAT, HI | {"top_logprobs": 2}, "top_logprobs", "only for logprobs=true"),
+    (CHAT, HI | {"logprobs": 2}, "logprobs", "expected bool"),
+    (CHAT, HI | {"tools": [{"type": "function"}]}, "tools", "not supported"),
+    (CHAT, HI | {"chat_template": "{% if %}"}, "chat_template", "syntax error"),
+    (COMPLETIONS, {"prompt": "x", "suffix": "y"}, "suffix", "suffix"),
+    (COMPLETIONS, {"prompt": "x " * 9000}, "prompt", "leaves room for 511"),
+    (COMPLETIONS, {"prompt": "x", "max_tokens": "many"}, "max_tokens", "expected int"),
+    (COMPLETIONS, {"prompt": "x", "model": 3}, "model", "expected str"),
 ]
 
 
-def test_a_wrong_line_has_its_error_and_harms_no_other(batch: Any) -> None:
-    lines = [text.replace('"custom_id": "a"', f'"custom_id": "{index}"') for index, (text, _) in enumerate(WRONG)]
-    known = [(index, message) for index, (text, message) in enumerate(WRONG) if '"custom_id": "a"' in text]
-    anonymous = [text for text, _ in WRONG if '"custom_id": "a"' not in text]
-    status, answers = batch([one for one in lines if one not in anonymous] + [line("good", CHAT, HI)])
-    assert status == 1
-    assert body(answers["good"])["choices"][0]["finish_reason"] == "length"
-    for index, message in known:
-        answer = answers[str(index)]
-        assert answer["response"]["status_code"] == 400
-        assert message in answer["error"]["message"] and answer["error"]["message"].startswith("line ")
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """An engine that follows a script, in the place of the one that would be loaded."""
+    engine = FakeEngine()
+    engine.state = "loading"
+    monkeypatch.setattr(local, "make_engine", lambda args: engine)
+    return engine
+
+
+def test_a_wrong_line_has_its_error_and_harms_no_other(batch: Any, fake: FakeEngine) -> None:
+    lines = [text.replace('"custom_id": "a"', f'"custom_id": "w{index}"') for index, (text, _) in enumerate(WRONG)]
+    lines = [text for text in lines if '"custom_id": "w' in text]
+    asked = [line(f"r{index}", url, body) for index, (url, body, _, _) in enumerate(REFUSED)]
+    status, answers = batch([*lines, *asked, line("good", CHAT, HI)])
+    assert status == 1 and len(fake.finished) == 1
+    assert body(answers["good"])["choices"][0]["message"]["content"] == " and so on"
+    for index, (_, message) in enumerate(WRONG):
+        if f"w{index}" in answers:
+            error = answers[f"w{index}"]["error"]
+            assert error["message"].startswith("line ") and message in error["message"]
+    for index, (_, _, param, message) in enumerate(REFUSED):
+        answer = answers[f"r{index}"]
+        assert answer["response"]["status_code"] == 400 and answer["error"] == answer["response"]["body"]["error"]
+        assert answer["error"]["param"] == param and message in answer["error"]["message"], answer
+
+
+def test_a_line_may_ask_for_whatever_the_server_answers(batch: Any, fake: FakeEngine) -> None:
+    template = {"messages": HI["messages"], "chat_template": "{{ messages[0].content }}?"}
+    status, answers = batch(
+        [
+            line("two", COMPLETIONS, {"prompt": ["x", "y"], "echo": True}),
+            line("named", COMPLETIONS, {"prompt": "x", "model": "somebody's"}),
+            line("response", "/v1/responses", {"input": "x"}),
+            line("template", CHAT, template),
+        ]
+    )
+    assert status == 0
+    assert [choice["text"] for choice in body(answers["two"])["choices"]] == ["x and so on", "y and so on"]
+    assert body(answers["two"])["id"] == f"cmpl-{answers['two']['response']['request_id']}"
+    assert body(answers["two"])["model"] == "default" and body(answers["named"])["model"] == "somebody's"
+    assert body(answers["response"])["output"][0]["content"][0]["text"] == " and so on"
+    assert body(answers["template"]) and "Hello!?" in [request.prompt for request in fake.seen]
+
+
+def test_a_line_whose_engine_died_says_so_and_the_next_waits_for_another(batch: Any, fake: FakeEngine) -> None:
+    def script(request: Any, index: int) -> str:
+        if len(fake.seen) == 1:
+            fake.state = "dead"
+            asyncio.get_running_loop().call_later(0.05, setattr, fake, "state", "ready")
+            raise EngineDeadError("the engine process was ended by SIGKILL")
+        return "fine"
+
+    fake.script = script
+    status, answers = batch([line(name, CHAT, HI) for name in "abc"], "--max-num-seqs", "1")  # two at a time
+    assert status == 1 and answers["a"]["response"]["status_code"] == 500
+    assert "SIGKILL" in answers["a"]["error"]["message"]
+    assert body(answers["c"])["choices"][0]["message"]["content"] == "fine"
+
+
+def test_a_reader_who_leaves_ends_what_is_under_way(fake: FakeEngine, tmp_path: Path) -> None:
+    lines = tmp_path / "in.jsonl"
+    lines.write_text("\n".join(line(str(index), COMPLETIONS, {"prompt": "x"}) for index in range(50)))
+    fake.pause = 0.01
+    answers = local.answer_locally(EngineArgs(max_num_seqs=2), read_lines(lines))
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    assert fake.state == "stopping" and fake.aborted and len(fake.seen) <= 8
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG[:3])
@@ -106,21 +172,16 @@ def test_a_line_without_a_name_is_answered_too(batch: Any, text: str, message: s
     assert status == 1 and message in answers[None]["error"]["message"]
 
 
-def test_a_step_that_fails_costs_its_guilty_line_only(batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = LLMEngine.step
-
-    def poisoned(engine: LLMEngine) -> Any:
-        if any(8 in state.request.token_ids for state in engine.outputs._states.values()):
-            raise RuntimeError("a kernel fell over")
-        return step(engine)
-
-    monkeypatch.setattr(LLMEngine, "step", poisoned)
-    good = [line(f"good {index}", COMPLETIONS, {"prompt": [5, 6], "max_tokens": 3}) for index in range(3)]
-    status, answers = batch([*good, line("bad", COMPLETIONS, {"prompt": [8], "max_tokens": 3})])
-    assert status == 1
-    assert (
-        answers["bad"]["response"]["status_code"] == 500 and "a kernel fell over" in answers["bad"]["error"]["message"]
-    )
+def test_a_step_that_fails_costs_its_guilty_line_only(
+    batch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(POISON)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    long: Any = {"prompt": [5] * 30, "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    good = [line(f"good {index}", COMPLETIONS, long) for index in range(3)]
+    status, answers = batch([*good, line("bad", COMPLETIONS, long | {"top_k": 666})])
+    assert status == 1 and answers["bad"]["response"]["status_code"] == 500
+    assert "this row cannot be computed" in answers["bad"]["error"]["message"]
     assert all(body(answers[f"good {index}"]) for index in range(3))
 
 

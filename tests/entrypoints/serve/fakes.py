@@ -42,6 +42,7 @@ class FakeModel:
     model: str = "acme/tiny"
     max_model_len: int = 512
     vocab_size: int = 4096
+    tokenizer: str | None = str(FOLDER)
     default_sampling: dict[str, Any] = field(default_factory=dict)
     pooling: Pooling | None = None
     hf_config: Any = field(default_factory=lambda: SimpleNamespace(id2label={0: "bad", 1: "fair", 2: "good"}))

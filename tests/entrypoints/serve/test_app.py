@@ -18,6 +18,7 @@ from vllm.entrypoints.serve.http import Reply
 from vllm.entrypoints.serve.route import Route, Router
 from vllm.entrypoints.serve.settings import ServerArgs
 from vllm.errors import ConfigError, EngineDeadError, OverloadedError, RequestError
+from vllm.messages import NO_TOKEN_LEFT
 
 COMPLETE = "/v1/completions"
 BODY = {"prompt": "The tide", "max_tokens": 4}
@@ -162,6 +163,10 @@ def test_a_row_that_failed_alone_is_an_error_of_its_request() -> None:
     answer = Client(engine).post(COMPLETE, BODY)
     assert answer.status == 500 and "NaN in the logits" in answer.error["message"]
     assert "NaN" in last_error(Client(engine).post(COMPLETE, BODY | {"stream": True}))["message"]
+    engine.fails_alone = NO_TOKEN_LEFT
+    answer = Client(engine).post(COMPLETE, BODY)
+    assert answer.status == 400 and answer.error["message"] == NO_TOKEN_LEFT
+    assert last_error(Client(engine).post(COMPLETE, BODY | {"stream": True}))["code"] == 400
 
 
 @pytest.mark.parametrize("body", [BODY, BODY | {"prompt": ["a", "b", "c"]}, BODY | {"n": 3}])
@@ -290,14 +295,54 @@ def test_memory_stays_flat_over_many_requests() -> None:
 
 
 def test_a_request_has_the_id_that_it_brings() -> None:
-    client = Client(enable_request_id_headers=True)
+    client = Client()
     answer = client.post(COMPLETE, BODY, headers={"X-Request-Id": "abc"})
     assert answer.headers["x-request-id"] == "abc" and answer.json["id"] == "cmpl-abc"
     answer = client.post(COMPLETE, BODY | {"stream": True, "request_id": "mine"}, headers={"X-Request-Id": "abc"})
     assert answer.headers["x-request-id"] == "mine" and answer.events[0]["id"] == "cmpl-mine"
-    assert "x-request-id" not in Client().post(COMPLETE, BODY).headers
-    odd = client.post(COMPLETE, BODY, headers={"X-Request-Id": 'a"b'})
-    assert odd.status == 200 and '"' not in odd.headers["x-request-id"]
+    for odd in ('a"b', "a b", "x" * 129, ""):
+        answer = client.post(COMPLETE, BODY, headers={"X-Request-Id": odd})
+        assert answer.status == 200 and answer.json["id"] == f"cmpl-{answer.headers['x-request-id']}"
+        assert len(answer.headers["x-request-id"]) == 24
+    assert len({client.get("/version").headers["x-request-id"] for _ in range(9)}) == 9
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/health", None, 200),
+        ("HEAD", "/v1/models", None, 200),
+        ("OPTIONS", COMPLETE, None, 200),
+        ("GET", "/docs", None, 200),
+        ("GET", "/metrics", None, 200),
+        ("POST", COMPLETE, BODY, 200),
+        ("POST", COMPLETE, BODY | {"stream": True}, 200),
+        ("POST", "/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 3}, 200),
+        ("POST", "/v1/responses", {"input": "a", "stream": True}, 200),
+        ("POST", COMPLETE, {"prompt": 3}, 400),
+        ("POST", COMPLETE, b"{", 400),
+        ("POST", "/v1/messages", {}, 400),
+        ("GET", "/nothing", None, 404),
+        ("GET", COMPLETE, None, 405),
+    ],
+)
+def test_every_answer_has_an_id(method: str, path: str, body: Any, status: int) -> None:
+    headers = {"X-Request-Id": "its-own"}
+    answer = asyncio.run(Client().request(method, path, body, headers=headers))
+    assert (answer.status, answer.headers["x-request-id"]) == (status, "its-own")
+    stranger = asyncio.run(Client(keys=["secret"]).request(method, path, body, headers=headers))
+    assert stranger.headers["x-request-id"] == "its-own"
+
+
+def test_a_fault_of_ours_is_found_in_the_log_by_its_id(caplog: pytest.LogCaptureFixture) -> None:
+    engine = FakeEngine()
+    engine.error, engine.error_first = KeyError("a secret"), True
+    caplog.set_level("ERROR", "vllm")
+    for stream in (False, True):
+        client = Client(engine, enable_log_requests=True)
+        answer = client.post(COMPLETE, BODY | {"stream": stream, "request_id": f"mine-{stream}"})
+        assert answer.status == 500 and answer.headers["x-request-id"] == f"mine-{stream}"
+        assert caplog.text.count(f"POST {COMPLETE} (request mine-{stream}) failed") == 1
 
 
 def test_requests_are_logged_when_asked_for(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +354,8 @@ def test_requests_are_logged_when_asked_for(caplog: pytest.LogCaptureFixture, mo
     Client(enable_log_requests=True, max_log_len=3).post(COMPLETE, BODY)
     assert "request_id=" in lines[0] and "completion_tokens=" in lines[0] and "prompt='" not in lines[0]
     assert "prompt='The'" in lines[1]
+    Client(enable_log_requests=True).post(COMPLETE, BODY | {"temperature": -1})
+    assert lines[2].endswith("temperature must be at least 0, got -1.0")
 
 
 @pytest.mark.parametrize(

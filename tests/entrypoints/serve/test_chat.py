@@ -167,10 +167,10 @@ def test_tools_that_may_not_be_called_are_taken_and_not_shown() -> None:
         ({"audio": {"voice": "x"}}, "audio"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": 21}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"chat_template_kwargs": {"messages": []}}, "messages"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ],
 )
 def test_what_is_not_there_or_wrong_is_named(body: dict[str, Any], param: str) -> None:

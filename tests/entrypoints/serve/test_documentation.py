@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from tests.entrypoints.serve.fakes import Client, tokenizer
+from tests.entrypoints.serve.fakes import FOLDER, TEMPLATE, Client, FakeEngine, tokenizer
 from vllm.entrypoints.serve import documentation
 from vllm.version import __version__
 
@@ -84,6 +85,28 @@ def test_text_and_tokens_are_turned_into_each_other() -> None:
         assert client.post(f"/{path}", body).error["code"] == 400
     client.engine.tokenizer = None
     assert "without a tokenizer" in client.post("/tokenize", {"prompt": "a"}).error["message"]
+
+
+def test_the_tokenizer_is_described_only_with_the_flag() -> None:
+    assert Client().get("/tokenizer_info").status == 404
+    client = Client(enable_tokenizer_info_endpoint=True)
+    told = client.get("/tokenizer_info").json
+    stored = json.loads((FOLDER / "tokenizer_config.json").read_text())
+    assert told["tokenizer_class"] == stored["tokenizer_class"] and told["vocab_size"] == tokenizer().vocab_size
+    assert told["chat_template"] == TEMPLATE and told["eos_token"] == tokenizer().special_tokens["eos_token"]
+    assert str(FOLDER) not in json.dumps(told)
+    client = Client(FakeEngine(tokenizer=None), enable_tokenizer_info_endpoint=True)
+    assert client.get("/tokenizer_info").json["tokenizer_class"] is None
+    client.engine.tokenizer = None
+    assert client.get("/tokenizer_info").error["code"] == 400
+
+
+def test_places_of_files_are_no_part_of_it(tmp_path: Any) -> None:
+    places = {"name_or_path": "/secret/a", "vocab_file": "/secret/b", "special_tokens_map_file": "/secret/c"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(places | {"model_max_length": 7}))
+    client = Client(FakeEngine(tokenizer=str(tmp_path)), enable_tokenizer_info_endpoint=True)
+    answer = client.get("/tokenizer_info")
+    assert answer.json["model_max_length"] == 7 and b"secret" not in answer.body
 
 
 def test_invocations_go_by_what_the_body_has() -> None:

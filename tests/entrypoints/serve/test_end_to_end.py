@@ -5,95 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import anthropic
 import httpx
-import openai
-import psutil
 import pytest
 
+from tests.entrypoints.serve.serving import POISON, ROOT, Serving, serving
 from vllm import LLM, SamplingParams
 
-ROOT = Path(__file__).parents[3]
 PROMPT = "Hello, my name is"
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 LONG = {"prompt": PROMPT, "max_tokens": 800, "temperature": 0, "ignore_eos": True, "stream": True}
-
-
-class Serving:
-    """A server process with its engine."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        assert process.stderr is not None
-        self.url = ""
-        self.lines: list[str] = []
-        for line in process.stderr:
-            self.lines.append(line)
-            if found := re.search(r"listening at (http://[\d.:]+)", line):
-                self.url = found[1]
-            if "ready in" in line:
-                break
-        assert self.url, "".join(self.lines)
-        threading.Thread(target=self.lines.extend, args=[process.stderr], daemon=True).start()  # or the pipe fills up
-
-    @property
-    def engine(self) -> psutil.Process:
-        (child,) = psutil.Process(self.process.pid).children()
-        return child
-
-    def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
-
-    def figure(self, name: str) -> float:
-        """A figure of /metrics."""
-        page = httpx.get(f"{self.url}/metrics").text
-        found = re.search(rf"^vllm:{name}{{[^}}]*}} (\S+)$", page, re.MULTILINE)
-        assert found, f"{name} is not in\n{page}"
-        return float(found[1])
-
-    def until(self, name: str, value: float, seconds: float = 10.0) -> None:
-        end = time.monotonic() + seconds
-        while self.figure(name) != value:
-            assert time.monotonic() < end, f"{name} is {self.figure(name)}, not {value}"
-            time.sleep(0.01)
-
-    def wait(self, seconds: float = 30.0) -> None:
-        """Wait until requests are served."""
-        end = time.monotonic() + seconds
-        while httpx.get(f"{self.url}/health").status_code != 200:
-            assert time.monotonic() < end
-            time.sleep(0.02)
-
-
-@contextmanager
-def serving(*options: str, **variables: str) -> Iterator[Serving]:
-    command = [sys.executable, "-m", "vllm.entrypoints.cli", "serve", "--host", "127.0.0.1", "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    process = subprocess.Popen(
-        [*command, "--max-model-len", "1024", *options], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        yield Serving(process)
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Serving]:
-    with serving() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +31,8 @@ def alone() -> dict[str, str]:
         return {output.prompt: output.outputs[0].text for output in llm.generate(prompts, params, use_tqdm=False)}
 
 
-def test_the_openai_client_gets_what_the_engine_says_whole_and_streamed(shared: Serving, alone: dict[str, str]) -> None:
-    client = shared.openai()
+def test_the_openai_client_gets_what_the_engine_says_whole_and_streamed(real: Serving, alone: dict[str, str]) -> None:
+    client = real.openai()
     (card,) = client.models.list().data
     for prompt, text in list(alone.items())[:3]:
         options: Any = {"model": card.id, "prompt": prompt, "max_tokens": 64, "temperature": 0}
@@ -119,13 +45,13 @@ def test_the_openai_client_gets_what_the_engine_says_whole_and_streamed(shared: 
     assert answer and answer == "".join(piece.choices[0].delta.content or "" for piece in pieces)
     assert chat.choices[0].logprobs and chat.choices[0].logprobs.content
     assert client.responses.create(model=card.id, input="Hello", temperature=0).output_text == answer
-    claude = anthropic.Anthropic(base_url=shared.url, api_key="none", max_retries=0)
+    claude = anthropic.Anthropic(base_url=real.url, api_key="none", max_retries=0)
     greedy = {"temperature": 0}
     message = claude.messages.create(model=card.id, max_tokens=64, messages=HELLO, extra_body=greedy)
     assert message.content[0].text == answer  # type: ignore[union-attr]
 
 
-def test_a_crowd_is_answered_whole_while_some_of_it_leave(shared: Serving, alone: dict[str, str]) -> None:
+def test_a_crowd_is_answered_whole_while_some_of_it_leave(real: Serving, alone: dict[str, str]) -> None:
     prompts = list(alone)
 
     async def one(client: httpx.AsyncClient, number: int) -> str | None:
@@ -145,18 +71,18 @@ def test_a_crowd_is_answered_whole_while_some_of_it_leave(shared: Serving, alone
 
     async def all_of_them() -> list[str | None]:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=shared.url, limits=limits, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=real.url, limits=limits, timeout=60) as client:
             return await asyncio.gather(*(one(client, number) for number in range(256)))
 
     results = asyncio.run(all_of_them())
     assert [result for number, result in enumerate(results) if number % 4 != 3] == [
         alone[prompts[number % len(prompts)]] for number in range(256) if number % 4 != 3
     ]
-    shared.until("num_requests_running", 0, 1.0)
-    assert shared.figure("kv_cache_usage_perc") == 0
+    real.until("num_requests_running", 0, 1.0)
+    assert real.figure("kv_cache_usage_perc") == 0
 
 
-def test_an_engine_that_is_killed_tells_each_request_and_comes_back(shared: Serving) -> None:
+def test_an_engine_that_is_killed_tells_each_request_and_comes_back(real: Serving) -> None:
     async def one(client: httpx.AsyncClient) -> tuple[float, str]:
         body = ""
         async with client.stream("POST", "/v1/completions", json=LONG) as answer:
@@ -166,22 +92,22 @@ def test_an_engine_that_is_killed_tells_each_request_and_comes_back(shared: Serv
 
     async def all_of_them() -> tuple[float, list[tuple[float, str]]]:
         async with httpx.AsyncClient(
-            base_url=shared.url, limits=httpx.Limits(max_connections=None), timeout=60
+            base_url=real.url, limits=httpx.Limits(max_connections=None), timeout=60
         ) as client:
             tasks = [asyncio.create_task(one(client)) for _ in range(32)]
-            while await asyncio.to_thread(shared.figure, "num_requests_running") < 32:
+            while await asyncio.to_thread(real.figure, "num_requests_running") < 32:
                 await asyncio.sleep(0.01)
             killed = time.monotonic()
-            shared.engine.kill()
+            real.engine.kill()
             return killed, await asyncio.gather(*tasks)
 
-    shared.wait()
+    real.wait()
     killed, ends = asyncio.run(all_of_them())
     assert all(when - killed < 2.0 for when, _ in ends)
     assert all("SIGKILL" in body and body.endswith("data: [DONE]") for _, body in ends)
-    assert httpx.get(f"{shared.url}/health").status_code == 503
-    shared.wait()
-    assert shared.openai().completions.create(model="default", prompt=PROMPT).choices[0].text
+    assert httpx.get(f"{real.url}/health").status_code == 503
+    real.wait()
+    assert real.openai().completions.create(model="default", prompt=PROMPT).choices[0].text
 
 
 def test_sigterm_lets_all_finish_and_nothing_is_left(alone: dict[str, str]) -> None:
@@ -202,22 +128,6 @@ def test_no_engine_outlives_a_front_that_is_killed() -> None:
         engine = running.engine
         running.process.kill()
         engine.wait(2)
-
-
-POISON = """
-import sys
-if "vllm.engine.process" in sys.orig_argv:
-    from vllm.worker.runner import ModelRunner
-    execute = ModelRunner.execute
-    def poisoned(self, batch):
-        known = {**self.tables.sequences, **{sequence.slot: sequence for sequence in batch.admitted}}
-        for row in batch.rows:
-            sequence = known[row.slot]
-            if row.start > 20 and sequence.params.top_k == 666:
-                raise ArithmeticError("this row cannot be computed")
-        return execute(self, batch)
-    ModelRunner.execute = poisoned
-"""
 
 
 def test_a_row_that_breaks_every_step_is_answered_500_and_the_others_as_ever(

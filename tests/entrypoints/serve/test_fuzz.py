@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.entrypoints.pooled import CLASSIFIES, EMBEDS, LATE, RERANKS, REWARDS
+from tests.entrypoints.serve.battery import refusal
 from tests.entrypoints.serve.fakes import Client, FakeEngine
+from vllm.entrypoints.serve.anthropic.protocol import MessagesRequest
 from vllm.entrypoints.serve.pooling.protocol import (
     ClassifyRequest,
     EmbeddingRequest,
@@ -22,6 +24,7 @@ from vllm.entrypoints.serve.pooling.protocol import (
     ScoreRequest,
 )
 from vllm.entrypoints.serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from vllm.entrypoints.serve.responses.protocol import ResponsesRequest
 from vllm.pooling_params import Pooling
 
 NUMBERS = st.integers(-3, 3) | st.integers() | st.floats() | st.sampled_from([2**63, -(2**63), 2**70, 1e308, 0.5])
@@ -42,6 +45,8 @@ SENSE: dict[str, st.SearchStrategy[Any]] = {
     "prompt": st.text(max_size=8) | TOKENS | st.lists(st.text(max_size=8) | TOKENS, max_size=3),
     "messages": st.lists(MESSAGE, min_size=1, max_size=3),
     "tokens": TOKENS,
+    "max_output_tokens": st.integers(1, 5),
+    "background": st.just(False),
     "model": st.just("acme/tiny"),
     "n": st.integers(1, 3),
     "best_of": st.integers(1, 3),
@@ -56,7 +61,10 @@ SENSE: dict[str, st.SearchStrategy[Any]] = {
     "stop_token_ids": TOKENS,
     "request_id": st.text(max_size=8),
     "chat_template": st.sampled_from(["loud", "{{ messages }}"]),
-    "input": st.text(max_size=8) | TOKENS | st.lists(st.text(max_size=8) | TOKENS, max_size=3),
+    "input": st.text(max_size=8)
+    | TOKENS
+    | st.lists(st.text(max_size=8) | TOKENS, max_size=3)
+    | st.lists(MESSAGE, max_size=3),
     "texts": st.lists(st.text(max_size=8), max_size=3),
     "query": TEXTS,
     "documents": st.lists(TEXTS, max_size=3),
@@ -84,9 +92,10 @@ def bodies(kind: type[msgspec.Struct], required: str) -> st.SearchStrategy[dict[
     few = st.lists(st.sampled_from(sorted(optional)), max_size=5, unique=True).flatmap(
         lambda chosen: st.fixed_dictionaries({name: optional[name] for name in chosen})
     )
-    return st.tuples(st.fixed_dictionaries({name: value(name) for name in needed}), few).map(
-        lambda pair: pair[0] | pair[1]
-    )
+    always = {name: value(name) for name in needed}
+    if kind is MessagesRequest:
+        always["max_tokens"] = st.integers(1, 5)
+    return st.tuples(st.fixed_dictionaries(always), few).map(lambda pair: pair[0] | pair[1])
 
 
 def encodable(value: Any) -> bytes:
@@ -103,6 +112,8 @@ def encodable(value: Any) -> bytes:
         ("/v1/chat/completions", ChatRequest, "messages", None),
         ("/tokenize", TokenizeRequest, "prompt", None),
         ("/detokenize", DetokenizeRequest, "tokens", None),
+        ("/v1/responses", ResponsesRequest, "input", None),
+        ("/v1/messages", MessagesRequest, "messages", None),
         ("/v1/embeddings", EmbeddingRequest, "input", EMBEDS),
         ("/v1/embeddings", EmbeddingRequest, "messages", EMBEDS),
         ("/pooling", PoolingRequest, "input", REWARDS),
@@ -125,9 +136,9 @@ def test_no_body_is_answered_with_a_fault_of_ours(
         answer = client.post(path, encodable(body))
         seen.add(answer.status)
         if answer.status != 200:
-            assert answer.status in (400, 404) and answer.error["message"]
+            assert answer.status in (400, 404) and refusal(answer, path)["message"]
         elif body.get("stream") is True:
-            assert all("error" not in event for event in answer.events)
+            assert b'"error":{' not in answer.body
         else:
             assert all(math.isfinite(number) for number in numbers(answer.json))
 

@@ -313,6 +313,28 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_messages_if_it_may() -
     assert client.engine.seen[-1].prompt == "<system>S<user>question 0<assistant>answer<assistant>"
 
 
+def test_a_response_belongs_to_the_key_that_it_was_made_with() -> None:
+    async def scene() -> None:
+        client = Client(slow(), keys=["one", "two"])
+        one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
+        mine = (await client.request("POST", PATH, {"input": "a"}, headers=one)).json
+        later = (await client.request("POST", PATH, BACKGROUND | {"stream": False}, headers=one)).json
+        for name in (mine["id"], later["id"]):
+            for method, path in (("GET", name), ("GET", f"{name}?stream=true"), ("POST", f"{name}/cancel")):
+                strange = await client.request(method, f"{PATH}/{path}", headers=two)
+                unknown = await client.request(method, f"{PATH}/{path.replace(name, 'resp_none')}", headers=two)
+                assert strange.status == unknown.status == 404
+                assert strange.error["message"].replace(name, "resp_none") == unknown.error["message"]
+            follow = {"input": "b", "previous_response_id": name}
+            assert (await client.request("POST", PATH, follow, headers=two)).error["param"] == "previous_response_id"
+        assert (await client.request("POST", f"{PATH}/{later['id']}/cancel", headers=one)).json["status"] == "cancelled"
+        assert (await client.request("GET", f"{PATH}/{mine['id']}", headers={"x-api-key": "one"})).json == mine
+        follow = {"input": "b", "previous_response_id": mine["id"]}
+        assert (await client.request("POST", PATH, follow, headers=one)).json["status"] == "completed"
+
+    asyncio.run(scene())
+
+
 # ── the background ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -384,6 +406,102 @@ def test_a_response_in_the_background_can_fail(
     asyncio.run(scene())
 
 
+def streamed(answer: Any) -> list[dict[str, Any]]:
+    events = named_events(answer)
+    assert [event["sequence_number"] for event in events] == [
+        *range(events[0]["sequence_number"], events[-1]["sequence_number"] + 1)
+    ]
+    return events
+
+
+BACKGROUND: Any = {"input": "a", "background": True, "stream": True}
+
+
+def test_a_stream_in_the_background_goes_on_without_its_client_and_can_be_read_again() -> None:
+    async def scene() -> None:
+        client = Client(slow())
+        begun = await client.request("POST", PATH, BACKGROUND, gone_after_chunks=2)
+        first = streamed(begun)
+        assert short(first)[:2] == ["created", "queued"] and "completed" not in short(first)
+        name = first[0]["response"]["id"]
+        assert first[0]["response"]["status"] == "queued" and client.server.num_running == 1
+        whole, rest = await asyncio.gather(
+            client.request("GET", f"{PATH}/{name}?stream=true"),
+            client.request("GET", f"{PATH}/{name}?stream=true&starting_after=3"),
+        )
+        events = streamed(whole)
+        deltas = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
+        assert short(events) == [
+            "created",
+            "queued",
+            *OPENING[1:],
+            *["output_text.delta"] * len(deltas),
+            *CLOSING,
+            "completed",
+        ]
+        assert "".join(deltas) == text_of(events[-1]["response"]) == TEXT
+        assert streamed(rest) == events[4:] and events[: len(first)] == first
+        again = await client.request("GET", f"{PATH}/{name}?stream=true&starting_after={len(events) - 2}")
+        assert streamed(again) == events[-1:]
+        beyond = await client.request("GET", f"{PATH}/{name}?stream=true&starting_after=999")
+        assert (beyond.status, beyond.body) == (200, b"")
+        assert (await client.request("GET", f"{PATH}/{name}")).json == events[-1]["response"]
+        assert client.server.num_running == 0 and client.engine.aborted == []
+        store = client.app.router.find("POST", PATH)[0].handler.__self__.store  # type: ignore[attr-defined]
+        assert store.num_bytes == store.get(name).num_bytes > len(whole.body)
+        for odd in ("x", "-2", "1.5", "9" * 20, ""):
+            refused = await client.request("GET", f"{PATH}/{name}?stream=true&starting_after={odd}")
+            assert odd == "" or refused.error["param"] == "starting_after"
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("raised", "timeout", "message"),
+    [
+        (EngineDeadError("killed by signal 9"), None, "killed by signal 9"),
+        (KeyError("a secret"), None, "internal error"),
+        (None, 0.03, "request_timeout=0.03"),
+    ],
+)
+def test_a_stream_in_the_background_that_fails_says_so_to_whoever_reads(
+    raised: Exception | None, timeout: float | None, message: str
+) -> None:
+    async def scene() -> None:
+        engine = slow()
+        engine.error = raised
+        client = Client(engine, request_timeout=timeout)
+        begun = await client.request("POST", PATH, BACKGROUND, gone_after_chunks=1)
+        name = streamed(begun)[0]["response"]["id"]
+        failed = await wait_for(client, name, "failed")
+        assert message in failed["error"]["message"] and "secret" not in failed["error"]["message"]
+        *_, last = streamed(await client.request("GET", f"{PATH}/{name}?stream=true"))
+        assert (last["type"], last["response"]) == ("response.failed", failed)
+
+    asyncio.run(scene())
+
+
+def test_a_stream_in_the_background_ends_when_it_is_cancelled_or_the_server_stops() -> None:
+    async def scene() -> None:
+        client = Client(slow(0.05))
+        reading = asyncio.create_task(client.request("POST", PATH, BACKGROUND))
+        while client.server.num_running < 2:
+            await asyncio.sleep(0.001)
+        (name,) = client.app.router.find("POST", PATH)[0].handler.__self__.store._records  # type: ignore[attr-defined]
+        await asyncio.sleep(0.07)
+        assert (await client.request("POST", f"{PATH}/{name}/cancel")).json["status"] == "cancelled"
+        *_, last = streamed(await reading)
+        assert (last["type"], last["code"]) == ("error", "cancelled")
+        assert client.server.num_running == 0 and len(client.engine.aborted) == 1
+        reading = asyncio.create_task(client.request("POST", PATH, BACKGROUND))
+        await asyncio.sleep(0.07)
+        client.app.interrupt()
+        *_, last = streamed(await reading)
+        assert last["type"] == "error" and "interrupted" in last["message"]
+
+    asyncio.run(scene())
+
+
 # ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -423,11 +541,10 @@ def test_a_response_in_the_background_can_fail(
         ({"n": 2}, "n"),
         ({"temperature": -1}, "temperature"),
         ({"stream_options": {}}, "stream_options"),
-        ({"background": True, "stream": True}, "stream"),
         ({"previous_response_id": "resp_none"}, "previous_response_id"),
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"cache_salt": ""}, "cache_salt"),
-        ({"chat_template_kwargs": {"messages": []}}, "input"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ],
 )
 def test_what_is_not_there_or_wrong_is_named(body: dict[str, Any], param: str) -> None:
@@ -448,12 +565,13 @@ def test_a_response_that_is_not_kept_is_not_found() -> None:
     name = ask(client)["id"]
     assert "in the background" in client.post(f"{PATH}/{name}/cancel").error["message"]
     assert client.get(f"{PATH}/{name}?stream=true").error["param"] == "stream"
+    assert client.get(f"{PATH}/{name}?starting_after=3").error["param"] == "starting_after"
     assert client.get(f"{PATH}/{name}?stream=false").status == 200
     assert client.post(PATH, {"input": "a", "model": "other"}).error["code"] == 404
 
 
 def test_an_id_is_the_servers_choice_but_a_request_may_have_one() -> None:
-    client = Client(enable_request_id_headers=True)
+    client = Client()
     answer = client.post(PATH, {"input": "a"}, headers={"X-Request-Id": "xyz"})
     assert answer.headers["x-request-id"] == "xyz" and "xyz" not in answer.json["id"]
     assert client.post(PATH, {"input": "a", "request_id": "mine"}).headers["x-request-id"] == "mine"
@@ -504,6 +622,16 @@ def test_the_openai_client_gets_its_responses(shared: Running) -> None:
                 break
             time.sleep(0.01)
         assert later.output_text == TEXT and client.responses.cancel(later.id) == later
+        stream = client.responses.create(model="acme/tiny", input="Hello", background=True, stream=True)
+        first = next(iter(stream))
+        stream.close()  # the response goes on
+        assert first.type == "response.created" and first.response.status == "queued"
+        rest = list(client.responses.retrieve(first.response.id, stream=True, starting_after=0))
+        assert check_types(first) <= OURS and set().union(*map(check_types, rest)) <= OURS
+        assert [first.sequence_number, *(event.sequence_number for event in rest)] == [*range(len(rest) + 1)]
+        assert rest[0].type == "response.queued" and rest[-1].type == "response.completed"
+        assert rest[-1].response == client.responses.retrieve(first.response.id)
+        assert "".join(event.delta for event in rest if event.type == "response.output_text.delta") == TEXT
         with pytest.raises(openai.BadRequestError) as caught:
             client.responses.create(model="acme/tiny", input="Hello", tools=[{"type": "web_search"}])
         assert caught.value.param == "tools"
@@ -511,7 +639,7 @@ def test_the_openai_client_gets_its_responses(shared: Running) -> None:
             client.responses.cancel(response.id)
         with pytest.raises(openai.NotFoundError):
             client.responses.retrieve("resp_none")
-        with pytest.raises(openai.BadRequestError, match="can't be streamed"):
+        with pytest.raises(openai.BadRequestError, match="can be streamed"):
             client.responses.retrieve(response.id, stream=True)
 
 
@@ -559,6 +687,7 @@ def test_a_call_seen_as_a_chat_leaves_the_call_as_it_was() -> None:
     from vllm.entrypoints.serve.context import Call
     from vllm.entrypoints.serve.protocol import ChatRequest
 
-    call = Call(Client().server, {b"a": b"b"}, b"{}", "body", {})
+    call = Call(Client().server, "id", {b"a": b"b"}, {})
+    call.raw, call.body = b"{}", "body"
     chat = as_chat(call, ChatRequest(messages=[]))
     assert (call.body, chat.header(b"a"), chat.raw) == ("body", "b", b"{}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm.errors import ConfigError
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
 
 @dataclass(frozen=True, slots=True)

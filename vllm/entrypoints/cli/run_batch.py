@@ -71,11 +71,9 @@ def _answers(options: argparse.Namespace, args: EngineArgs, lines: list[Line]) -
 
         yield from answer_remotely(options.url, options.api_key, lines, options.max_concurrency)
         return
-    from vllm.engine.llm_engine import LLMEngine
-    from vllm.entrypoints.batch.local import Local
+    from vllm.entrypoints.batch.local import answer_locally
 
-    with LLMEngine.from_engine_args(args, progress=True) as engine:
-        yield from Local(engine, args.model or "default").answer(lines)
+    yield from answer_locally(args, lines)
 
 
 def _write(answers: Iterator[Answer], output: TextIO, total: int) -> int:

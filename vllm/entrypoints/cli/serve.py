@@ -34,13 +34,13 @@ GROUPS = {
     ),
     "answers": (
         *("chat_template_content_format", "trust_request_chat_template", "response_role", "return_tokens_as_token_ids"),
-        *("enable_prompt_tokens_details", "enable_force_include_usage", "enable_request_id_headers"),
-        *("enable_per_request_metrics", "disable_ui"),
+        *("enable_prompt_tokens_details", "enable_force_include_usage", "enable_per_request_metrics"),
+        *("enable_tokenizer_info_endpoint", "disable_ui"),
     ),
     "limits": (
         *("max_concurrent_requests", "max_num_queued_reqs", "max_body_bytes", "max_header_bytes", "max_headers"),
         *("max_prompts", "max_inputs", "max_n", "max_stop_strings", "max_stop_length", "request_timeout"),
-        *("shutdown_timeout", "keep_alive_timeout", "header_timeout", "body_timeout"),
+        *("shutdown_timeout", "keep_alive_timeout", "header_timeout", "body_timeout", "send_timeout"),
     ),
     "logging": ("enable_log_requests", "max_log_len", "log_format", "otlp_traces_endpoint"),
 }

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
-from vllm.entrypoints.serve.context import RETRY_AFTER, Call, Server
+from vllm.entrypoints.serve.context import RETRY_AFTER, Call, Server, request_id
 from vllm.entrypoints.serve.errors import HttpError, explain
 from vllm.entrypoints.serve.guard import Guard, Place
 from vllm.entrypoints.serve.http import ClientGone, EventStream, Receive, Reply, Send, decoder, read_body
@@ -55,33 +55,35 @@ class App:
             exchange.end(why)
 
     async def _answer(self, scope: Any, receive: Receive, send: Send) -> None:
-        exchange = Exchange(receive)
+        headers = dict(scope["headers"])
+        exchange = Exchange(receive, request_id(headers))
         route: Route | None = None
         self._under_way.add(exchange)
         path = self._path(scope)
         try:
-            if path not in self._open:
-                self.guard.check_key(scope["headers"])
+            owner = b"" if path in self._open else self.guard.check_key(scope["headers"])
             self.guard.check_headers(scope)
             if scope["method"] == "OPTIONS":
                 allow = self.router.allowed(self.router.methods(path)).encode()
-                await Reply(b"", headers=[(b"allow", allow)]).send(scope, send)
+                await Reply(b"", headers=[(b"allow", allow), exchange.named]).send(scope, send)
                 return
             route, parameters = self.router.find(scope["method"], path)
             if route.needs_engine:
                 self.server.ready()
             if route.purpose is not None:
                 self.server.check_purpose(route.purpose, path)
-            await self._handle(route, parameters, scope, exchange, send)
+            call = Call(self.server, exchange.request_id, headers, parameters, scope["query_string"].decode("latin-1"))
+            call.owner = owner
+            await self._handle(route, call, scope, exchange, send)
         except ClientGone:
             pass
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and not exchange.ended:
                 raise  # whoever runs the application wants it to stop
-            told = exchange.told(error, _named(scope))
+            told = exchange.told(error, scope)
             if told is not None:
                 body = (self.router.error(path) if route is None else route.error)(told)
-                await Reply(body, told.status, headers=told.headers).send(scope, send)
+                await Reply(body, told.status, headers=[*told.headers, exchange.named]).send(scope, send)
         finally:
             exchange.close()
             self._under_way.discard(exchange)
@@ -91,16 +93,11 @@ class App:
         path, root = scope["path"], self.server.settings.root_path
         return path[len(root) :] if root and path.startswith(root + "/") else path
 
-    async def _handle(
-        self, route: Route, parameters: dict[str, str], scope: Any, exchange: Exchange, send: Send
-    ) -> None:
+    async def _handle(self, route: Route, call: Call, scope: Any, exchange: Exchange, send: Send) -> None:
         settings = self.server.settings
-        headers = dict(scope["headers"])
-        raw, body = b"", None
         if route.body is not None:
-            raw = await read_body(exchange.receive, headers, settings.max_body_bytes, settings.body_timeout)
-            body = self._decoders[route.path](raw)
-        call = Call(self.server, headers, raw, body, parameters, scope["query_string"].decode("latin-1"))
+            call.raw = await read_body(exchange.receive, call.headers, settings.max_body_bytes, settings.body_timeout)
+            call.body = self._decoders[route.path](call.raw)
         if settings.enable_log_requests or (self.server.tracing and route.computes):
             call.facts = {}
         begun = time.time_ns()
@@ -108,40 +105,38 @@ class App:
         with Place(self.server) if route.computes else _NO_PLACE:
             try:
                 answer = await route.handler(call)
+                exchange.request_id = call.request_id
+                answer.headers = [*answer.headers, exchange.named]
                 if isinstance(answer, EventStream):
-                    await answer.send(send, lambda error: exchange.told(error, _named(scope)))
+                    await answer.send(send, lambda error: exchange.told(error, scope))
                 else:
                     await answer.send(scope, send)
             finally:
+                exchange.request_id = call.request_id
                 if call.facts is not None:
                     self._book(scope, route, call, (begun, time.time_ns()), exchange)
 
     def _book(self, scope: Any, route: Route, call: Call, span: tuple[int, int], exchange: Exchange) -> None:
         """Write down what is known of a request that has ended: in the log, as a span."""
-        facts = call.facts or {}
+        facts, error = call.facts or {}, sys.exc_info()[1]
+        if isinstance(error, Exception):
+            exchange.told(error, scope)
         if self.server.settings.enable_log_requests:
             _log(scope, facts, (span[1] - span[0]) / 1e9, exchange)
         if self.server.tracing is not None and route.computes:
-            error = sys.exc_info()[1]
-            told = (
-                exchange.why
-                if error is None
-                else explain(error, _named(scope))
-                if isinstance(error, Exception)
-                else None
-            )
-            why = told.message if told is not None else "client gone" if exchange.ended or error is not None else None
+            why = exchange.why.message if exchange.why is not None else "client gone" if exchange.ended else None
             model = getattr(call.body, "model", None) or self.server.names[0]
-            self.server.tracing.record(route.path, dict(scope["headers"]), {"model": model, **facts}, span, why)
+            self.server.tracing.record(route.path, call.headers, {"model": model, **facts}, span, why)
 
 
 class Exchange:
     """One request on its way, and why it ends early if it does."""
 
-    __slots__ = ("_deadline", "_task", "_timer", "_watcher", "ended", "receive", "why")
+    __slots__ = ("_deadline", "_task", "_timer", "_watcher", "ended", "receive", "request_id", "why")
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, request_id: str) -> None:
         self.receive = receive
+        self.request_id = request_id
         self.ended = False
         self.why: HttpError | None = None
         """What the client is told; None: it is gone."""
@@ -149,6 +144,15 @@ class Exchange:
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def named(self) -> tuple[bytes, bytes]:
+        """The header by which every answer can be found in the log."""
+        return b"x-request-id", self.request_id.encode()
+
+    def what(self, scope: Any) -> str:
+        """Return how the log calls a request that failed."""
+        return f"{_named(scope)} (request {self.request_id})"
 
     def watch(self, timeout: float | None) -> None:
         """Watch the client from now on, and the clock if there is a `timeout` in seconds."""
@@ -164,10 +168,10 @@ class Exchange:
             self.ended, self.why = True, why
             self._task.cancel()
 
-    def told(self, error: BaseException, what: str) -> HttpError | None:
+    def told(self, error: BaseException, scope: Any) -> HttpError | None:
         """End with an exception: return what the client is to hear of it; None if it hears nothing any more."""
         if not self.ended:
-            self.ended, self.why = True, explain(error, what)
+            self.ended, self.why = True, explain(error, self.what(scope))
         return self.why
 
     def close(self) -> None:

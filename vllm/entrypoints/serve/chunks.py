@@ -1,13 +1,21 @@
-"""The chunks of a stream: what is the same in all of them is encoded once."""
+"""The chunks of a stream: what is the same in all of them is encoded once, and all streams of chunks are made here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 
 import msgspec
 
+from vllm.entrypoints.serve.context import Call
+from vllm.entrypoints.serve.generation import Count, deltas
 from vllm.entrypoints.serve.http import DONE, encode
 from vllm.entrypoints.serve.protocol import SamplingRequest, Usage
+from vllm.messages import EngineRequest
+from vllm.outputs import RequestOutput
+
+Choices = Callable[[int, RequestOutput], Sequence[msgspec.Struct]]
+"""Makes choices of what is new of a request, given its position and its output."""
 
 
 class Chunks:
@@ -31,3 +39,32 @@ class Chunks:
         if not self._ends_with_usage:
             return DONE
         return self._head + b'],"usage":' + encode(usage) + b"}\n\n" + DONE
+
+
+async def stream_chunks(
+    call: Call,
+    requests: Sequence[EngineRequest],
+    chunks: Chunks,
+    choices: Choices,
+    seen: Callable[[RequestOutput], RequestOutput] | None = None,
+) -> AsyncGenerator[bytes, None]:
+    """Run requests, and yield the events of the answer.  `seen`: what of an output is to be counted and shown."""
+    count = Count(call.settings.enable_prompt_tokens_details)
+    begun: set[int] = set()
+    running = len(requests)
+    async with aclosing(deltas(call.server.ready(), requests)) as news:
+        async for position, outputs in news:
+            if position not in begun:
+                begun.add(position)
+                count.begin(outputs[0])
+            shown = b""
+            for output in outputs if seen is None else map(seen, outputs):
+                count.add(output)
+                running -= output.finished
+                shown += chunks.choices(choices(position, output), count.usage())
+            if not running:
+                shown += chunks.end(count.usage())
+            if shown:
+                yield shown
+    if call.facts is not None:
+        call.facts["completion_tokens"] = count.completion

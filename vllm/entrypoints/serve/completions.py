@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 
 from msgspec import UNSET
 
-from vllm.entrypoints.serve.chunks import Chunks
+from vllm.entrypoints.serve.chunks import Chunks, stream_chunks
 from vllm.entrypoints.serve.context import Call
-from vllm.entrypoints.serve.generation import Count, check_stream, deltas, finals, metrics_of, prepare
+from vllm.entrypoints.serve.errors import in_words_of
+from vllm.entrypoints.serve.generation import Count, check_stream, finals, metrics_of, prepare
 from vllm.entrypoints.serve.http import EventStream, json_reply
 from vllm.entrypoints.serve.logprobs import LogprobWriter, prompt_logprobs
 from vllm.entrypoints.serve.protocol import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
@@ -21,6 +21,7 @@ from vllm.inputs.prompts import Prompt, parse_prompts
 from vllm.messages import EngineRequest
 from vllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 
+_IN_WORDS = {"prompt_token_ids": "prompt"}
 _MAX_TOKENS = 16  # the interface's default for completions, which is not that for chats
 
 
@@ -31,19 +32,21 @@ async def completions(call: Call) -> Answer:
     engine = server.ready()
     model = server.model_named(body.model)
     check_stream(body)
-    name = f"cmpl-{(public := call.id(body.request_id))}"
+    name = f"cmpl-{call.id(body.request_id)}"
     max_tokens = _max_tokens(body, server.sampling.defaults.get("max_tokens", _MAX_TOKENS))
     if isinstance(body.logprobs, bool):
         body.logprobs = 1 if body.logprobs else None
     echoed = body.logprobs if body.echo else None
     asked = body.prompt_logprobs if body.prompt_logprobs is not None else echoed
     params = server.sampling.params(body, max_tokens, body.logprobs, asked)
-    requests = await prepare(call, _prompts(body, call.settings.max_prompts), params)
+    with in_words_of(_IN_WORDS):
+        requests = await prepare(call, _prompts(body, call.settings.max_prompts), params)
     writer = _Writer(call, requests)
     created = int(time.time())
     if body.stream:
         chunks = Chunks("text_completion", name, created, model, body, call.settings.enable_force_include_usage)
-        return EventStream(_events(call, requests, writer, chunks), call.headers(public))
+        seen = _without_text if writer.is_silent else None
+        return EventStream(stream_chunks(call, requests, chunks, writer.deltas, seen))
     outputs = await finals(engine, requests)
     if writer.is_silent:
         outputs = [_without_text(output) for output in outputs]
@@ -58,7 +61,7 @@ async def completions(call: Call) -> Answer:
         reply.metrics = metrics_of(outputs[0], count.completion)
     if call.facts is not None:
         call.facts["completion_tokens"] = count.completion
-    return json_reply(reply, call.headers(public))
+    return json_reply(reply)
 
 
 def _max_tokens(body: CompletionRequest, default: int) -> int | None:
@@ -86,31 +89,6 @@ def _prompts(body: CompletionRequest, most: int) -> list[Prompt]:
     if body.cache_salt is None and special:
         return prompts
     return [dataclasses.replace(p, cache_salt=body.cache_salt, add_special_tokens=special) for p in prompts]
-
-
-async def _events(
-    call: Call, requests: Sequence[EngineRequest], writer: _Writer, chunks: Chunks
-) -> AsyncGenerator[bytes, None]:
-    count = Count(call.settings.enable_prompt_tokens_details)
-    begun: set[int] = set()
-    running = len(requests)
-    async with aclosing(deltas(call.server.ready(), requests)) as news:
-        async for position, outputs in news:
-            if position not in begun:
-                begun.add(position)
-                count.begin(outputs[0])
-            shown = b""
-            for output in map(_without_text, outputs) if writer.is_silent else outputs:
-                count.add(output)
-                running -= output.finished
-                choices = [writer.delta(position, output, completion) for completion in output.outputs]
-                shown += chunks.choices([choice for choice in choices if choice is not None], count.usage())
-            if not running:
-                shown += chunks.end(count.usage())
-            if shown:
-                yield shown
-    if call.facts is not None:
-        call.facts["completion_tokens"] = count.completion
 
 
 class _Writer:
@@ -143,8 +121,12 @@ class _Writer:
             choice.prompt_logprobs = prompt_logprobs(output.prompt_logprobs)
         return choice
 
-    def delta(self, position: int, output: RequestOutput, completion: CompletionOutput) -> CompletionChoice | None:
-        """Return what is new of a choice; None if nothing of it shows."""
+    def deltas(self, position: int, output: RequestOutput) -> list[CompletionChoice]:
+        """Return what is new of a request's choices, of those of which something shows."""
+        choices = [self._delta(position, output, completion) for completion in output.outputs]
+        return [choice for choice in choices if choice is not None]
+
+    def _delta(self, position: int, output: RequestOutput, completion: CompletionOutput) -> CompletionChoice | None:
         choice = self._choice(position, completion)
         offset = self._offsets.get(choice.index)
         if offset is None:

@@ -8,7 +8,7 @@ import functools
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -126,21 +126,24 @@ class Server:
 class Call:
     """One request to the server."""
 
-    __slots__ = ("_headers", "body", "facts", "parameters", "query", "raw", "server")
+    __slots__ = ("body", "facts", "headers", "owner", "parameters", "query", "raw", "request_id", "server")
 
     def __init__(
         self,
         server: Server,
+        request_id: str,
         headers: dict[bytes, bytes],
-        raw: bytes,
-        body: Any,
         parameters: dict[str, str],
         query: str = "",
     ) -> None:
         self.server = server
-        self._headers = headers
-        self.raw = raw
-        self.body = body
+        self.request_id = request_id
+        """What its answer calls the request."""
+        self.headers = headers
+        self.owner = b""
+        """Whose request it is: something that only requests with the same API key have."""
+        self.raw = b""
+        self.body: Any = None
         """The decoded body: a struct of the route's type."""
         self.parameters = parameters
         """Those of the path."""
@@ -155,26 +158,31 @@ class Call:
 
     def header(self, name: bytes) -> str | None:
         """Return a header's value; `name` in small letters."""
-        value = self._headers.get(name)
+        value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
     def id(self, given: str | None = None) -> str:
-        """Return what the request is called: `given`, else X-Request-Id if that is an id, else something new.
+        """Return what the request is called, which its body may say as `given`.
 
         Raises HttpError: 400 if `given` is none.
         """
-        if given is not None and not _is_id(given):
-            raise HttpError(400, "request_id: at most 128 letters, digits and -_.:/=+ make an id", "request_id")
-        name = self.header(b"x-request-id") if given is None else given
-        if name is None or not _is_id(name):
-            name = secrets.token_hex(12)
+        if given is not None:
+            if not _is_id(given):
+                raise HttpError(400, "request_id: at most 128 letters, digits and -_.:/=+ make an id", "request_id")
+            self.request_id = given
         if self.facts is not None:
-            self.facts["request_id"] = name
-        return name
+            self.facts["request_id"] = self.request_id
+        return self.request_id
 
-    def headers(self, request_id: str) -> tuple[tuple[bytes, bytes], ...]:
-        """Return the headers of an answer to a request."""
-        return ((b"x-request-id", request_id.encode()),) if self.settings.enable_request_id_headers else ()
+
+def request_id(headers: Mapping[bytes, bytes]) -> str:
+    """Return what a request is called: what its X-Request-Id says if that is an id, else something new."""
+    given = headers.get(b"x-request-id", b"").decode("latin-1")
+    return given if _is_id(given) else new_id()
+
+
+def new_id() -> str:
+    return secrets.token_hex(12)
 
 
 def _is_id(name: str) -> bool:

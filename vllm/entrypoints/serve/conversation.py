@@ -6,8 +6,6 @@ Its fields become a `ChatRequest`, on which rendering and preparing work; what t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 from vllm.entrypoints.serve.context import RETRY_AFTER, Call
 from vllm.entrypoints.serve.errors import HttpError
@@ -47,18 +45,6 @@ async def count_tokens(chat: Call) -> int:
         raise RequestError("the engine runs without a tokenizer (skip_tokenizer_init)", "model")
     text = await render(chat, chat.body.messages)
     return len(await chat.server.work(len(text), tokenizer.encode, text, False))
-
-
-@contextmanager
-def in_words_of(names: Mapping[str, str]) -> Iterator[None]:
-    """Have errors name fields as an API does; `names`: from a chat's fields to the API's."""
-    try:
-        yield
-    except RequestError as error:
-        name = names.get(error.param or "")
-        if name is None:
-            raise
-        raise RequestError(f"{name}: {error}", name) from None
 
 
 def joined(messages: list[Message]) -> list[Message]:

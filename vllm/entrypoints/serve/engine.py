@@ -29,6 +29,10 @@ class Model(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
+    def tokenizer(self) -> str | None:
+        """The folder of the tokenizer; None: there is none."""
+
+    @property
     def default_sampling(self) -> dict[str, Any]:
         """Sampling parameters that the model's generation config recommends."""
 

@@ -5,7 +5,8 @@ One shape for all of it: `{"error": {"message", "type", "param", "code"}}`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
@@ -26,6 +27,7 @@ _TYPES = {
     503: "ServiceUnavailableError",
 }
 STATUSES = tuple(_TYPES)
+_LONGEST = 1000  # characters of a message, which may quote what a client sent
 
 
 class ErrorBody(msgspec.Struct):
@@ -58,7 +60,7 @@ class HttpError(Exception):
         """`retry_after`: seconds after which it may go better."""
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = message if len(message) <= _LONGEST else f"{message[: _LONGEST - 3]}..."
         self.param = param
         self.headers = [*headers]
         if retry_after is not None:
@@ -88,3 +90,15 @@ def explain(error: BaseException, what: str) -> HttpError:
             return HttpError(500, str(error))
     logger.error("%s failed", what, exc_info=error)
     return HttpError(500, f"internal error ({type(error).__name__}); the server's log says more")
+
+
+@contextmanager
+def in_words_of(names: Mapping[str, str]) -> Iterator[None]:
+    """Have errors name fields as an API does; `names`: from the names that errors have to the API's."""
+    try:
+        yield
+    except RequestError as error:
+        name = names.get(error.param or "")
+        if name is None:
+            raise
+        raise RequestError(f"{name}: {error}", name) from None

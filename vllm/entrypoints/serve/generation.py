@@ -16,7 +16,7 @@ from vllm.entrypoints.serve.protocol import Metrics, PromptTokensDetails, Sampli
 from vllm.errors import RequestError
 from vllm.inputs.prepare import Params
 from vllm.inputs.prompts import Prompt
-from vllm.messages import EngineRequest
+from vllm.messages import NO_TOKEN_LEFT, EngineRequest
 from vllm.outputs import RequestOutput
 
 T = TypeVar("T")
@@ -128,6 +128,8 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
 def _sound(output: RequestOutput) -> RequestOutput:
     """Return an output none of whose sequences failed."""
     for completion in output.outputs:
+        if completion.finish_reason == "error" and completion.stop_reason == NO_TOKEN_LEFT:
+            raise RequestError(NO_TOKEN_LEFT)
         if completion.finish_reason == "error":
             raise HttpError(500, f"the engine failed on this request: {completion.stop_reason}")
     return output

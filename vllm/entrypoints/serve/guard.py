@@ -25,21 +25,25 @@ class Guard:
         self.settings = settings
         self._digests = [_digest(key.encode()) for key in keys]
 
-    def check_key(self, headers: Headers) -> None:
-        """Raise HttpError: 401 unless the headers bring a key: as a bearer, as x-api-key, or as a password.
+    def check_key(self, headers: Headers) -> bytes:
+        """Return whose request it is: the digest of the key that its headers bring, empty where none is asked for.
+
+        Raises HttpError: 401 unless there is one: as a bearer, as x-api-key, or as a password.
 
         The last is for browsers: they ask for it where they show a page, and send it with all that the page fetches.
         """
         if not self._digests:
-            return
+            return b""
         given = [key for name, value in headers if (key := _key(name, value)) is not None]
         if not given:
             message = "this server asks for an API key, as the header Authorization: Bearer KEY or x-api-key: KEY"
             raise HttpError(401, message, headers=_challenge(headers))
         # Every key is compared with every digest, so that the time tells nothing.
-        found = [hmac.compare_digest(_digest(key), known) for key in given[:2] for known in self._digests]
-        if not any(found):
+        digests = [_digest(key) for key in given[:2]]
+        found = [known for digest in digests for known in self._digests if hmac.compare_digest(digest, known)]
+        if not found:
             raise HttpError(401, "the API key is wrong", headers=_challenge(headers))
+        return found[0]
 
     def check_headers(self, scope: Any) -> None:
         """Raise HttpError: 431 for a request line and headers that are too many or too long."""
@@ -120,4 +124,5 @@ def with_cors(app: Any, settings: ServerArgs) -> Any:
         allow_methods=settings.allowed_methods,
         allow_headers=settings.allowed_headers,
         allow_credentials=settings.allow_credentials,
+        expose_headers=["X-Request-Id", "Retry-After"],
     )

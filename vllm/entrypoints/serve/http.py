@@ -81,12 +81,12 @@ class EventStream:
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
-        headers: Headers = (),
         failed: Callable[[HttpError], bytes] = error_event,
+        headers: Headers = (),
     ) -> None:
         self.events = events
-        self.headers = headers
         self.failed = failed
+        self.headers = headers
 
     async def send(self, send: Send, explain: Callable[[BaseException], HttpError | None]) -> None:
         """Send all events.  `explain` says what to tell of an exception; None: nobody is left to be told."""

@@ -104,10 +104,9 @@ class CompletionRequest(SamplingRequest, kw_only=True):
     echo: bool | None = None
 
 
-class ChatRequest(SamplingRequest, kw_only=True):
-    """POST /v1/chat/completions."""
+class ChatFields(SamplingRequest, kw_only=True):
+    """The fields of chats beside their messages."""
 
-    messages: Messages
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
     """By default as many as the context has room for."""
@@ -122,6 +121,18 @@ class ChatRequest(SamplingRequest, kw_only=True):
     documents: list[dict[str, Any]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+
+class ChatRequest(ChatFields, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: Messages
+
+
+class BatchChatRequest(ChatFields, kw_only=True):
+    """POST /v1/chat/completions/batch: several conversations, answered alike."""
+
+    messages: Annotated[list[Messages], Meta(extra_json_schema={"minItems": 1})]
 
 
 class TokenizeRequest(Struct, kw_only=True):
@@ -240,6 +251,9 @@ class ChatChoice(Struct):
     finish_reason: Literal["stop", "length", "abort"] | None
     stop_reason: int | str | None
     token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """In the answer to several conversations; else the answer itself has them."""
+    prompt_logprobs: PromptLogprobs | None | UnsetType = UNSET
 
 
 class ChatCompletion(Struct):

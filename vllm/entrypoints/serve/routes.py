@@ -26,6 +26,7 @@ def routes(settings: ServerArgs) -> list[Route]:
         *scoring.ROUTES,
         *cohere.ROUTES,
         *tokenization.ROUTES,
+        *(tokenization.INFO_ROUTES if settings.enable_tokenizer_info_endpoint else []),
         *invocations.ROUTES,
         *documentation.ROUTES,
         *([] if settings.disable_ui or not documentation.CHAT_PAGE.is_file() else documentation.CHAT_ROUTES),

@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from vllm.entrypoints.serve.engine import Model
+from vllm.entrypoints.serve.errors import in_words_of
 from vllm.entrypoints.serve.protocol import SamplingRequest
 from vllm.entrypoints.serve.settings import ServerArgs
 from vllm.errors import RequestError
@@ -89,15 +90,18 @@ class Sampling:
                 1,
             ):
                 raise RequestError(f"{name} is not part of a beam search; leave it out", name)
-        return BeamSearchParams(
-            beam_width=body.best_of or body.n or 1,
-            max_tokens=self.model.max_model_len if max_tokens is None else max_tokens,
-            ignore_eos=bool(body.ignore_eos),
-            temperature=_finite("temperature", body.temperature, 0.0),
-            length_penalty=_finite("length_penalty", body.length_penalty, 1.0),
-            include_stop_str_in_output=bool(body.include_stop_str_in_output),
-            skip_special_tokens=body.skip_special_tokens is not False,
-        )
+        name = "n" if body.best_of is None else "best_of"
+        width = getattr(body, name)
+        with in_words_of({"beam_width": name}):
+            return BeamSearchParams(
+                beam_width=1 if width is None else width,
+                max_tokens=self.model.max_model_len if max_tokens is None else max_tokens,
+                ignore_eos=bool(body.ignore_eos),
+                temperature=_finite("temperature", body.temperature, 0.0),
+                length_penalty=_finite("length_penalty", body.length_penalty, 1.0),
+                include_stop_str_in_output=bool(body.include_stop_str_in_output),
+                skip_special_tokens=body.skip_special_tokens is not False,
+            )
 
     def _check_limits(self, body: SamplingRequest) -> None:
         settings, vocabulary = self.settings, self.model.vocab_size

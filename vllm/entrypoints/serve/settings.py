@@ -28,7 +28,6 @@ SERVER_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "api_server_count": (1, None),
     "headless": (False, None),
     "grpc": (False, None),
-    "enable_tokenizer_info_endpoint": (False, None),
     "log_config_file": (None,),
     "enable_log_outputs": (False, None),
     "enable_log_deltas": (False, None),
@@ -46,6 +45,7 @@ SERVER_WITHOUT_EFFECT: dict[str, str] = {
     "disable_frontend_multiprocessing": "the engine always has a process of its own",
     "h11_max_incomplete_event_size": "max_header_bytes limits headers",
     "h11_max_header_count": "max_headers limits headers",
+    "enable_request_id_headers": "every answer has the header X-Request-Id",
     "enable_server_load_tracking": "/load is always answered",
     "exclude_tools_when_tool_choice_none": "tools that may not be called are never shown to the model",
     "enable_prompt_logprobs": "they are always there to be asked for",
@@ -92,8 +92,8 @@ class ServerArgs:
     return_tokens_as_token_ids: bool = option(False, "Write tokens of log-probabilities as token_id:N.")
     enable_prompt_tokens_details: bool = option(False, "Say in usage how many prompt tokens came from the cache.")
     enable_force_include_usage: bool = option(False, "End every stream with its usage, asked for or not.")
-    enable_request_id_headers: bool = option(False, "Answer with the header X-Request-Id.")
     enable_per_request_metrics: bool = option(False, "Answer with how long a request took, as metrics.")
+    enable_tokenizer_info_endpoint: bool = option(False, "Answer GET /tokenizer_info.")
     enable_log_requests: bool = option(False, "Log a line per request.")
     max_log_len: int | None = option(None, "Characters of a prompt that are logged; by default none of it.")
     log_format: str = option("text", "The form of log lines.", ("text", "json"))
@@ -106,6 +106,7 @@ class ServerArgs:
     keep_alive_timeout: float = option(75.0, "Seconds that an idle connection is kept.")
     header_timeout: float = option(20.0, "Seconds that a request's headers may take to arrive.")
     body_timeout: float = option(60.0, "Seconds that a request's body may take to arrive.")
+    send_timeout: float = option(60.0, "Seconds that a client may leave an answer waiting, before it is hung up on.")
     max_body_bytes: int = option(32 * 2**20, "Bytes of a request's body at most.")
     max_header_bytes: int = option(64 * 2**10, "Bytes of a request's line and headers at most.")
     max_headers: int = option(100, "Headers of a request at most.")

@@ -1,6 +1,9 @@
-"""POST /tokenize and /detokenize: between text and token ids, without running the model."""
+"""POST /tokenize and /detokenize: between text and token ids, without running the model; GET /tokenizer_info."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.http import json_reply
@@ -8,7 +11,9 @@ from vllm.entrypoints.serve.protocol import Detokenized, DetokenizeRequest, Toke
 from vllm.entrypoints.serve.rendering import render
 from vllm.entrypoints.serve.route import Answer, Route
 from vllm.errors import RequestError
+from vllm.inputs.chat_template import choose_template
 from vllm.inputs.tokenizer import Tokenizer
+from vllm.inputs.tokenizer_files import read_json
 
 
 async def tokenize(call: Call) -> Answer:
@@ -39,6 +44,19 @@ async def detokenize(call: Call) -> Answer:
     return json_reply(Detokenized(text))
 
 
+async def info(call: Call) -> Answer:
+    """Return what tokenizer_config.json says, but for the places of files, with the chat template that is in use."""
+    tokenizer, renderer = _tokenizer(call), call.server.renderer
+    folder = call.server.ready().model_config.tokenizer
+    config = read_json(Path(folder) / "tokenizer_config.json") if folder is not None else {}
+    told = {name: value for name, value in config.items() if not name.endswith(_PLACES)}
+    template = None
+    if renderer.default is not None or renderer.templates:
+        template = choose_template(renderer.model, renderer.templates, renderer.default, has_tools=False)
+    own = {"chat_template": template, "vocab_size": tokenizer.vocab_size}
+    return json_reply({"tokenizer_class": None, **told, **tokenizer.special_tokens, **own})
+
+
 def _tokenizer(call: Call) -> Tokenizer:
     tokenizer = call.server.ready().tokenizer
     if tokenizer is None:
@@ -46,7 +64,10 @@ def _tokenizer(call: Call) -> Tokenizer:
     return tokenizer
 
 
+_PLACES = ("_file", "name_or_path", "_dir")
+
 ROUTES = [
     Route("POST", "/tokenize", tokenize, "Turn text into token ids.", body=TokenizeRequest, reply=Tokens),
     Route("POST", "/detokenize", detokenize, "Turn token ids into text.", body=DetokenizeRequest, reply=Detokenized),
 ]
+INFO_ROUTES = [Route("GET", "/tokenizer_info", info, "How the tokenizer is set up.", reply=dict[str, Any])]

@@ -17,7 +17,8 @@ from vllm.entrypoints.serve.anthropic.protocol import (
     refusal,
 )
 from vllm.entrypoints.serve.context import Call
-from vllm.entrypoints.serve.conversation import count_tokens, in_words_of, prepare_chat
+from vllm.entrypoints.serve.conversation import count_tokens, prepare_chat
+from vllm.entrypoints.serve.errors import in_words_of
 from vllm.entrypoints.serve.generation import deltas, finals
 from vllm.entrypoints.serve.http import EventStream, json_reply
 from vllm.entrypoints.serve.route import Answer, Route
@@ -30,15 +31,13 @@ async def messages(call: Call) -> Answer:
     model = call.server.model_named(body.model)
     with in_words_of(IN_WORDS):
         request = await prepare_chat(chat_of(call))
-    public = call.id()
-    writer = Writer(f"msg_{public}", model, body.max_tokens)
-    headers = call.headers(public)
+    writer = Writer(f"msg_{call.id()}", model, body.max_tokens)
     if body.stream:
-        return EventStream(_events(call, request, writer), headers, failed)
+        return EventStream(_events(call, request, writer), failed)
     (output,) = await finals(call.server.ready(), [request])
     reply = writer.message(output)
     _note(call, writer)
-    return json_reply(reply, headers)
+    return json_reply(reply)
 
 
 async def count(call: Call) -> Answer:

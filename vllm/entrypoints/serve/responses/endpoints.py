@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from urllib.parse import parse_qs
 
 from vllm.entrypoints.serve.context import Call
-from vllm.entrypoints.serve.conversation import in_words_of, prepare_chat
-from vllm.entrypoints.serve.errors import HttpError, explain
+from vllm.entrypoints.serve.conversation import named_event, prepare_chat
+from vllm.entrypoints.serve.errors import HttpError, explain, in_words_of
 from vllm.entrypoints.serve.generation import deltas, finals
 from vllm.entrypoints.serve.http import EventStream, Reply
 from vllm.entrypoints.serve.responses.events import Events
 from vllm.entrypoints.serve.responses.input import IN_WORDS, chat_of, check, messages_of
-from vllm.entrypoints.serve.responses.protocol import LOGPROBS, Response, ResponsesRequest, refusal
+from vllm.entrypoints.serve.responses.log import EventLog
+from vllm.entrypoints.serve.responses.protocol import LOGPROBS, ErrorEvent, Response, ResponsesRequest, refusal
 from vllm.entrypoints.serve.responses.record import Record, new_record
 from vllm.entrypoints.serve.responses.store import Store
 from vllm.entrypoints.serve.route import Answer, Route
 from vllm.entrypoints.serve.settings import ServerArgs
 from vllm.errors import RequestError
 from vllm.messages import EngineRequest
-from vllm.outputs import RequestOutput
 
 
 class Responses:
@@ -39,7 +40,7 @@ class Responses:
         keeps = body.store is not False and self.store.most > 0
         if body.background and not keeps:
             raise RequestError("a response in the background must be stored, to be fetched later", "background")
-        previous = self._previous(body.previous_response_id)
+        previous = self._previous(body.previous_response_id, call.owner)
         conversation = messages_of(body.input)
         size = len(call.raw)
         if previous is not None:
@@ -49,23 +50,31 @@ class Responses:
             chat = await chat_of(call, conversation)
             request = await prepare_chat(chat, (body.top_logprobs or 0) if LOGPROBS in (body.include or ()) else None)
         record = new_record(call, request, conversation, size, keeps)
-        headers = call.headers(call.id(body.request_id))
+        call.id(body.request_id)
+        events = Events(record)
         if body.background:
-            self._start(call, request, record)
-            return Reply(record.json(), headers=headers)
+            return self._start(call, request, record, events)
         if body.stream:
-            events = Events(record)
-            return EventStream(self._stream(call, request, record, events), headers, self._failing(record, events))
+            return EventStream(self._stream(call, request, record, events), self._failing(record, events))
         (output,) = await finals(server.ready(), [request])
         record.add(output)
         self._ended(call, record)
-        return Reply(record.body, headers=headers)
+        return Reply(record.body)
 
     async def retrieve(self, call: Call) -> Answer:
-        """Return a response that is kept."""
-        if parse_qs(call.query).get("stream", ["false"])[0].lower() not in ("false", "0"):
-            raise RequestError("a response that is kept can't be streamed; leave stream out", "stream")
-        return Reply(self._kept(call).json())
+        """Return a response that is kept, or the events of one that was streamed in the background."""
+        record, query = self._kept(call), parse_qs(call.query)
+        after = query.get("starting_after", ["-1"])[0]
+        if query.get("stream", ["false"])[0].lower() in ("false", "0"):
+            if "starting_after" in query:
+                raise RequestError("starting_after is only for stream=true", "starting_after")
+            return Reply(record.json())
+        if record.log is None:
+            message = "only what was asked for with background=true and stream=true can be streamed; leave stream out"
+            raise RequestError(message, "stream")
+        if not re.fullmatch("-1|[0-9]{1,9}", after):
+            raise RequestError(f"starting_after must be the number of an event, got {after[:40]!r}", "starting_after")
+        return _follow(record.log, int(after))
 
     async def cancel(self, call: Call) -> Answer:
         """End a response that is computed in the background; one that has ended stays as it is."""
@@ -109,10 +118,10 @@ class Responses:
             ),
         ]
 
-    def _previous(self, name: str | None) -> Record | None:
+    def _previous(self, name: str | None, owner: bytes) -> Record | None:
         if name is None:
             return None
-        record, field = self.store.get(name), "previous_response_id"
+        record, field = self.store.get(name, owner), "previous_response_id"
         if record is None:
             raise RequestError(f"{field}: there is no response {name[:100]!r}, or it is not kept any more", field)
         if record.response.status not in ("completed", "incomplete"):
@@ -121,7 +130,7 @@ class Responses:
 
     def _kept(self, call: Call) -> Record:
         name = call.parameters["response_id"]
-        record = self.store.get(name)
+        record = self.store.get(name, call.owner)
         if record is None:
             raise HttpError(404, f"there is no response {name[:100]!r}, or it is not kept any more", "response_id")
         return record
@@ -129,27 +138,32 @@ class Responses:
     async def _stream(
         self, call: Call, request: EngineRequest, record: Record, events: Events
     ) -> AsyncGenerator[bytes, None]:
-        begun = False
         try:
-            async with aclosing(deltas(call.server.ready(), [request])) as news:
-                async for _, outputs in news:
-                    shown = b""
-                    for output in outputs:
-                        text, logprobs = record.add(output)
-                        assert record.item is not None
-                        if not begun:
-                            begun = True
-                            shown += events.opening(record.item.id)
-                            self._keep(record)
-                        shown += events.delta(record.item.id, text, logprobs)
-                    if record.has_ended:
-                        shown += events.closing()
-                    if shown:
-                        yield shown
+            async with aclosing(self._compute(call, request, record, events)) as news:
+                async for shown in news:
+                    yield shown
         finally:
             if not record.has_ended:
                 record.cancel()  # the client is gone; if it is to be told of a failure, that follows
-            self._ended(call, record, begun)
+            self._ended(call, record, events.is_open)
+
+    async def _compute(
+        self, call: Call, request: EngineRequest, record: Record, events: Events
+    ) -> AsyncGenerator[bytes, None]:
+        async with aclosing(deltas(call.server.ready(), [request])) as news:
+            async for _, outputs in news:
+                shown = b""
+                for output in outputs:
+                    text, logprobs = record.add(output)
+                    assert record.item is not None
+                    if not events.is_open:
+                        shown += events.opening(record.item.id)
+                        self._keep(record)
+                    shown += events.delta(record.item.id, text, logprobs)
+                if record.has_ended:
+                    shown += events.closing()
+                if shown:
+                    yield shown
 
     def _failing(self, record: Record, events: Events) -> Callable[[HttpError], bytes]:
         """Return how the stream of a response ends in an error."""
@@ -161,34 +175,52 @@ class Responses:
 
         return failed
 
-    def _start(self, call: Call, request: EngineRequest, record: Record) -> None:
-        """Compute a response in the background.  It takes over the place in the queue that its request has."""
+    def _start(self, call: Call, request: EngineRequest, record: Record, events: Events) -> Answer:
+        """Compute a response in the background, and return what its client gets meanwhile.
+
+        It takes over the place in the queue that its request has.
+        """
         server = call.server
 
-        async def run() -> RequestOutput:
+        async def run() -> None:
             record.response.status = "in_progress"
             async with asyncio.timeout(call.settings.request_timeout):
-                return (await finals(server.ready(), [request]))[0]
+                if record.log is None:
+                    record.add((await finals(server.ready(), [request]))[0])
+                    return
+                async with aclosing(self._compute(call, request, record, events)) as news:
+                    async for _ in news:
+                        pass  # the log has it
 
-        def book(task: asyncio.Task[RequestOutput]) -> None:
+        def book(task: asyncio.Task[None]) -> None:
             server.num_running -= 1
             record.task = None
-            if task.cancelled():
-                record.cancel()
-            else:
-                try:
-                    record.add(task.result())
-                except TimeoutError:
-                    limit = f"{call.settings.request_timeout:g}"
-                    record.fail(HttpError(503, f"not done within request_timeout={limit} seconds"))
-                except Exception as error:
-                    record.fail(explain(error, f"the response {record.id}"))
+            self._settle(task, call, record, events)
             self._ended(call, record)
 
         server.num_running += 1
+        if call.body.stream:
+            record.log = EventLog()
+            events.beginning()
         record.task = asyncio.create_task(run())
         record.task.add_done_callback(book)
         self.store.put(record)
+        return Reply(record.json()) if record.log is None else _follow(record.log, -1)
+
+    def _settle(self, task: asyncio.Task[None], call: Call, record: Record, events: Events) -> None:
+        """Note how the computing in the background has ended, if that was not well."""
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled():
+            record.cancel()
+            if record.log is not None:
+                events.error("cancelled", "the response was cancelled")
+        elif isinstance(error, TimeoutError):
+            limit = f"{call.settings.request_timeout:g}"
+            events.failed(HttpError(503, f"not done within request_timeout={limit} seconds"))
+        elif error is not None:
+            events.failed(explain(error, f"the response {record.id}"))
+        if record.log is not None:
+            record.log.end()
 
     def _ended(self, call: Call, record: Record, shown: bool = True) -> None:
         """Note the end of a response; `shown`: whether anybody knows of it."""
@@ -202,6 +234,15 @@ class Responses:
     def _keep(self, record: Record) -> None:
         if record.response.store:
             self.store.put(record)
+
+
+def _follow(log: EventLog, after: int) -> EventStream:
+    """Return the events after a number, as they come."""
+
+    def failed(error: HttpError) -> bytes:
+        return named_event("error", ErrorEvent(code=error.type, message=error.message, sequence_number=len(log)))
+
+    return EventStream(log.after(after), failed)
 
 
 def routes(settings: ServerArgs) -> list[Route]:

@@ -43,8 +43,6 @@ def check(body: ResponsesRequest) -> None:
         raise RequestError(f'top_logprobs is only for include=["{LOGPROBS}"]', "top_logprobs")
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options is only for stream=true", "stream_options")
-    if body.background and body.stream:
-        raise RequestError("a response in the background can't be streamed; fetch it until it is there", "stream")
     if any(len(key) > 64 for key in body.metadata or ()):
         raise RequestError("metadata: a key has more than 64 characters", "metadata")
     if body.cache_salt == "":

@@ -229,6 +229,16 @@ class TextEvent(Struct):
     sequence_number: int
 
 
+class ErrorEvent(Struct, kw_only=True):
+    """How a stream ends that can't go on, though its response may."""
+
+    type: str = "error"
+    code: str
+    message: str
+    param: str | None = None
+    sequence_number: int
+
+
 _LATER = "not supported by this version; leave it out"
 _ONE = "a response is one answer; leave it out"
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {

@@ -14,6 +14,7 @@ from vllm.entrypoints.serve.generation import Count
 from vllm.entrypoints.serve.http import encode
 from vllm.entrypoints.serve.logprobs import LogprobWriter
 from vllm.entrypoints.serve.protocol import TokenLogprob
+from vllm.entrypoints.serve.responses.log import EventLog
 from vllm.entrypoints.serve.responses.protocol import (
     LOGPROBS,
     IncompleteDetails,
@@ -39,14 +40,27 @@ _CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 class Record:
     """A response and the conversation that it belongs to.  It ends once: well, failed or cancelled."""
 
-    def __init__(self, response: Response, conversation: Sequence[Message], size: int, writer: LogprobWriter | None):
-        """`conversation`: without instructions; `size`: its bytes; `writer`: None for no log-probabilities."""
+    def __init__(
+        self,
+        response: Response,
+        conversation: Sequence[Message],
+        size: int,
+        writer: LogprobWriter | None,
+        owner: bytes = b"",
+    ) -> None:
+        """`conversation`: without instructions; `size`: its bytes; `writer`: None for no log-probabilities.
+
+        `owner` says whose it is: nobody else may read it or go on from it.
+        """
         self.response = response
+        self.owner = owner
         self.conversation = tuple(conversation)
         self.size = size
         self.body = b""
         """The response as JSON, once it has ended."""
-        self.task: asyncio.Task[RequestOutput] | None = None
+        self.log: EventLog | None = None
+        """The events of one that is streamed in the background."""
+        self.task: asyncio.Task[None] | None = None
         """What computes it in the background."""
         self.item: OutputMessage | None = None
         """The answer, once it has begun."""
@@ -59,6 +73,11 @@ class Record:
     @property
     def id(self) -> str:
         return self.response.id
+
+    @property
+    def num_bytes(self) -> int:
+        """What keeping it takes."""
+        return self.size + len(self.body) + (0 if self.log is None else self.log.num_bytes)
 
     @property
     def has_ended(self) -> bool:
@@ -160,4 +179,4 @@ def new_record(call: Call, request: EngineRequest, conversation: Sequence[Messag
     writer = None
     if LOGPROBS in (body.include or ()):
         writer = LogprobWriter(call.server.ready().tokenizer, call.settings.return_tokens_as_token_ids)
-    return Record(response, conversation, size, writer)
+    return Record(response, conversation, size, writer, call.owner)

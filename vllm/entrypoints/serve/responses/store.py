@@ -26,15 +26,16 @@ class Store:
 
     def put(self, record: Record) -> None:
         """Keep a record, or take note of what has become of it."""
-        size = record.size + len(record.body)
+        size = record.num_bytes
         self.num_bytes += size - self._sizes.get(record.id, 0)
         self._records[record.id], self._sizes[record.id] = record, size
         self._prune()
 
-    def get(self, name: str) -> Record | None:
-        """Return a record that is still kept."""
+    def get(self, name: str, owner: bytes = b"") -> Record | None:
+        """Return a record that is still kept, if it is the owner's."""
         self._prune()
-        return self._records.get(name)
+        record = self._records.get(name)
+        return record if record is not None and record.owner == owner else None
 
     def _prune(self) -> None:
         """Drop what is too old, then the oldest until the rest is within the limits."""
