@@ -11,7 +11,7 @@ from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.http import Reply, encode
 from vllm.entrypoints.serve.pooling.numbers import as_json
 from vllm.entrypoints.serve.pooling.protocol import Classes, ClassesList, ClassifyRequest, refusal
-from vllm.entrypoints.serve.pooling.running import now, params_of, pool, prompts_of, sent, usage_of, write
+from vllm.entrypoints.serve.pooling.running import now, params_of, pool, prompts_of, usage_of, write
 from vllm.entrypoints.serve.route import Answer, Route
 
 
@@ -19,12 +19,11 @@ async def classify(call: Call) -> Answer:
     """Classify each input."""
     body: ClassifyRequest = call.body
     model = call.server.model_named(body.model)
-    name = f"classify-{(public := call.id(body.request_id))}"
+    name = f"classify-{call.id(body.request_id)}"
     outputs = await pool(call, await prompts_of(call), params_of(body), "classify")
     head = ClassesList(name, "list", now(), model, [], usage_of(call, outputs))
     labels = getattr(call.server.ready().model_config.hf_config, "id2label", None) or {}
-    reply = await write(call, outputs, _json, [output.outputs.data for output in outputs], labels, head)
-    return sent(call, reply, public)
+    return await write(call, outputs, _json, [output.outputs.data for output in outputs], labels, head)
 
 
 def _json(arrays: list[np.ndarray], labels: Mapping[Any, str], head: ClassesList) -> Reply:

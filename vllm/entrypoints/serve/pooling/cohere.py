@@ -17,7 +17,7 @@ from vllm.entrypoints.serve.pooling.protocol import (
     InputTokens,
     refusal,
 )
-from vllm.entrypoints.serve.pooling.running import check_count, pool, pooling_of, sent, usage_of, write
+from vllm.entrypoints.serve.pooling.running import check_count, pool, pooling_of, usage_of, write
 from vllm.entrypoints.serve.route import Answer, Route
 from vllm.errors import RequestError
 from vllm.inputs.pooling import with_text_before
@@ -37,7 +37,7 @@ async def embed(call: Call) -> Answer:
     """Embed each text."""
     body: EmbedRequest = call.body
     call.server.model_named(body.model)
-    public = call.id()
+    name = call.id()
     if not body.texts:
         raise RequestError("texts is an empty list; give at least one text", "texts")
     check_count(call, len(body.texts), "texts")
@@ -48,10 +48,9 @@ async def embed(call: Call) -> Answer:
     prompts = with_text_before(prompts, pooling_of(call), *_names(body.input_type, pooling_of(call)))
     outputs = await pool(call, prompts, params, "embed", "texts")
     meta = EmbedMeta(ApiVersion("2"), InputTokens(usage_of(call, outputs).prompt_tokens))
-    head = EmbeddingsByType(public, {}, body.texts, meta)
+    head = EmbeddingsByType(name, {}, body.texts, meta)
     arrays = [output.outputs.data for output in outputs]
-    reply = await write(call, outputs, _json, arrays, body.embedding_types or ["float"], head)
-    return sent(call, reply, public)
+    return await write(call, outputs, _json, arrays, body.embedding_types or ["float"], head)
 
 
 def _names(input_type: str | None, pooling: Pooling) -> Sequence[str]:

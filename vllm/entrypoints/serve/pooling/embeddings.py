@@ -8,7 +8,7 @@ from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.http import Reply, encode
 from vllm.entrypoints.serve.pooling.numbers import binary, check_form, written
 from vllm.entrypoints.serve.pooling.protocol import Embedding, EmbeddingRequest, Embeddings, refusal
-from vllm.entrypoints.serve.pooling.running import now, params_of, pool, prompts_of, sent, usage_of, with_names, write
+from vllm.entrypoints.serve.pooling.running import now, params_of, pool, prompts_of, usage_of, with_names, write
 from vllm.entrypoints.serve.route import Answer, Route
 
 
@@ -17,14 +17,13 @@ async def embeddings(call: Call) -> Answer:
     body: EmbeddingRequest = call.body
     model = call.server.model_named(body.model)
     check_form(body)
-    name = f"embd-{(public := call.id(body.request_id))}"
+    name = f"embd-{call.id(body.request_id)}"
     prompts = with_names(await prompts_of(call), call)
     outputs = await pool(call, prompts, params_of(body), "embed")
     head = Embeddings(name, "list", now(), model, [], usage_of(call, outputs))
     arrays = [output.outputs.data for output in outputs]
     as_text = body.encoding_format in (None, "float", "base64")
-    reply = await write(call, outputs, _json if as_text else binary, arrays, body, head)
-    return sent(call, reply, public)
+    return await write(call, outputs, _json if as_text else binary, arrays, body, head)
 
 
 def _json(arrays: list[np.ndarray], body: EmbeddingRequest, head: Embeddings) -> Reply:

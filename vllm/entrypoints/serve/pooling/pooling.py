@@ -14,7 +14,6 @@ from vllm.entrypoints.serve.pooling.running import (
     pool,
     pooling_of,
     prompts_of,
-    sent,
     usage_of,
     with_names,
     write,
@@ -28,7 +27,7 @@ async def pooling(call: Call) -> Answer:
     body: PoolingRequest = call.body
     model = call.server.model_named(body.model)
     check_form(body)
-    name = f"pool-{(public := call.id(body.request_id))}"
+    name = f"pool-{call.id(body.request_id)}"
     prompts = await prompts_of(call)
     if (body.task or pooling_of(call).tasks[0]) == "embed":
         prompts = with_names(prompts, call)
@@ -38,8 +37,7 @@ async def pooling(call: Call) -> Answer:
     head = PooledList(name, "list", now(), model, [], usage_of(call, outputs))
     arrays = [output.outputs.data for output in outputs]
     as_text = body.encoding_format in (None, "float", "base64")
-    reply = await write(call, outputs, _json if as_text else binary, arrays, body, head)
-    return sent(call, reply, public)
+    return await write(call, outputs, _json if as_text else binary, arrays, body, head)
 
 
 def _json(arrays: list[np.ndarray], body: PoolingRequest, head: PooledList) -> Reply:

@@ -13,7 +13,6 @@ from msgspec import UNSET
 from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.errors import HttpError
 from vllm.entrypoints.serve.generation import priority_of, together
-from vllm.entrypoints.serve.http import Reply
 from vllm.entrypoints.serve.pooling.protocol import PooledRequest, PooledUsage, PromptsRequest
 from vllm.entrypoints.serve.protocol import PromptTokensDetails
 from vllm.entrypoints.serve.rendering import render
@@ -142,12 +141,6 @@ async def write(call: Call, outputs: Sequence[Pooled], function: Callable[..., T
     """Run a function that writes outputs down: in a thread, if there are many numbers."""
     size = sum(output.outputs.data.nbytes for output in outputs)
     return await call.server.work(size, function, *args)
-
-
-def sent(call: Call, reply: Reply, request_id: str) -> Reply:
-    """Return a reply with the headers that answers to a request of this name have."""
-    reply.headers = [*reply.headers, *call.headers(request_id)]
-    return reply
 
 
 def now() -> int:

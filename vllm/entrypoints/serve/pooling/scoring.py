@@ -34,7 +34,6 @@ from vllm.entrypoints.serve.pooling.running import (
     params_of,
     pooling_of,
     run,
-    sent,
     usage_of,
 )
 from vllm.entrypoints.serve.route import Answer, Route
@@ -50,7 +49,7 @@ async def score(call: Call) -> Answer:
     """Score one text with others, or as many with as many."""
     body: ScoreRequest = call.body
     model = call.server.model_named(body.model)
-    name = f"score-{(public := call.id(body.request_id))}"
+    name = f"score-{call.id(body.request_id)}"
     chosen = [pair for pair in _SIDES if any(getattr(body, side) is not None for side in pair)]
     if len(chosen) != 1 or any(getattr(body, side) is None for side in chosen[0]):
         names = ", ".join(" and ".join(pair) for pair in _SIDES)
@@ -58,14 +57,14 @@ async def score(call: Call) -> Answer:
     first, second = (_texts(call, getattr(body, side), side) for side in chosen[0])
     scores, usage = await _scores(call, first, second, chosen[0][1])
     data = [Score(index, "score", value) for index, value in enumerate(scores)]
-    return sent(call, json_reply(Scores(name, "list", now(), model, data, usage)), public)
+    return json_reply(Scores(name, "list", now(), model, data, usage))
 
 
 async def rerank(call: Call) -> Answer:
     """Order documents by how well they answer a query."""
     body: RerankRequest = call.body
     model = call.server.model_named(body.model)
-    name = f"rerank-{(public := call.id(body.request_id))}"
+    name = f"rerank-{call.id(body.request_id)}"
     documents = _texts(call, body.documents, "documents")
     scores, usage = await _scores(call, _texts(call, body.query, "query"), documents, "documents")
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
@@ -75,7 +74,7 @@ async def rerank(call: Call) -> Answer:
             result.document = RankedDocument(documents[result.index].text or "")
     units = -(-len(documents) // _DOCUMENTS_OF_A_UNIT)
     meta = RankMeta(SearchUnits(units), InputTokens(usage.prompt_tokens))
-    return sent(call, json_reply(Ranking(name, model, usage, meta, results)), public)
+    return json_reply(Ranking(name, model, usage, meta, results))
 
 
 def _texts(call: Call, given: Any, field: str) -> list[Prompt]:
