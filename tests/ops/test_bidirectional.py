@@ -15,7 +15,7 @@ BACKEND = TorchAttention(torch.device("cpu"))
 SHAPES = [
     Shape(1, 1, 8, causal=False),
     Shape(8, 2, 32, causal=False, window=65, sinks=True),
-    Shape(6, 3, 16, causal=False, alibi=True, value_dim=5, block_size=5),
+    Shape(6, 3, 16, causal=False, alibi=True, value_dim=24, block_size=5),
     Shape(5, 1, 24, causal=False, reach=20, softcap=3.0, block_size=64),
     Shape(4, 4, 16, causal=False, window=1, reach=0),
     Shape(6, 2, 8, causal=False, window=150, alibi=True, reach=300, block_size=200),
