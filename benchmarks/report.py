@@ -196,7 +196,9 @@ def _embeddings(found: Mapping[str, list[float]] | None) -> Iterator[str]:
         f"{COUNT} texts of {SHORTEST} to {LONGEST} words, embedded by all-MiniLM-L6-v2 (6 layers, hidden size 384, cut at 256 "
         "tokens); texts per second, medians over rounds in which both took turns. (`python -m benchmarks.embeddings`)\n"
     )
-    yield from _table(("", "this engine", "sentence-transformers", "this one is"), embedding_rows(found))
+    yield from _table(
+        ("", "this engine", "sentence-transformers", "this one is", "at least", ""), embedding_rows(found)
+    )
 
 
 def _server(found: Mapping[str, Any]) -> Iterator[str]:
