@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AlbertConfig, Gemma2Config, GPT2Config, LlamaConfig, MobileBertConfig, OPTConfig
+from transformers import Gemma2Config, GPT2Config, LlamaConfig, MobileBertConfig, OPTConfig, RemBertConfig
 
 from vllm.errors import ConfigError, ModelError
 from vllm.layers.placement import Placement
@@ -122,10 +122,10 @@ def test_a_model_that_sees_both_ways_does_not_generate() -> None:
 
 
 def test_quantizing_an_encoder_of_transformers_is_refused() -> None:
-    config = AlbertConfig(**{**SMALL, "architectures": ["AlbertModel"]}, embedding_size=16)
+    config = RemBertConfig(**{**SMALL, "architectures": ["RemBertModel"]}, input_embedding_size=16)
     pooling = Pooling(("embed",), "CLS")
     placement = Placement(torch.float32, CPU, "int8")
-    with pytest.raises(ConfigError, match="quantization='int8' can't be used with Albert"):
+    with pytest.raises(ConfigError, match="quantization='int8' can't be used with RemBert"):
         build(config, placement, 16, pooling)
 
 

@@ -40,10 +40,12 @@ ARCHITECTURES: Mapping[str, str] = {
 """Architecture that generates → the function that reads its config, as "family:function"."""
 
 ENCODERS: Mapping[str, str] = {
+    "Albert": "bert:albert",
     "Bert": "bert:bert",
     "Camembert": "bert:roberta",
     "DistilBert": "bert:distilbert",
     "Electra": "bert:electra",
+    "EuroBert": "llama:eurobert",
     "Gte": "rotary_encoder:gte",
     "GteNew": "rotary_encoder:gte_new",
     "JinaBert": "bert:jina_bert",
@@ -58,7 +60,6 @@ ENCODERS: Mapping[str, str] = {
 """Base name of an encoder → the function that reads its config."""
 
 FALLBACKS = (
-    "Albert",
     "BigBird",
     "ConvBert",
     "Data2VecText",
@@ -66,7 +67,6 @@ FALLBACKS = (
     "DebertaV2",
     "Ernie",
     "Esm",
-    "EuroBert",
     "FNet",
     "Flaubert",
     "IBert",
