@@ -13,6 +13,9 @@ from hypothesis import settings
 # Two threads on tiny tensors wait for each other more than they compute; tests that mean two set them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Kernels for GPUs run on the CPU.  It is read when triton is imported, by whomever.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # In CI the same examples run every time: a rare find belongs into a bug report, not into somebody else's change.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("here", deadline=None)

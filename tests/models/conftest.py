@@ -206,7 +206,7 @@ class Memory:
             for memory in _memories(cache, dtype):
                 memory.fill_(torch.nan)
         self.tables = [(torch.randperm(num_blocks - 1) + 1).view(num_rows, per_row).int() for _ in groups]
-        self.plans = tuple(backend.plan() for _ in groups)
+        self.plans = tuple(backend.plan(num_rows, num_rows * longest, per_row) for _ in groups)
 
     def place(self, rows: Tensor, start: Tensor, count: Tensor) -> None:
         """Plan a step of `count` tokens from `start` on of each of the rows."""

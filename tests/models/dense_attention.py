@@ -30,7 +30,7 @@ class DenseAttention:
     def allocate(self, *_: Any, **__: Any) -> None:
         return None
 
-    def plan(self) -> Plan:
+    def plan(self, *_: int) -> Plan:
         return Plan()
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, cache: None, plan: Plan, options: AttentionOptions) -> Tensor:

@@ -82,10 +82,11 @@ class Paged:
         self, backend: AttentionBackend, shape: Shape, sequences: list[Sequence], quantized: bool = False
     ) -> None:
         self.shape, self.sequences, self.backend = shape, sequences, backend
-        self.plan = backend.plan()
         width = -(-max(len(q) for q, _, _ in sequences) // shape.block_size)
         needed = [-(-len(q) // shape.block_size) for q, _, _ in sequences]
         self.num_blocks = sum(needed) + 1
+        tokens = self.num_blocks * shape.block_size
+        self.plan = backend.plan(len(sequences), tokens, self.num_blocks)
         self.table = torch.zeros(len(sequences), width, dtype=torch.int32)
         for row, mine in enumerate((torch.randperm(self.num_blocks - 1) + 1).split(needed)):
             self.table[row, : len(mine)] = mine.int()

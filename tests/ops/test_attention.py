@@ -129,7 +129,7 @@ def test_a_new_cache_is_finite_and_values_may_have_their_own_width() -> None:
     assert not cache.keys.any() and not cache.values.any()
     layout = Layout(torch.tensor([0]), torch.tensor([0]), torch.tensor([5]), torch.tensor([[2, 1]]).int(), 4)
     q, k, v = torch.randn(5, 4, 8), torch.randn(5, 2, 8), torch.randn(5, 2, 6)
-    plan = backend.plan()
+    plan = backend.plan(1, 5, 2)
     plan.place(layout)
     out = backend.run(q, k, v, cache, plan, AttentionOptions(1.0))
     torch.testing.assert_close(out[0], v[0].repeat_interleave(2, 0))

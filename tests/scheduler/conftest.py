@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 from vllm.config import SchedulerConfig
 from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.spec import CacheGroup, CacheSpec, Full
-from vllm.messages import Batch, EngineRequest, Event
+from vllm.messages import Batch, EngineRequest, Event, StepOutput
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import BeamSearchParams, SamplingParams
 from vllm.scheduler.scheduler import Scheduler
@@ -32,6 +33,7 @@ class Toy:
         prefix_caching: bool = True,
         chunked_prefill: bool = True,
         policy: str = "fcfs",
+        depth: int = 1,
     ) -> None:
         blocks = [num_blocks] * len(specs) if isinstance(num_blocks, int) else num_blocks
         groups = [CacheGroup(spec, (layer,)) for layer, spec in enumerate(specs)]
@@ -39,6 +41,8 @@ class Toy:
         config = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_model_len, chunked_prefill, policy)
         self.scheduler = Scheduler(config, self.cache)
         self.worker = FakeWorker(list(specs), blocks, block_size)
+        self.depth = depth
+        self.inflight: deque[tuple[Batch, StepOutput, bool]] = deque()
         self.fault: Callable[[Batch], bool] = lambda batch: False
         """Whether a step fails; what the worker has done of it by then stays done."""
         self.tokens: dict[tuple[str, int], list[int]] = {}
@@ -76,10 +80,23 @@ class Toy:
         self.scheduler.add(EngineRequest(name, prompt, SamplingParams(), pooling=PoolingParams()))
 
     def step(self) -> list[Event]:
-        batch = self.scheduler.schedule()
-        if batch is None:
+        """Decide and compute as many batches as may be under way, then account for the oldest."""
+        while len(self.inflight) < self.depth and (batch := self.scheduler.schedule()):
+            self.compute(batch)
+        if not self.inflight:
             assert not self.scheduler.has_work, "there is work, but nothing is scheduled"
             return []
+        batch, output, failed = self.inflight.popleft()
+        if failed:
+            events = self.scheduler.retry("it broke")
+            self.inflight.clear()
+        else:
+            events = self.scheduler.account(batch, output)
+        self.book(events)
+        self.scheduler.check()
+        return events
+
+    def compute(self, batch: Batch) -> None:
         config = self.scheduler.config
         assert 1 <= batch.num_tokens <= config.max_num_batched_tokens
         assert len(batch.rows) <= config.max_num_seqs
@@ -87,8 +104,9 @@ class Toy:
         assert all(row.count >= 1 for row in batch.rows)
         self.num_steps += 1
         self.computed += batch.num_tokens
-        output = self.worker.execute(batch)
-        events = self.scheduler.retry("it broke") if self.fault(batch) else self.scheduler.account(batch, output)
+        self.inflight.append((batch, self.worker.execute(batch), self.fault(batch)))
+
+    def book(self, events: list[Event]) -> None:
         for event in events:
             key = (event.request_id, event.index)
             self.tokens.setdefault(key, []).extend(event.token_ids)
@@ -96,8 +114,6 @@ class Toy:
                 assert key not in self.finished, "finished twice"
                 self.finished[key] = event
                 self.order.append(event.request_id)
-        self.scheduler.check()
-        return events
 
     def run(self, at_most: int = 2000) -> None:
         while self.scheduler.has_work:

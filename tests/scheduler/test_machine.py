@@ -46,12 +46,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         window=st.none() | st.integers(2, 9),
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
+        depth=st.integers(1, 3),
     )
-    def start(self, num_blocks: int, seqs: int, budget: int, window: int | None, caching: bool, policy: str) -> None:
+    def start(
+        self, num_blocks: int, seqs: int, budget: int, window: int | None, caching: bool, policy: str, depth: int
+    ) -> None:
         specs = (FULL, Window(1, 1, 1, size=window)) if window else (FULL,)
         blocks = [num_blocks, max(8, num_blocks - 2)] if window else [num_blocks]
         limits = {"max_num_seqs": seqs, "max_num_batched_tokens": budget, "max_model_len": 32}
-        self.toy = Toy(blocks, specs=specs, prefix_caching=caching, policy=policy, **limits)
+        self.toy = Toy(blocks, specs=specs, prefix_caching=caching, policy=policy, depth=depth, **limits)
         self.toy.fault = self.fault
 
     def fault(self, batch: Batch) -> bool:
@@ -160,7 +163,7 @@ def random_lives(lives: int = 40) -> None:
         rng = random.Random(seed)
         specs = (FULL, Window(1, 1, 1, size=5)) if seed % 3 == 2 else (FULL,)
         limits = {"max_num_seqs": rng.randint(1, 5), "max_num_batched_tokens": rng.randint(4, 20), "max_model_len": 32}
-        toy = Toy(rng.randint(9, 14), specs=specs, **limits)
+        toy = Toy(rng.randint(9, 14), specs=specs, depth=rng.randint(1, 3), **limits)
         expected: dict[tuple[str, int], list[int]] = {}
         roots: list[tuple[str | None, list[int]]] = []
         for number in range(8):

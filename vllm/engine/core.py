@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 
 import msgspec
@@ -21,9 +22,8 @@ class EngineCore:
         self.config = config
         self.executor: Executor | None = executor
         self._inflight: deque[tuple[Batch, Pending]] = deque()
-        self._depth = 1
         self._num_step_tokens = 0
-        self._failed: Batch | None = None
+        self._has_failed = False
         self.restart()
 
     @classmethod
@@ -43,7 +43,7 @@ class EngineCore:
     def step(self) -> list[Event]:
         """Take one step.  When its batch fails, that is raised; `retry` or `drop` must come next."""
         executor = self._alive()
-        while len(self._inflight) < self._depth and (batch := self.scheduler.schedule()):
+        while len(self._inflight) < executor.depth and (batch := self.scheduler.schedule()):
             self._inflight.append((batch, executor.execute(batch)))
         if not self._inflight:
             return []
@@ -51,7 +51,8 @@ class EngineCore:
         try:
             result = pending.result()
         except BaseException:
-            self._failed = batch
+            self._has_failed = True
+            self._forget_inflight()
             raise
         self._num_step_tokens = batch.num_tokens
         return self.scheduler.account(batch, result)
@@ -61,15 +62,17 @@ class EngineCore:
 
         Raises the error where it was no batch that failed: the books cannot be trusted then.
         """
-        batch, self._failed = self._failed, None
-        if batch is None:
+        if not self._has_failed:
             raise error
+        self._has_failed = False
         return self.scheduler.retry(f"{type(error).__name__}: {error}")
 
     def drop(self) -> list[str]:
         """After a step that was interrupted: end the requests of its batch, and return their ids."""
-        batch, self._failed = self._failed, None
-        return [] if batch is None else self.scheduler.drop(batch)
+        if not self._has_failed:
+            return []
+        self._has_failed = False
+        return self.scheduler.drop()
 
     def restart(self) -> None:
         """Forget every request and cached prefix, and go on with the model as it is loaded.
@@ -77,8 +80,8 @@ class EngineCore:
         A keyboard interrupt may come between any two instructions, so the books it leaves are not trusted.
         """
         executor = self._alive()
-        self._inflight.clear()
-        self._failed = None
+        self._forget_inflight()
+        self._has_failed = False
         self.scheduler = Scheduler(executor.scheduler, _make_cache(self.config, executor))
 
     def stats(self) -> EngineStats:
@@ -97,6 +100,13 @@ class EngineCore:
             self.scheduler.abort_all()
             self.executor.stop()
             self.executor = None
+
+    def _forget_inflight(self) -> None:
+        """Wait for what is under way, and forget what comes of it."""
+        while self._inflight:
+            _, pending = self._inflight.popleft()
+            with contextlib.suppress(Exception):
+                pending.result()
 
     def _alive(self) -> Executor:
         if self.executor is None:

@@ -22,6 +22,8 @@ class Pending(Protocol):
 class Executor(Protocol):
     """Computes batches, in the order in which they are given."""
 
+    depth: int
+    """How many batches are best under way: with 2 the next one is decided and given while one is computed."""
     plan: MemoryPlan
     groups: tuple[CacheGroup, ...]
     """Whose blocks the scheduler gives out."""
@@ -51,6 +53,8 @@ class Computed:
 
 class InProcessExecutor:
     """Computes in the calling thread; an exception reaches the caller as it is."""
+
+    depth = 1
 
     def __init__(self, config: EngineConfig, progress: bool = False) -> None:
         loaded = load(config, progress)

@@ -117,13 +117,13 @@ class KVCache:
         Whole blocks are shared; a partial one is copied.  Returns how many tokens the fork has, its tables, and the
         copies (group, source, target) that must be made before either writes.  When a pool has no block for the copy,
         the fork starts at the end of the whole blocks and has the rest computed again; if a window has moved on from
-        what those tokens see, it starts with nothing.
+        what it would see, it starts with nothing.
         """
         whole, partial = divmod(num_tokens, self.block_size)
         if partial and not all(pool.num_free for pool in self.pools):
             num_tokens, partial = whole * self.block_size, 0
-            if not self._can_resume(tables, whole):
-                return 0, self.new_tables(), []
+        if not self._can_resume(tables, num_tokens):
+            return 0, self.new_tables(), []
         copies, forked = [], []
         for group, (pool, table) in enumerate(zip(self.pools, tables, strict=True)):
             shared = table[:whole]
@@ -146,10 +146,11 @@ class KVCache:
         for pool in self.pools:
             pool.forget()
 
-    def _can_resume(self, tables: Tables, num_blocks: int) -> bool:
-        """Whether tables still hold what the tokens from the end of their first `num_blocks` blocks on will read."""
-        first = [spec.num_stale(num_blocks * self.block_size, self.block_size) for spec in self.specs]
-        return all(NULL_BLOCK not in table[stale:num_blocks] for stale, table in zip(first, tables, strict=True))
+    def _can_resume(self, tables: Tables, num_tokens: int) -> bool:
+        """Whether tables still hold what the tokens from position `num_tokens` on will read."""
+        last = -(-num_tokens // self.block_size)
+        first = [spec.num_stale(num_tokens, self.block_size) for spec in self.specs]
+        return all(NULL_BLOCK not in table[stale:last] for stale, table in zip(first, tables, strict=True))
 
     def _longest(self, hashes: Sequence[bytes]) -> int:
         """The number of leading blocks that every full-attention group has."""

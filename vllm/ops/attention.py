@@ -80,8 +80,8 @@ class AttentionBackend(Protocol):
     def copy_block(self, cache: Any, source: int, target: int) -> None:
         """Copy one block of one layer's cache."""
 
-    def plan(self) -> Any:
-        """Return a plan that has yet to be placed."""
+    def plan(self, rows: int, tokens: int, blocks: int) -> Any:
+        """Return a plan that has yet to be placed, for at most so many rows and tokens in a step and blocks in a sequence."""
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, cache: Any, plan: Any, options: AttentionOptions) -> Tensor:
         """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""

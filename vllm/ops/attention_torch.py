@@ -131,7 +131,7 @@ class TorchAttention:
         cache.keys[target] = cache.keys[source]
         cache.values[target] = cache.values[source]
 
-    def plan(self) -> TorchPlan:
+    def plan(self, rows: int, tokens: int, blocks: int) -> TorchPlan:
         """Return a plan that has yet to be placed."""
         return TorchPlan(self.device)
 

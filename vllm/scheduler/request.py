@@ -55,6 +55,10 @@ class Request:
     """Leading blocks whose content has been offered to the prefix cache."""
     num_prompt_logprobs: int = 0
     """Prompt positions whose log-probabilities have been given out."""
+    num_inflight: int = 0
+    """Batches under way that compute tokens of it."""
+    num_unknown: int = 0
+    """Tokens that batches under way choose: they are its last ones, and only the worker knows them."""
     choice: int | None = None
     """A beam's chosen token, which the worker doesn't know yet."""
     leader: Request | None = None
@@ -94,16 +98,30 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.tokens)
+        """Those included that are chosen and not yet known."""
+        return len(self.tokens) + self.num_unknown
 
     @property
     def num_output(self) -> int:
+        """Its output tokens, as far as they are known."""
         return len(self.tokens) - self.num_prompt
 
     @property
     def is_parked(self) -> bool:
-        """Whether it waits for a sibling rather than for a place."""
-        return self.leader is not None or self.has_candidates
+        """Whether it waits for a sibling, or for batches under way, rather than for a place."""
+        return self.leader is not None or self.has_candidates or self.num_inflight > 0
+
+    @property
+    def chooses(self) -> bool:
+        """Whether its next token is chosen by the worker: it is no beam and doesn't pool."""
+        return self.beam is None and self.source.pooling is None
+
+    def ends_unknown(self, max_model_len: int) -> bool:
+        """Whether the last of its tokens that are not yet known is its last for certain."""
+        max_tokens = self.params.max_tokens
+        num_output = self.num_output + self.num_unknown
+        is_full = max_tokens is not None and num_output >= max_tokens
+        return self.num_unknown > 0 and (is_full or self.num_tokens >= max_model_len)
 
     @property
     def wants_prompt_logprobs(self) -> bool:
@@ -135,6 +153,6 @@ def stop_cause(request: Request, token: int, max_model_len: int) -> tuple[str, i
             return "stop", token
     if params.max_tokens is not None and request.num_output >= params.max_tokens:
         return "length", None
-    if request.num_tokens >= max_model_len:
+    if len(request.tokens) >= max_model_len:
         return "length", None
     return None

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections import deque
 
 from vllm.config import SchedulerConfig
 from vllm.errors import RequestError
@@ -21,6 +20,7 @@ from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.hashing import chain_root, extend_chain
 from vllm.messages import Batch, BlockCopy, EngineRequest, EngineStats, Event, Row, RowOutput, Sequence, StepOutput
 from vllm.scheduler.beam import BeamGroup, Continuation, LiveBeam
+from vllm.scheduler.inflight import InFlight
 from vllm.scheduler.invariants import check_scheduler
 from vllm.scheduler.request import ORDER, Request, Status, stop_cause
 from vllm.scheduler.suspects import Suspects
@@ -37,7 +37,7 @@ class Scheduler:
         self.waiting: list[Request] = []  # both in the order of Request.order
         self.running: list[Request] = []
         self._by_id: dict[str, list[Request]] = {}
-        self._dispatched: deque[list[Request]] = deque()  # per batch in flight, its rows' requests
+        self._inflight = InFlight()
         self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
         self._admitted: list[Sequence] = []  # collected for the next batch
         self._released: list[int] = []
@@ -49,7 +49,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self._inflight)
 
     # ── requests come and go ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -102,7 +102,7 @@ class Scheduler:
     # ── decide ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def schedule(self) -> Batch | None:
-        """Decide the next step, or return None when no request can take one."""
+        """Decide the next step, or return None when no request can take one before a batch under way is accounted for."""
         self._suspects.forget_ended()
         rows: list[tuple[Request, Row]] = []
         budget = self.config.max_num_batched_tokens
@@ -110,19 +110,20 @@ class Scheduler:
         for request in list(self.running):
             count = min(request.num_tokens - request.num_computed, budget)
             may_run = request.status is Status.RUNNING and count > 0 and self._suspects.may_run(request)
-            if may_run and self._make_room(request, count):
+            if may_run and not request.ends_unknown(self.config.max_model_len) and self._make_room(request, count):
                 rows.append((request, self._dispatch(request, count)))
                 budget -= count
         if self.stats.num_preemptions == preemptions:  # else what is free now is wanted back at once
             rows += self._admit_waiting(budget)
-        while not rows and self.waiting and self.running:  # all that run are beams that wait for one without a place
+        # all that run are beams that wait for one without a place
+        while not rows and self.waiting and self.running and not self._inflight:
             self._preempt(self.running[-1])
             rows += self._admit_waiting(budget)
         if not rows:
             return None
         batch = Batch(self._step, [row for _, row in rows], self._admitted, self._released, self._copies)
         self._admitted, self._released, self._copies = [], [], []
-        self._dispatched.append([request for request, _ in rows])
+        self._inflight.push(rows)
         self._step += 1
         return batch
 
@@ -251,7 +252,7 @@ class Scheduler:
         """Book the results of a step; return the news for the output side."""
         events: list[Event] = []
         groups: dict[int, BeamGroup] = {}
-        for request, row, result in zip(self._dispatched.popleft(), batch.rows, output.rows, strict=True):
+        for request, row, result in zip(self._inflight.pop(), batch.rows, output.rows, strict=True):
             if request.status is Status.FINISHED:
                 continue
             if result.error is not None:
@@ -374,27 +375,26 @@ class Scheduler:
         Its requests give everything back and are computed again, half of them at a time and nobody beside them, until a
         step of one row fails: that one ends with the error.  The others notice nothing.
         """
-        failed = {
-            request: request.num_computed
-            for request in self._dispatched.popleft()
-            if request.status is not Status.FINISHED
-        }
+        alive = [request for request in self._inflight.pop() if request.status is not Status.FINISHED]
+        failed = {request: request.num_computed for request in alive}
+        self._inflight.forget()  # what is under way was computed on top of it
         for request in list(self.running):
             self._preempt(request)
         self._drop_waiting_forks()  # copies of their blocks may not have been made
         if len(failed) > 1:
             self._suspects.split(failed)
             return []
-        events = [self._fail(request, error) for request in failed]
-        return events
+        return [self._fail(request, error) for request in failed]
 
-    def drop(self, batch: Batch) -> list[str]:
+    def drop(self) -> list[str]:
         """Book a step that failed as a whole: end its requests, and return their ids."""
-        names = list(dict.fromkeys(request.id for request in self._dispatched.popleft()))
+        names = list(dict.fromkeys(request.id for request in self._inflight.pop()))
         for name in names:
             self.abort(name)
-        if batch.copies:  # they may not have been made
-            self._drop_waiting_forks()
+        self._inflight.forget()  # what is under way was computed on top of it
+        for request in list(self.running):
+            self._preempt(request)
+        self._drop_waiting_forks()  # copies of their blocks may not have been made
         return names
 
     # ── what requests hold ──────────────────────────────────────────────────────────────────────────────────────────

@@ -120,7 +120,7 @@ def _step(
         tables.token_ids,
         tables.token_types,
         tables.positions,
-        tuple(backend.plan() for _ in groups),
+        tuple(backend.plan(tables.num_slots, len(tables.token_ids), tables.num_blocks) for _ in groups),
         tuple(caches[layer] for layer in range(len(caches))),
         tuple(group_of[layer] for layer in range(len(caches))),
         backend,

@@ -39,11 +39,11 @@ class SlotTables:
         """`groups` are all cache groups: first those with blocks of a pool, then those whose blocks belong to the step."""
         self._num_scratch = sum(isinstance(group.spec, Scratch) for group in groups)
         num_groups = len(groups) - self._num_scratch
-        num_blocks = -(-max_model_len // block_size)
+        self.num_blocks = -(-max_model_len // block_size)
         self.block_size = block_size
         self.num_slots = num_slots
         self.tokens = zeros(num_slots, max_model_len + 1, dtype=torch.int64, device=torch.device("cpu"))
-        self.blocks = [np.full((num_slots, num_blocks), NULL_BLOCK, dtype=np.int32) for _ in range(num_groups)]
+        self.blocks = [np.full((num_slots, self.num_blocks), NULL_BLOCK, dtype=np.int32) for _ in range(num_groups)]
         self.sequences: dict[int, Sequence] = {}
         self.token_ids = torch.zeros(max_step_tokens, dtype=torch.int64)
         self.token_types = torch.zeros(max_step_tokens, dtype=torch.int64)

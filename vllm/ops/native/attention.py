@@ -90,7 +90,7 @@ class NativeAttention:
         """Copy one block of one layer's cache."""
         cache.pages[target] = cache.pages[source]
 
-    def plan(self) -> NativePlan:
+    def plan(self, rows: int, tokens: int, blocks: int) -> NativePlan:
         """Return a plan that has yet to be placed."""
         return NativePlan()
 

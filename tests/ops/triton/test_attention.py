@@ -1,0 +1,86 @@
+"""Paged attention for GPUs, in the interpreter, against dense attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.ops.paged import Paged, Shape, reference
+from vllm.kv_cache.spec import Full
+from vllm.ops.triton.attention import TritonAttention
+
+CPU = torch.device("cpu")
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 4, 7]))
+    causal = draw(st.booleans())
+    return Shape(
+        kv_heads * group,
+        kv_heads,
+        draw(st.sampled_from([16, 18, 24, 64])),
+        window=draw(st.none() | st.integers(1, 90)),
+        softcap=draw(st.sampled_from([0.0, 2.0])),
+        block_size=draw(st.sampled_from([8, 16, 32])),
+        sinks=draw(st.booleans()),
+        alibi=draw(st.booleans()),
+        causal=causal,
+        reach=draw(st.none() | st.integers(1, 20)),
+    )
+
+
+@given(
+    shape=shapes(),
+    pieces=st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=3), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_mix_of_steps_agrees_with_dense_attention(
+    shape: Shape, pieces: list[list[int]], dtype: torch.dtype, seed: int
+) -> None:
+    """Each sequence comes in pieces, the first pieces of all in one step, then the second ones of those that have any …"""
+    torch.manual_seed(seed)
+    if not shape.causal:
+        pieces = [[sum(sizes)] for sizes in pieces]
+    paged = Paged(TritonAttention(CPU), shape, [shape.draw(sum(sizes), dtype) for sizes in pieces])
+    got: list[list[torch.Tensor]] = [[] for _ in pieces]
+    for number in range(3):
+        ranges = {
+            row: (sum(sizes[:number]), sum(sizes[: number + 1]))
+            for row, sizes in enumerate(pieces)
+            if number < len(sizes)
+        }
+        for row, part in paged.step(ranges).items() if ranges else ():
+            got[row].append(part)
+    tolerance = 2e-5 if dtype == torch.float32 else 4e-3
+    for parts, sequence in zip(got, paged.sequences, strict=True):
+        expected = reference(shape, *sequence)
+        torch.testing.assert_close(torch.cat(parts).double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_long_walk_is_split_and_joined() -> None:
+    shape = Shape(4, 1, 32, sinks=True)
+    paged = Paged(TritonAttention(CPU), shape, [shape.draw(700, torch.float32)])
+    paged.step({0: (0, 699)})
+    last = paged.step({0: (699, 700)})[0]
+    torch.testing.assert_close(last[0].double(), reference(shape, *paged.sequences[0])[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_it_refuses_in_words() -> None:
+    backend = TritonAttention(CPU)
+    assert backend.refuses(Full(1, 64, 64), torch.float16, 16) is None
+    assert "int8" in (backend.refuses(Full(1, 64, 64), torch.float16, 16, quantized=True) or "")
+    assert "1024" in (backend.refuses(Full(1, 1024, 64), torch.float16, 16) or "")
+
+
+@pytest.mark.parametrize("width", [160, 300])
+def test_wide_heads_fit_too(width: int) -> None:
+    shape = Shape(4, 2, width)
+    paged = Paged(TritonAttention(CPU), shape, [shape.draw(70, torch.float32)])
+    torch.testing.assert_close(
+        paged.whole(0, [60, 1]).double(), reference(shape, *paged.sequences[0]), rtol=1e-5, atol=1e-5
+    )
