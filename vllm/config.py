@@ -32,7 +32,6 @@ def option(default: Any, doc: str, choices: tuple[Any, ...] | None = None) -> An
 
 # Names of the interface whose feature is not built yet, with the values that mean "not used".
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "device": ("auto", "cpu", None),
     "tokenizer_mode": ("auto", "hf", "slow", None),  # there is one implementation
     "tensor_parallel_size": (1, None),
     "pipeline_parallel_size": (1, None),
@@ -70,15 +69,16 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "enable_lora_bias": (False, None),
     "qlora_adapter_name_or_path": (None,),
     "kv_offloading_size": (None,),
-    "async_scheduling": (False, None),
     "guided_decoding": (None,),
     "reasoning_parser": ("", None),
     "kv_sharing_fast_prefill": (False, None),
 }
 
 _GPU_ONLY = "it tunes a GPU"
+_DEPTH = "the next step is decided while one is computed wherever that is of use"
 _PROCESSES = "one process runs the model"
 WITHOUT_EFFECT: dict[str, str] = {
+    "async_scheduling": _DEPTH,
     "enforce_eager": "no steps are recorded",
     "served_model_name": "there is no server",
     "disable_log_stats": "statistics are not logged",
@@ -172,6 +172,7 @@ class EngineArgs:
         "Type of weights and activations; auto: the checkpoint's, float32 becoming bfloat16 where the device has it.",
         DTYPES,
     )
+    device: str = option("auto", "Where the model runs; auto: on a GPU if there is one.", ("auto", "cuda", "cpu"))
     revision: str | None = option(None, "Branch, tag or commit of the model on the Hub.")
     tokenizer_revision: str | None = option(None, "Branch, tag or commit of the tokenizer on the Hub.")
     hf_token: str | bool | None = option(None, "Token for the Hub; True: the stored one.")
@@ -201,7 +202,7 @@ class EngineArgs:
     )
     enable_prefix_caching: bool = option(True, "Reuse cached blocks of equal prompt beginnings.")
     gpu_memory_utilization: float | None = option(
-        None, "Share of the free memory that weights and cache may take; by default 0.5 on a CPU."
+        None, "Share of the free memory that weights and cache may take; by default 0.5 on a CPU, 0.9 on a GPU."
     )
     kv_cache_memory_bytes: int | None = option(None, "Bytes of KV cache, instead of what is computed.")
     num_gpu_blocks_override: int | None = option(
@@ -210,7 +211,7 @@ class EngineArgs:
     max_num_seqs: int = option(256, "Sequences computed in one step at most.")
     max_num_batched_tokens: int | None = option(
         None,
-        "Tokens computed in one step at most; by default 512 on a CPU, or max_model_len where prompts may not be split.",
+        "Tokens computed in one step at most; by default 512 on a CPU, 8192 on a GPU, or max_model_len where prompts may not be split.",
     )
     enable_chunked_prefill: bool = option(True, "Split long prompts over several steps.")
     scheduling_policy: str = option(

@@ -1,4 +1,4 @@
-"""A batch that was computed in place hands over its result, or its failure and nothing that keeps it alive."""
+"""A batch that failed hands over its failure, and nothing that keeps it alive."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ import weakref
 
 import pytest
 
-from vllm.engine.executor import Computed
-from vllm.messages import StepOutput
-
-
-def test_a_computed_batch_gives_its_output() -> None:
-    output = StepOutput(3, [])
-    assert Computed(output).result() is output
+from vllm.engine.executor import Failed
 
 
 def test_a_failed_batch_raises_what_went_wrong_and_keeps_nothing_alive() -> None:
@@ -22,7 +16,7 @@ def test_a_failed_batch_raises_what_went_wrong_and_keeps_nothing_alive() -> None
 
     error = Failure("no")
     gone = weakref.ref(error)
-    pending = Computed(error)
+    pending = Failed(error)
     gc.disable()
     try:
         with pytest.raises(Failure, match="no"):

@@ -335,7 +335,7 @@ def test_an_engine_streams_deltas_that_add_up(checkpoint: Callable[..., Path]) -
         ({"max_num_seqs": 0}, ConfigError, "max_num_seqs=0"),
         ({"max_logprobs": -2}, ConfigError, "max_logprobs=-2"),
         ({"task": "transcription"}, ConfigError, "task=.transcription. is not supported"),
-        ({"device": "cuda"}, ConfigError, "device='cuda' is not supported"),
+        ({"device": "cuda"}, ConfigError, "device='cuda' can't be used"),
         ({"generation_config": "no/such/folder"}, ConfigError, "generation_config='no/such/folder' is no folder"),
         ({"tokenizer": "no/such/folder/anywhere"}, ModelError, "no such directory"),
     ],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from vllm.sampling.device import DeviceSampler
 from vllm.sampling.sampler import Sampled, Sampler
 from vllm.sampling_params import SamplingParams
 
@@ -26,9 +28,9 @@ class Row:
     bad_words: list[list[int]] = field(default_factory=list)
 
 
-def run_rows(rows: list[Row], mode: str = "raw_logprobs") -> Sampled:
+def run_rows(rows: list[Row], mode: str = "raw_logprobs", kind: type[Sampler] = Sampler) -> Sampled:
     """Sample all rows in one step, in slots that are not in the order of the rows."""
-    sampler = Sampler(len(rows) + 3, len(rows[0].logits), max_logprobs=-1, logprobs_mode=mode)
+    sampler = kind(len(rows) + 3, len(rows[0].logits), max_logprobs=-1, logprobs_mode=mode)
     lengths = np.array([len(row.prompt) + len(row.output) for row in rows])
     slots = len(rows) + 1 - np.arange(len(rows))
     table = torch.full((len(rows) + 3, int(lengths.max()) + 5), 7)
@@ -42,7 +44,8 @@ def run_rows(rows: list[Row], mode: str = "raw_logprobs") -> Sampled:
             bad_words_ids=row.bad_words,
             num_prompt=len(row.prompt),
         )
-    return sampler.sample(torch.stack([row.logits for row in rows]), slots.tolist(), lengths.tolist(), table)
+    choice = sampler.sample(torch.stack([row.logits for row in rows]), slots.tolist(), lengths.tolist(), table)
+    return choice.result()
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +53,11 @@ def make_row() -> Callable[..., Row]:
     return Row
 
 
-@pytest.fixture(scope="session")
-def sample_rows() -> Callable[..., Sampled]:
-    return run_rows
+@pytest.fixture(scope="session", params=[Sampler, DeviceSampler])
+def sample_rows(request: pytest.FixtureRequest) -> Callable[..., Sampled]:
+    if request.param is DeviceSampler:
+        pytest.importorskip("triton")
+    return partial(run_rows, kind=request.param)
 
 
 @pytest.fixture(scope="session")

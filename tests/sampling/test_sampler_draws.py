@@ -12,6 +12,8 @@ from vllm.sampling.random import as_seed, uniforms
 from vllm.sampling.sampler import Sampler
 from vllm.sampling_params import SamplingParams
 
+from .conftest import run_rows
+
 VOCAB = 1000
 
 sampling_params = st.builds(
@@ -59,6 +61,12 @@ def holds(token: int, uniform: float, ids: np.ndarray, weights: np.ndarray, by_i
         return False
     start = ends[place[0] - 1] if place[0] else 0.0
     return start - 1e-5 <= uniform <= ends[place[0]] + 1e-5
+
+
+@pytest.fixture(scope="session")
+def sample_rows():
+    """The host's sampler alone: on a device draws are in another order, and the interpreter is slow (see `test_device`)."""
+    return run_rows
 
 
 filters = st.fixed_dictionaries(

@@ -37,16 +37,14 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
-    """A batch that is done already.  It needs none of a Future's locks: 33 µs per step between two forward passes."""
+class Failed:
+    """A batch that could not even be started."""
 
-    outcome: StepOutput | BaseException
+    error: BaseException
 
     def result(self) -> StepOutput:
-        if not isinstance(self.outcome, BaseException):
-            return self.outcome
         try:
-            raise self.outcome
+            raise self.error
         finally:
             del self  # else the exception holds this frame, which holds the exception, and with it the model
 
@@ -54,18 +52,17 @@ class Computed:
 class InProcessExecutor:
     """Computes in the calling thread; an exception reaches the caller as it is."""
 
-    depth = 1
-
     def __init__(self, config: EngineConfig, progress: bool = False) -> None:
+        self.depth = 1 if config.device == "cpu" else 2  # another device works by itself
         loaded = load(config, progress)
         self.runner, self.plan = loaded.runner, loaded.plan
         self.groups, self.scheduler = loaded.groups, loaded.scheduler
 
-    def execute(self, batch: Batch) -> Computed:
+    def execute(self, batch: Batch) -> Pending:
         try:
-            return Computed(self.runner.execute(batch))
+            return self.runner.execute(batch)
         except BaseException as error:  # an interrupt too: the step did not happen
-            return Computed(error)
+            return Failed(error)
 
     def stop(self) -> None:
         """Drop model and cache."""

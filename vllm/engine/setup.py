@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm import env
 from vllm.config import CacheConfig, EngineArgs, EngineConfig, ModelConfig, SchedulerConfig
-from vllm.device import native_bfloat16, usable_cores
+from vllm.device import choose_device, native_bfloat16, usable_cores
 from vllm.errors import ConfigError, did_you_mean
 from vllm.inputs.chat import ChatRenderer
 from vllm.inputs.chat_template import find_templates
@@ -26,8 +26,8 @@ from vllm.pooling_params import PoolerConfig, Pooling
 logger = get_logger(__name__)
 
 DEFAULT_MODEL_PATH = Path(__file__).parent.parent / "assets" / "default_model"
-_CPU_MEMORY_SHARE = 0.5  # main memory is shared with everything else on the machine
-_CPU_STEP_TOKENS = 512  # a longer step computes no faster on a CPU, and makes others wait
+_MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.9}  # main memory is shared with everything else on the machine
+_STEP_TOKENS = {"cpu": 512, "cuda": 8192}  # a longer step computes no faster, and makes others wait
 _DTYPE_NAMES = {"half": "float16", "float": "float32"}
 # Sampling defaults that a generation config may set.
 _SAMPLING_FIELDS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "max_new_tokens")
@@ -36,6 +36,7 @@ _SAMPLING_FIELDS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_
 def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
     """Return the configuration and the tokenizer that the arguments ask for."""
     path = _find(args, args.model, args.revision)
+    device = choose_device(args.device)
     hf_config = read_config(path, trust_remote_code=args.trust_remote_code, hf_overrides=args.hf_overrides)
     text_config = hf_config.get_text_config()
     check_sizes(path, lambda name: getattr(text_config, name, None))
@@ -53,7 +54,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         tokenizer_path=None if tokenizer_path is None else str(tokenizer_path),
         architecture=architecture_of(hf_config),
         hf_config=hf_config,
-        dtype=_dtype(args.dtype, dtype_of(hf_config)),
+        dtype=_dtype(args.dtype, dtype_of(hf_config), device),
         max_model_len=max_model_len,
         vocab_size=text_config.vocab_size,
         eos_token_ids=find_eos_token_ids(
@@ -71,16 +72,16 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         seed=args.seed,
         pooling=pooling,
     )
-    scheduler = _scheduler(args, max_model_len)
+    scheduler = _scheduler(args, max_model_len, device)
     cache = CacheConfig(
         block_size=args.block_size,
         quantized=args.kv_cache_dtype == "int8",
         prefix_caching=args.enable_prefix_caching,
-        memory_share=args.gpu_memory_utilization or _CPU_MEMORY_SHARE,
-        memory_bytes=args.kv_cache_memory_bytes or env.cpu_kvcache_bytes(),
+        memory_share=args.gpu_memory_utilization or _MEMORY_SHARE[device],
+        memory_bytes=args.kv_cache_memory_bytes or (env.cpu_kvcache_bytes() if device == "cpu" else None),
         num_blocks=args.num_gpu_blocks_override,
     )
-    return EngineConfig(model, scheduler, cache, device="cpu", cores=env.num_threads() or usable_cores()), tokenizer
+    return EngineConfig(model, scheduler, cache, device, cores=env.num_threads() or usable_cores()), tokenizer
 
 
 def make_preparer(model: ModelConfig, tokenizer: Tokenizer | None) -> Preparer:
@@ -132,14 +133,14 @@ def _default_sampling(generation: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _dtype(wanted: str, stored: str | None) -> str:
+def _dtype(wanted: str, stored: str | None, device: str) -> str:
     """Settle the dtype.  float32 checkpoints run in bfloat16 where the device computes it natively."""
     if wanted != "auto":
         return _DTYPE_NAMES.get(wanted, wanted)
     stored = stored or "float32"
     if stored not in ("float32", "float16", "bfloat16"):
         raise ConfigError(f"the checkpoint's dtype {stored} can't be run; choose one with dtype=")
-    if stored == "float32" and native_bfloat16():
+    if stored == "float32" and native_bfloat16(device):
         logger.info("the checkpoint is float32 and runs in bfloat16; dtype='float32' keeps it")
         return "bfloat16"
     return stored
@@ -175,11 +176,12 @@ def _max_model_len(args: EngineArgs, hf_config: Any, path: Path) -> int:
     return args.max_model_len
 
 
-def _scheduler(args: EngineArgs, max_model_len: int) -> SchedulerConfig:
+def _scheduler(args: EngineArgs, max_model_len: int, device: str) -> SchedulerConfig:
+    usual = _STEP_TOKENS[device]
     if args.max_num_batched_tokens is not None:
         step_tokens = args.max_num_batched_tokens
     else:
-        step_tokens = _CPU_STEP_TOKENS if args.enable_chunked_prefill else max(_CPU_STEP_TOKENS, max_model_len)
+        step_tokens = usual if args.enable_chunked_prefill else max(usual, max_model_len)
     if not args.enable_chunked_prefill and step_tokens < max_model_len:
         raise ConfigError(
             f"max_num_batched_tokens={step_tokens} is less than max_model_len={max_model_len}, and prompts may not be "

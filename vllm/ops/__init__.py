@@ -8,8 +8,9 @@ truth of the tests and the fallback on any device.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,18 +29,20 @@ from vllm.ops.native import matrix as native_matrix
 from vllm.ops.native import program as native_program
 from vllm.ops.native import rows as native_rows
 from vllm.ops.native.attention import NativeAttention
-from vllm.ops.native.program import Program
 
 __all__ = [
     "ACTIVATIONS",
+    "Recording",
     "add",
     "all_finite",
     "attention_backend",
+    "choose",
     "gather",
     "layer_norm",
     "matrix",
     "moe",
     "record",
+    "rising_keys",
     "rms_norm",
     "rotary",
     "route",
@@ -49,14 +52,38 @@ __all__ = [
 
 logger = get_logger(__name__)
 
+
+class Recording(Protocol):
+    """A computation that can be run with one call."""
+
+    most: int
+    """How many rows it can compute."""
+    output: Tensor | None
+    """Where its results are, if that is always the same place.  [most, …]"""
+
+    def run(self, rows: int) -> Tensor:
+        """Compute; the result is overwritten by the next run.  -> [rows, …]"""
+
+
 Operation = TypeVar("Operation", bound=Callable[..., Any])
 
 
-def _either(reference: Operation, kernel: Operation) -> Operation:
-    """Return the operation that runs the kernel where its first argument is one for kernels."""
+@functools.cache
+def _gpu(module: str) -> Any:
+    """Return a module of kernels for GPUs; they need Triton, which comes with torch where that is for GPUs."""
+    return importlib.import_module(f"vllm.ops.triton.{module}")
+
+
+def _either(reference: Operation, kernel: Operation, gpu: str = "") -> Operation:
+    """Return the operation that runs the kernel where its first argument is one for kernels.
+
+    `gpu` is the module of the kernel of the same name for GPUs; without one torch is good enough there.
+    """
 
     @functools.wraps(reference)
     def operation(x: Any, *args: Any, **options: Any) -> Any:
+        if gpu and x.is_cuda:
+            return getattr(_gpu(gpu), reference.__name__)(x, *args, **options)
         return (kernel if native.takes(x) else reference)(x, *args, **options)
 
     return operation  # type: ignore[return-value]
@@ -65,10 +92,22 @@ def _either(reference: Operation, kernel: Operation) -> Operation:
 add = _either(rows.add, native_rows.add)
 all_finite = _either(rows.all_finite, native_rows.all_finite)
 gather = _either(rows.gather, native_rows.gather)
-layer_norm = _either(norms.layer_norm, native_rows.layer_norm)
-rms_norm = _either(norms.rms_norm, native_rows.rms_norm)
-rotary = _either(rotary_torch.rotary, native_rows.rotary)
+layer_norm = _either(norms.layer_norm, native_rows.layer_norm, "norms")
+rms_norm = _either(norms.rms_norm, native_rows.rms_norm, "norms")
+rotary = _either(rotary_torch.rotary, native_rows.rotary, "rotary")
 softcap = _either(rows.softcap, native_rows.softcap)
+
+
+def choose(logits: Tensor, controls: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose each row's token on a GPU; see `ops.triton.sampling`.  [R, V] float32, [5, R] float32"""
+    found: tuple[Tensor, Tensor, Tensor] = _gpu("sampling").choose(logits, controls)
+    return found
+
+
+def rising_keys(logits: Tensor) -> Tensor:
+    """Return int32 that rise with float32 logits.  Same shape"""
+    bits = (logits + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def attention_backend(
@@ -81,6 +120,8 @@ def attention_backend(
     backends: list[AttentionBackend] = [TorchAttention(device)]
     if device.type == "cpu" and native.library() is not None:
         backends.insert(0, NativeAttention())
+    if device.type == "cuda":
+        backends.insert(0, _gpu("attention").TritonAttention(device))
     reasons = []
     for backend in backends:
         found = [reason for spec in specs if (reason := backend.refuses(spec, dtype, block_size, quantized))]
@@ -92,26 +133,29 @@ def attention_backend(
 
 def matrix(shape: MatrixShape) -> Matrix:
     """Return the best kind of matrix for a shape.  Raises ConfigError if it can't be quantized as it asks."""
-    reason = "it is for processors" if shape.device.type != "cpu" else None
-    if reason is None and native.library() is None:
-        reason = "it needs the native kernels, which are not there"
-    reason = reason or native_matrix.refuses(shape)
-    if reason is None:
-        return native_matrix.NativeMatrix(shape)
-    if shape.format is not None:
+    if shape.device.type == "cuda":
+        reason = None if shape.format is None else "it is for processors"
+        kind: Callable[[MatrixShape], Matrix] = _gpu("matrix").GpuMatrix
+    else:
+        reason = "it needs the native kernels, which are not there" if native.library() is None else None
+        reason = reason or native_matrix.refuses(shape)
+        kind = DenseMatrix if reason else native_matrix.NativeMatrix
+    if reason is not None and shape.format is not None:
         raise ConfigError(f"quantization={shape.format!r} can't be used: {reason}")
-    return DenseMatrix(shape)
+    return kind(shape)
 
 
-def record(function: Callable[[], Tensor], device: torch.device) -> Program | None:
-    """Record a computation, to be run with one call; None if something in it is no kernel.
+def record(function: Callable[[int], Tensor], rows: int, device: torch.device) -> Recording | None:
+    """Record a computation of a number of rows, to be run with one call; None if something in it is no kernel.
 
-    The tensors that it reads must keep their places, and have as many rows as there can be.
+    What the function reads must keep its place, and have `rows` rows: so many can be computed.
     """
-    if device.type != "cpu" or native.library() is None:
+    if device.type == "cuda":
+        return _gpu("graphs").Graphs(function, rows, device)
+    if native.library() is None:
         return None
     try:
-        return native_program.record(function)
+        return native_program.record(lambda: function(rows))
     except native_program.NotRecordable as reason:
         logger.info("steps are not recorded: %s", reason)
         return None

@@ -53,6 +53,9 @@ class AttentionOptions:
 class AttentionPlan(Protocol):
     """What all layers of a cache group share in a step.  It lives as long as the engine; each step fills it."""
 
+    replayable: bool
+    """Whether a recorded computation can be run for the step it was last placed for."""
+
     def place(self, layout: Layout) -> None:
         """Prepare for a step.  What the layout holds must not change until the step is computed."""
 

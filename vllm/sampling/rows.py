@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from vllm.ops.staging import sent
 
 
 def greatest(logits: Tensor) -> tuple[list[int], list[float]]:
@@ -58,7 +59,7 @@ def select(tensor: Tensor, rows: np.ndarray | list[int]) -> Tensor:
     first, last = int(rows[0]), int(rows[-1])
     if last - first + 1 == len(rows):
         return tensor[first : last + 1]
-    return tensor[torch.as_tensor(rows, device=tensor.device)]
+    return tensor[sent(np.asarray(rows), tensor.device)]
 
 
 def chunks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from vllm.sampling.rows import greatest, host, select
 from vllm.sampling_params import SamplingParams
 
 _PROMPT_ROWS = 32  # rows of prompt logits alive at once: 20 MB at a vocabulary of 152k
-_NONE = -2  # num_logprobs of a request that wants none; -1 is the whole vocabulary
+NO_LOGPROBS = -2  # num_logprobs of a request that wants none; -1 is the whole vocabulary
 UNSOUND = "the model returned logits that are not numbers"
 _HOTTEST = float(np.finfo(np.float32).max)  # beyond it a temperature is infinite: -inf / inf, and what is banned is NaN
 _CONTROLS = np.dtype(
@@ -68,6 +69,20 @@ class Sampled:
     """[R]; None where none were asked for"""
     errors: list[str | None]
     """[R]; None where all is well"""
+
+    def result(self) -> Sampled:
+        return self
+
+
+class Choice(Protocol):
+    """Tokens that are chosen, or being chosen."""
+
+    @property
+    def tokens(self) -> list[int] | Tensor:
+        """[R], where the next step reads them"""
+
+    def result(self) -> Sampled:
+        """Wait for what the rows got."""
 
 
 class Sampler:
@@ -130,7 +145,7 @@ class Sampler:
             penalized,
             edits is not None and edits.always,
             edits.min_tokens if edits else 0,
-            _NONE if params.num_logprobs is None else params.num_logprobs,
+            NO_LOGPROBS if params.num_logprobs is None else params.num_logprobs,
         )
 
     def release(self, slot: int) -> None:
@@ -150,17 +165,17 @@ class Sampler:
         errors: list[str | None] = [None] * len(slots)
         if not any(self._asks[slot] for slot in slots):
             best, peaks = greatest(logits)
-            _mark(errors, peaks, UNSOUND)
-            return Sampled(_of_sound(best, errors), [None] * len(slots), errors)
+            mark(errors, peaks, UNSOUND)
+            return Sampled(of_sound(best, errors), [None] * len(slots), errors)
         controls = self._controls[slots]
         history = History(tokens, np.array(slots), np.array(lengths), controls["num_prompt"])
         edited = controls["edited"] | (history.num_output < controls["min_tokens"])
         changed = edited | controls["penalized"]
-        wanting = controls["num_logprobs"] != _NONE
+        wanting = controls["num_logprobs"] != NO_LOGPROBS
         saved = np.flatnonzero(changed & wanting & (not self._processed))
         raw = select(logits, saved).clone() if len(saved) else None
         if changed.any():
-            _mark(errors, logits.amax(dim=-1).tolist(), UNSOUND)
+            mark(errors, logits.amax(dim=-1).tolist(), UNSOUND)
             self._edit(logits, history, np.flatnonzero(edited), errors)
             apply_penalties(logits, history, controls, np.flatnonzero(changed))
         chosen = self._choose(logits, history, controls, errors, NO_TOKEN_LEFT if changed.any() else UNSOUND)
@@ -168,7 +183,7 @@ class Sampler:
             logits[torch.from_numpy(saved).to(logits.device)] = raw
         sound = _sound(errors)
         found = self._logprobs(logits, chosen, controls, np.flatnonzero(wanting & sound))
-        return Sampled(_of_sound(chosen.tolist(), errors), found, errors)
+        return Sampled(of_sound(chosen.tolist(), errors), found, errors)
 
     def prompt_logprobs(
         self, hidden: Tensor, targets: Tensor, num_logprobs: int, logits_fn: Callable[[Tensor], Tensor]
@@ -215,7 +230,7 @@ class Sampler:
     ) -> np.ndarray:
         """Return every sound row's token, and note `cause` for rows that have none.  [R, V], …, [R] -> [R]"""
         best, peaks = greatest(logits)
-        _mark(errors, peaks, cause)
+        mark(errors, peaks, cause)
         chosen = np.array(best)
         drawn = np.flatnonzero((controls["temperature"] > 0) & _sound(errors))
         if len(drawn):
@@ -223,7 +238,7 @@ class Sampler:
             random = uniforms(controls["seed"][drawn], history.num_output[drawn])
             chosen[drawn] = draw(scores, drawn, random, self._mass)
             if self._processed:
-                keep_survivors(scores, drawn[controls["num_logprobs"][drawn] != _NONE], self._mass)
+                keep_survivors(scores, drawn[controls["num_logprobs"][drawn] != NO_LOGPROBS], self._mass)
         return chosen
 
     def _logprobs(
@@ -238,14 +253,14 @@ class Sampler:
         return found
 
 
-def _mark(errors: list[str | None], peaks: list[float], text: str) -> None:
+def mark(errors: list[str | None], peaks: list[float], text: str) -> None:
     """Note an error for each row whose greatest logit is no finite number: it holds NaN or +inf, or only -inf.  [R]"""
     for row, peak in enumerate(peaks):
         if not math.isfinite(peak):
             errors[row] = errors[row] or text
 
 
-def _of_sound(tokens: list[int], errors: list[str | None]) -> list[int]:
+def of_sound(tokens: list[int], errors: list[str | None]) -> list[int]:
     """Return the tokens, but -1 for rows with an error."""
     return [-1 if error else token for token, error in zip(tokens, errors, strict=True)]
 

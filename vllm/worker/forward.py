@@ -13,7 +13,7 @@ from vllm import ops
 from vllm.layers.embedding import Head
 from vllm.layers.step import Step
 from vllm.layers.transformer import Transformer
-from vllm.ops.native.program import Program
+from vllm.ops import Recording
 from vllm.sampling.rows import select
 
 
@@ -24,15 +24,17 @@ class HiddenStates:
         """`step` holds as many tokens as a step can have; its content is written before each computation."""
         self.model = model
         self.step = step
-        self.program: Program | None = None
+        self.recording: Recording | None = None
         if step.attention.recordable:
-            self.program = ops.record(lambda: model(step), step.token_ids.device)
+            most = len(step.token_ids)
+            self.recording = ops.record(lambda rows: model(step.first(rows)), most, step.token_ids.device)
 
     def compute(self, num_tokens: int) -> Tensor:
         """Compute the step's first tokens.  The result may be overwritten by the next call.  -> [T, D]"""
-        if self.program is None:
-            return self.model(self.step.first(num_tokens))
-        return self.program.run(num_tokens)
+        recording = self.recording
+        if recording and num_tokens <= recording.most and all(plan.replayable for plan in self.step.plans):
+            return recording.run(num_tokens)
+        return self.model(self.step.first(num_tokens))
 
 
 class Logits:
@@ -42,14 +44,15 @@ class Logits:
         """Logits are computed for at most `max_rows` tokens at a time."""
         self.head = head
         self._rows = torch.zeros(max_rows, dtype=torch.int64)
-        self._program: Program | None = None
-        if hidden.program is not None:
-            every = hidden.program.output
-            self._program = ops.record(lambda: head(ops.gather(every, self._rows)), every.device)
+        self._recording: Recording | None = None
+        if hidden.recording is not None and (every := hidden.recording.output) is not None:
+            self._recording = ops.record(
+                lambda rows: head(ops.gather(every, self._rows[:rows])), max_rows, every.device
+            )
 
     def compute(self, hidden: Tensor, rows: list[int]) -> Tensor:
         """Compute the logits of some rows of the last hidden states; the next call overwrites them.  -> [R, V] float32"""
-        if self._program is None:
+        if self._recording is None:
             return self.head(select(hidden, rows))
         self._rows[: len(rows)] = torch.tensor(rows)
-        return self._program.run(len(rows))
+        return self._recording.run(len(rows))

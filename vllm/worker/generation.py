@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from torch import Tensor
 
 from vllm.messages import Batch, RowOutput, Sequence
 from vllm.sampling.rows import select
-from vllm.sampling.sampler import UNSOUND, Sampler
+from vllm.sampling.sampler import UNSOUND, Choice, Sampler
 from vllm.worker.forward import Logits
 from vllm.worker.tables import Packed, SlotTables
 
@@ -35,12 +37,23 @@ class Generation:
         """Forget what a slot held."""
         self.sampler.release(slot)
 
-    def results(self, batch: Batch, packed: Packed, hidden: Tensor) -> list[RowOutput]:
-        """Return the tokens and log-probabilities that the hidden states [T, D] of a batch bring, row for row."""
+    def start(self, batch: Batch, packed: Packed, hidden: Tensor) -> Callable[[], list[RowOutput]]:
+        """Start to choose the tokens that the hidden states [T, D] of a batch bring, row for row."""
         outputs = [RowOutput() for _ in batch.rows]
         self._prompt_logprobs(batch, packed, hidden, outputs)
-        self._choose(batch, packed, hidden, outputs)
-        return outputs
+        chosen = self._choose(batch, packed, hidden, outputs)
+
+        def finish() -> list[RowOutput]:
+            if chosen is not None:
+                rows, pending = chosen
+                sampled = pending.result()
+                for place, index in enumerate(rows):
+                    output = outputs[index]
+                    output.token, output.logprobs = sampled.tokens[place], sampled.logprobs[place]
+                    output.error = sampled.errors[place]
+            return outputs
+
+        return finish
 
     def _prompt_logprobs(self, batch: Batch, packed: Packed, hidden: Tensor, outputs: list[RowOutput]) -> None:
         for index, row in enumerate(batch.rows):
@@ -51,19 +64,23 @@ class Generation:
                 span = hidden[first : first + len(targets)]
                 outputs[index].prompt_logprobs = self.sampler.prompt_logprobs(span, targets, wanted, self.logits.head)
 
-    def _choose(self, batch: Batch, packed: Packed, hidden: Tensor, outputs: list[RowOutput]) -> None:
+    def _choose(
+        self, batch: Batch, packed: Packed, hidden: Tensor, outputs: list[RowOutput]
+    ) -> tuple[list[int], Choice] | None:
         """Sample for the rows that reached their last token; list candidates for those that are beams."""
         wanting = [index for index, row in enumerate(batch.rows) if row.wants_token]
         if not wanting:
-            return
+            return None
         logits = self.logits.compute(hidden, [packed.last[index] for index in wanting])
         counts = [self.tables.sequences[batch.rows[index].slot].num_candidates for index in wanting]
         beams = [place for place, count in enumerate(counts) if count]
         plain = [place for place, count in enumerate(counts) if not count]
         if beams:
             self._list_candidates(batch, [wanting[place] for place in beams], select(logits, beams), outputs)
-        if plain:
-            self._sample(batch, [wanting[place] for place in plain], select(logits, plain), outputs)
+        if not plain:
+            return None
+        rows = [wanting[place] for place in plain]
+        return rows, self._sample(batch, rows, select(logits, plain))
 
     def _list_candidates(self, batch: Batch, rows: list[int], logits: Tensor, outputs: list[RowOutput]) -> None:
         """Find the tokens that beams may go on with.  …, [n], [n, V]"""
@@ -75,13 +92,10 @@ class Generation:
             if not candidates:
                 outputs[index].error = UNSOUND
 
-    def _sample(self, batch: Batch, rows: list[int], logits: Tensor, outputs: list[RowOutput]) -> None:
+    def _sample(self, batch: Batch, rows: list[int], logits: Tensor) -> Choice:
         """Choose the rows' next tokens, and write them behind those they have.  …, [n], [n, V]"""
         slots = [batch.rows[index].slot for index in rows]
         ends = [batch.rows[index].start + batch.rows[index].count for index in rows]
-        sampled = self.sampler.sample(logits, slots, ends, self.tables.tokens)
-        for place, index in enumerate(rows):
-            output = outputs[index]
-            output.token, output.logprobs = sampled.tokens[place], sampled.logprobs[place]
-            output.error = sampled.errors[place]
-            self.tables.append(slots[place], ends[place], output.token)
+        choice = self.sampler.sample(logits, slots, ends, self.tables.tokens)
+        self.tables.store.append(slots, ends, choice.tokens)
+        return choice

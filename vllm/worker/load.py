@@ -31,13 +31,16 @@ from vllm.ops import attention_backend
 from vllm.ops.attention import AttentionBackend
 from vllm.ops.matrix import Matrix
 from vllm.ops.native import set_threads
+from vllm.sampling.device import DeviceSampler
 from vllm.sampling.sampler import Sampler
 from vllm.worker.forward import HiddenStates, Logits
 from vllm.worker.generation import Generation
+from vllm.worker.measure import measure
 from vllm.worker.memory import MemoryPlan, plan_memory
 from vllm.worker.pooling import PooledStates
 from vllm.worker.runner import ModelRunner, Purpose
 from vllm.worker.tables import SlotTables
+from vllm.worker.tokens import DeviceTokens, HostTokens, Tokens
 
 logger = get_logger(__name__)
 
@@ -62,6 +65,7 @@ def load(config: EngineConfig, progress: bool) -> Loaded:
     dtype, device = getattr(torch, settings.dtype), torch.device(config.device)
     files = [] if settings.load_format == "dummy" else weight_files(Path(settings.path), settings.load_format)
     check_files(files)
+    free = free_memory(config.device)
     placement, folder = Placement(dtype, device, settings.quantization), Path(settings.path)
     model = build(settings.hf_config, placement, settings.max_model_len, settings.pooling, folder).eval()
     groups = group_layers(model.cache_specs)
@@ -73,31 +77,37 @@ def load(config: EngineConfig, progress: bool) -> Loaded:
         config.cache,
         dtype,
     )
+    tables = SlotTables(_tokens(scheduler, device), kept + scratch, config.cache.block_size)
     num_scratch = scheduler.max_num_batched_tokens // config.cache.block_size + scheduler.max_num_seqs + 1
+    if device.type == "cpu":
+        activations = _activations(config, scheduler, model)
+    else:
+        tiny = memory.allocate_shared(kept + scratch, 1)
+        activations = measure(model, _step(tables, memory.backend, kept + scratch, tiny), tables)
+        del tiny
     plan = plan_memory(
         kept,
         config.cache,
         scheduler,
         [memory.block_bytes(group) * len(group.layers) for group in kept],
         model.num_bytes,
-        _activations(config, scheduler, model) + sum(num_scratch * memory.block_bytes(group) for group in scratch),
-        free_memory(),
+        activations + sum(num_scratch * memory.block_bytes(group) for group in scratch),
+        free,
     )
     name = settings.model or "default model"
-    logger.info("%s: %s, %s, %d threads; %s", name, settings.architecture, settings.dtype, config.cores, plan)
+    where = f"{config.cores} threads" if device.type == "cpu" else config.device
+    logger.info("%s: %s, %s, %s; %s", name, settings.architecture, settings.dtype, where, plan)
     _fill(config, model, files, progress)
-    tables = SlotTables(
-        scheduler.max_num_seqs,
-        scheduler.max_model_len,
-        kept + scratch,
-        config.cache.block_size,
-        scheduler.max_num_batched_tokens,
-    )
     caches = memory.allocate(kept, plan.num_blocks) | memory.allocate_shared(scratch, num_scratch)
     hidden = HiddenStates(model, _step(tables, memory.backend, kept + scratch, caches))
     runner = ModelRunner(kept, hidden.step.caches, memory.backend, tables, hidden, _purpose(config, hidden, tables))
     logger.info("ready after %.2f s", time.monotonic() - began)
     return Loaded(runner, plan, kept, scheduler)
+
+
+def _tokens(scheduler: SchedulerConfig, device: torch.device) -> Tokens:
+    sizes = (scheduler.max_num_seqs, scheduler.max_model_len, scheduler.max_num_batched_tokens)
+    return HostTokens(*sizes) if device.type == "cpu" else DeviceTokens(*sizes, device)
 
 
 def _whole_prompts(scheduler: SchedulerConfig) -> SchedulerConfig:
@@ -117,10 +127,10 @@ def _step(
     """Make the buffers that every step is written to."""
     group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
     return Step(
-        tables.token_ids,
-        tables.token_types,
-        tables.positions,
-        tuple(backend.plan(tables.num_slots, len(tables.token_ids), tables.num_blocks) for _ in groups),
+        tables.store.token_ids,
+        tables.store.token_types,
+        tables.store.positions,
+        tuple(backend.plan(tables.num_slots, len(tables.store.token_ids), tables.num_blocks) for _ in groups),
         tuple(caches[layer] for layer in range(len(caches))),
         tuple(group_of[layer] for layer in range(len(caches))),
         backend,
@@ -134,7 +144,8 @@ def _purpose(config: EngineConfig, hidden: HiddenStates, tables: SlotTables) -> 
         assert isinstance(head, Pooler), "a model that pools was built without a pooler"
         return PooledStates(head, settings.pooling, tables)
     assert isinstance(head, Head), "a model that generates was built without a vocabulary"
-    sampler = Sampler(
+    kind = Sampler if config.device == "cpu" else DeviceSampler
+    sampler = kind(
         tables.num_slots,
         settings.vocab_size,
         torch.device(config.device),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from vllm.layers.pooler import Pooler, PoolingRow
 from vllm.messages import Batch, Pooled, Row, RowOutput, Sequence
+from vllm.ops.staging import fetch
 from vllm.pooling_params import Pooling
 from vllm.worker.tables import Packed, SlotTables
 
@@ -31,8 +35,8 @@ class PooledStates:
         """Forget what a slot held."""
         self._earlier.pop(slot, None)
 
-    def results(self, batch: Batch, packed: Packed, hidden: Tensor) -> list[RowOutput]:
-        """Return what is pooled from the prompts that a batch has brought to their ends.  …, [T, D]"""
+    def start(self, batch: Batch, packed: Packed, hidden: Tensor) -> Callable[[], list[RowOutput]]:
+        """Pool the prompts that a batch has brought to their ends.  …, [T, D]"""
         outputs = [RowOutput() for _ in batch.rows]
         whole: list[RowOutput] = []
         rows: list[PoolingRow] = []
@@ -40,12 +44,17 @@ class PooledStates:
             if found := self._row(row, hidden[last + 1 - row.count : last + 1]):
                 whole.append(output)
                 rows.append(found)
-        for output, result in zip(whole, self.pooler(rows) if rows else (), strict=True):
-            if bool(torch.isfinite(result).all()):
-                output.pooled = Pooled(tuple(result.shape), result.numpy().tobytes())
-            else:
-                output.error = UNSOUND
-        return outputs
+        values = fetch(*self.pooler(rows)) if rows else list
+
+        def finish() -> list[RowOutput]:
+            for output, result in zip(whole, values(), strict=True):
+                if np.isfinite(result).all():
+                    output.pooled = Pooled(result.shape, result.tobytes())
+                else:
+                    output.error = UNSOUND
+            return outputs
+
+        return finish
 
     def _row(self, row: Row, states: Tensor) -> PoolingRow | None:
         """Return a prompt that is whole now; put away the states [n, D] of one that is not."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -23,8 +25,23 @@ class Purpose(Protocol):
     def release(self, slot: int) -> None:
         """Forget what a slot held."""
 
-    def results(self, batch: Batch, packed: Packed, hidden: Tensor) -> list[RowOutput]:
-        """Return what the hidden states [T, D] of a batch bring, row for row."""
+    def start(self, batch: Batch, packed: Packed, hidden: Tensor) -> Callable[[], list[RowOutput]]:
+        """Start to compute what the hidden states [T, D] of a batch bring.
+
+        The function that is returned waits for it and gives it, row for row.  Another step may be started before that.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A batch whose computation is under way."""
+
+    step: int
+    finish: Callable[[], list[RowOutput]]
+
+    def result(self) -> StepOutput:
+        """Wait for what came of it.  Row for row, the output says what that is."""
+        return StepOutput(self.step, self.finish())
 
 
 class ModelRunner:
@@ -48,8 +65,8 @@ class ModelRunner:
         self.purpose = purpose
 
     @torch.inference_mode()
-    def execute(self, batch: Batch) -> StepOutput:
-        """Compute one batch.  Row for row, the output says what came of it."""
+    def execute(self, batch: Batch) -> Started:
+        """Compute one batch, or start to where the device works by itself."""
         for slot in batch.released:
             self.purpose.release(slot)
         self.tables.apply(batch)
@@ -60,4 +77,4 @@ class ModelRunner:
                 self.backend.copy_block(self.caches[layer], copy.source, copy.target)
         packed = self.tables.pack(batch, self.hidden.step.plans)
         hidden = self.hidden.compute(packed.num_tokens)
-        return StepOutput(batch.step, self.purpose.results(batch, packed, hidden))
+        return Started(batch.step, self.purpose.start(batch, packed, hidden))

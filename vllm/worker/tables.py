@@ -1,6 +1,5 @@
-"""What the worker keeps of every living sequence: one row per slot.
+"""What the worker keeps of every living sequence: its tokens, and one row per slot and cache group of its block table.
 
-    tokens        [slots, max_model_len + 1]     prompt and output
     block tables  [slots, blocks] per cache group
 
 Batches carry only changes; `apply` books them, `pack` lays a batch's rows into buffers, one after another.
@@ -18,7 +17,7 @@ from torch import Tensor
 from vllm.kv_cache.spec import NULL_BLOCK, CacheGroup, Scratch
 from vllm.messages import Batch, Row, Sequence
 from vllm.ops.attention import AttentionPlan, Layout
-from vllm.ops.memory import zeros
+from vllm.worker.tokens import Tokens
 
 
 @dataclass(slots=True)
@@ -33,64 +32,53 @@ class Packed:
 class SlotTables:
     """Tokens and block tables by slot."""
 
-    def __init__(
-        self, num_slots: int, max_model_len: int, groups: tuple[CacheGroup, ...], block_size: int, max_step_tokens: int
-    ) -> None:
+    def __init__(self, tokens: Tokens, groups: tuple[CacheGroup, ...], block_size: int) -> None:
         """`groups` are all cache groups: first those with blocks of a pool, then those whose blocks belong to the step."""
         self._num_scratch = sum(isinstance(group.spec, Scratch) for group in groups)
         num_groups = len(groups) - self._num_scratch
-        self.num_blocks = -(-max_model_len // block_size)
+        self.store = tokens
+        self.num_slots, longest = tokens.tokens.shape
+        self.num_blocks = -(-(longest - 1) // block_size)
         self.block_size = block_size
-        self.num_slots = num_slots
-        self.tokens = zeros(num_slots, max_model_len + 1, dtype=torch.int64, device=torch.device("cpu"))
-        self.blocks = [np.full((num_slots, self.num_blocks), NULL_BLOCK, dtype=np.int32) for _ in range(num_groups)]
+        self.blocks = [
+            np.full((self.num_slots, self.num_blocks), NULL_BLOCK, dtype=np.int32) for _ in range(num_groups)
+        ]
         self.sequences: dict[int, Sequence] = {}
-        self.token_ids = torch.zeros(max_step_tokens, dtype=torch.int64)
-        self.token_types = torch.zeros(max_step_tokens, dtype=torch.int64)
-        self.positions = torch.zeros(max_step_tokens, dtype=torch.int64)
-        self._tokens = self.tokens.numpy()  # the same memory: numpy finds its way about small arrays sooner
-        self._positions = np.arange(max_model_len + 1)
         self._types: dict[int, np.ndarray] = {}
-        self._num_blocks = [[0] * num_groups for _ in range(num_slots)]
+        self._num_blocks = [[0] * num_groups for _ in range(self.num_slots)]
+
+    @property
+    def tokens(self) -> Tensor:
+        """[slots, L]: each sequence's tokens"""
+        return self.store.tokens
 
     def apply(self, batch: Batch) -> None:
         """Book what changed since the last batch."""
         for slot in batch.released:
             self.sequences.pop(slot, None)  # a step that failed may never have brought it here
             if self._types.pop(slot, None) is not None and not self._types:
-                self.token_types.zero_()
+                self.store.lay_types(np.zeros(len(self.store.token_types), dtype=np.int64))
         for sequence in batch.admitted:
             self.sequences[sequence.slot] = sequence
-            self._tokens[sequence.slot, : len(sequence.token_ids)] = sequence.token_ids
+            self.store.write(sequence.slot, 0, sequence.token_ids)
             self._num_blocks[sequence.slot] = [0] * len(self.blocks)
             if sequence.token_types:
                 self._types[sequence.slot] = np.array(sequence.token_types)
         for row in batch.rows:
             self._apply_row(row)
 
-    def append(self, slot: int, position: int, token: int) -> None:
-        """Write a chosen token."""
-        self._tokens[slot, position] = token
-
     def pack(self, batch: Batch, plans: tuple[AttentionPlan, ...]) -> Packed:
-        """Lay the rows' tokens and positions one after another, and place the cache groups' plans for them.
-
-        Slices are copied row by row: after a forward pass has emptied the processor's caches, numpy's indexing with
-        arrays takes longer for a few rows than this does (measured: 123 against 60 µs for one).
-        """
+        """Lay the rows' tokens and positions one after another, and place the cache groups' plans for them."""
         rows = batch.rows
         stops = list(accumulate(row.count for row in rows))
         width = -(-max(row.start + row.count for row in rows) // self.block_size)
-        token_ids, positions = self.token_ids.numpy(), self.positions.numpy()
         tables = [np.empty((len(rows), width), dtype=np.int32) for _ in self.blocks]
-        for index, (row, stop) in enumerate(zip(rows, stops, strict=True)):
-            first, end = stop - row.count, row.start + row.count
-            token_ids[first:stop] = self._tokens[row.slot, row.start : end]
-            positions[first:stop] = self._positions[row.start : end]
+        for index, row in enumerate(rows):
             for table, blocks in zip(tables, self.blocks, strict=True):
                 table[index] = blocks[row.slot, :width]
+        self.store.lay(rows, stops)
         if self._types:
-            self._lay_types(rows, stops)
+            self._lay_types(rows)
         firsts = _column([stop - row.count for row, stop in zip(rows, stops, strict=True)])
         starts, counts = _column([row.start for row in rows]), _column([row.count for row in rows])
         tables += [self._scratch_table(rows, width)] * self._num_scratch
@@ -98,11 +86,13 @@ class SlotTables:
             plan.place(Layout(firsts, starts, counts, torch.from_numpy(table), self.block_size))
         return Packed(stops[-1], [stop - 1 for stop in stops])
 
-    def _lay_types(self, rows: list[Row], stops: list[int]) -> None:
-        types = self.token_types.numpy()
-        for row, stop in zip(rows, stops, strict=True):
+    def _lay_types(self, rows: list[Row]) -> None:
+        parts = []
+        for row in rows:
             known = self._types.get(row.slot)
-            types[stop - row.count : stop] = 0 if known is None else known[row.start : row.start + row.count]
+            nothing = np.zeros(row.count, dtype=np.int64)
+            parts.append(nothing if known is None else known[row.start : row.start + row.count])
+        self.store.lay_types(np.concatenate(parts))
 
     def _scratch_table(self, rows: list[Row], width: int) -> np.ndarray:
         """Give each row as many blocks as it has tokens for, one row's behind the other's.  -> [R, width]"""
@@ -114,7 +104,7 @@ class SlotTables:
     def _apply_row(self, row: Row) -> None:
         if row.tokens:
             end = row.start + row.count
-            self._tokens[row.slot, end - len(row.tokens) : end] = row.tokens
+            self.store.write(row.slot, end - len(row.tokens), row.tokens)
         for group, blocks in enumerate(row.new_blocks):
             if blocks:
                 known = self._num_blocks[row.slot][group]

@@ -79,8 +79,8 @@ def _processor() -> dict[str, Any]:
         "model": model.group(1) if model else platform.processor() or platform.machine(),
         "usable cores": usable_cores(),
         "features": ", ".join(name for name in _FEATURES if name in present) or "unknown",
-        "bfloat16 arithmetic": native_bfloat16(),
-        "free memory": f"{free_memory() / 2**30:.1f} GiB",
+        "bfloat16 arithmetic": native_bfloat16("cpu"),
+        "free memory": f"{free_memory('cpu') / 2**30:.1f} GiB",
     }
 
 

@@ -40,6 +40,8 @@ class NativeCache:
 class NativePlan:
     """Where the tokens of a step are.  The kernels read it through one address, which stays the same."""
 
+    replayable = True
+
     def __init__(self) -> None:
         self._facts = np.zeros(1, dtype=_PLAN)
         self._held: tuple[Tensor, ...] = ()

@@ -33,7 +33,8 @@ class Program:
     """Recorded operations, the memory that they work in, and their result for as many rows as there can be."""
 
     def __init__(self, operations: Any, output: Tensor, memory: Any) -> None:
-        self.output = output
+        self.output: Tensor | None = output
+        self.most = len(output)
         self._operations = operations
         self._memory = memory
         self._run = library().run
@@ -41,6 +42,7 @@ class Program:
     def run(self, rows: int) -> Tensor:
         """Compute; the result is overwritten by the next run.  -> [rows, …]"""
         self._run(self._operations, rows)
+        assert self.output is not None
         return self.output[:rows]
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from vllm.kv_cache.spec import CacheSpec
 from vllm.ops.attention import AttentionOptions, Layout
 from vllm.ops.attention_torch import PagedCache
+from vllm.ops.staging import send
 
 _LARGEST_HEAD = 576
 _NO_ROW = -1
@@ -59,35 +60,35 @@ class TritonPlan:
         self.singles = buffer(max_rows, value=_NO_ROW)
         """The rows of one token"""
         self.block_size = 0
-        self.only_singles = False
+        self.replayable = False
         self._tiles: dict[int, Tensor] = {}
 
     def place(self, layout: Layout) -> None:
         """Bring a step's layout to the device."""
         first, start, count = (part.numpy() for part in (layout.first, layout.start, layout.count))
         self.block_size, self._count = layout.block_size, count
-        self.only_singles = bool((count == 1).all())
+        self.replayable = bool((count == 1).all())
         rows = np.zeros((3, self.rows.shape[1]), dtype=np.int32)
         rows[:, : len(count)] = first, start, count
-        _send(rows, self.rows)
+        send(rows, self.rows)
         table = layout.block_table.numpy()
-        _send(table, self.table[: table.shape[0], : table.shape[1]])
+        send(table, self.table[: table.shape[0], : table.shape[1]])
         owner = np.repeat(np.arange(len(count)), count)
         positions = np.arange(len(owner)) - first[owner] + start[owner]
         places = np.zeros(max(len(owner), rows.shape[1]), dtype=np.int32)
         places[: len(owner)] = table[owner, positions // layout.block_size] * layout.block_size
         places[: len(owner)] += positions.astype(np.int32) % layout.block_size
-        _send(places, self.places[: len(places)])
+        send(places, self.places[: len(places)])
         singles = np.full(rows.shape[1], _NO_ROW, dtype=np.int32)
         found = np.flatnonzero(count == 1)
         singles[: len(found)] = found
-        _send(singles, self.singles)
+        send(singles, self.singles)
         self._num_singles = len(found)
         self._tiles.clear()
 
     def num_singles(self, num_tokens: int) -> int:
         """Return for how many rows of one token to compute; a recorded step computes for as many as it has tokens."""
-        return num_tokens if self.only_singles else self._num_singles
+        return num_tokens if self.replayable else self._num_singles
 
     def tiles(self, tokens: int) -> Tensor:
         """Return the tiles of up to `tokens` tokens of the longer rows: row and first token in it.  -> [2, N]"""
@@ -101,7 +102,7 @@ class TritonPlan:
             order = np.argsort(-index, kind="stable")
             found = np.stack((owner[order], index[order] * tokens)).astype(np.int32)
             target = torch.empty(found.shape, dtype=torch.int32, device=self.device)
-            _send(found, target)
+            send(found, target)
             self._tiles[tokens] = target
         return self._tiles[tokens]
 
@@ -156,7 +157,7 @@ class TritonAttention:
         out = torch.empty((*q.shape[:2], cache.values.shape[3]), dtype=q.dtype, device=q.device)
         if num_singles := plan.num_singles(q.shape[0]):
             self._run_singles(q, cache, plan, options, out, num_singles)
-        if not plan.only_singles:
+        if not plan.replayable:
             self._run_tiles(q, cache, plan, options, out)
         return out
 
@@ -214,14 +215,6 @@ def _tiling(rows: int, cache: PagedCache) -> _Tiling:
     if rows <= 16:
         return _Tiling(rows, 64, 4, 3)
     return _Tiling(rows, 64 if width > 128 else 128, 8 if rows >= 128 else 4, 3 if width <= 256 else 2)
-
-
-def _send(values: np.ndarray, target: Tensor) -> None:
-    """Copy numbers of the host to the device, without waiting for it."""
-    source = torch.from_numpy(np.ascontiguousarray(values, dtype=np.int32))
-    if target.is_cuda:
-        source = source.pin_memory()
-    target.copy_(source, non_blocking=True)
 
 
 def write(k: Tensor, v: Tensor, cache: PagedCache, places: Tensor) -> None:

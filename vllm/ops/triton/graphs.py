@@ -1,0 +1,53 @@
+"""Record what a computation launches on a GPU, and launch it again with one call.
+
+A recording holds for one number of rows, so numbers are rounded up to a few sizes.  The first time that a size is wanted it
+is computed as it is, which also makes its kernels ready; the second time it is recorded.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+
+
+class Graphs:
+    """Recordings of one computation, by their numbers of rows."""
+
+    def __init__(self, function: Callable[[int], Tensor], rows: int, device: torch.device) -> None:
+        """The function computes any number of rows up to `rows`, always in the same places."""
+        self.function = function
+        self.output: Tensor | None = None
+        self.most = min(rows, _SIZES[-1])
+        self._sizes = [*(size for size in _SIZES if size < self.most), self.most]
+        self._seen: set[int] = set()
+        self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+
+    def run(self, rows: int) -> Tensor:
+        """Compute; the result is overwritten by the next run.  -> [rows, …]"""
+        size = self._sizes[bisect.bisect_left(self._sizes, rows)]
+        if size not in self._seen:
+            self._seen.add(size)
+            return self.function(size)[:rows]
+        if size not in self._recorded:
+            self._recorded[size] = self._record(size)
+        graph, output = self._recorded[size]
+        graph.replay()
+        return output[:rows]
+
+    def _record(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            output = self.function(size)
+            graph.capture_end()
+        current.wait_stream(self._stream)
+        return graph, output
