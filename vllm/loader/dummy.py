@@ -13,14 +13,14 @@ _STD = 0.02  # so small that activations stay finite in half precision however d
 
 
 @torch.no_grad()
-def fill_dummy(windows: Iterable[Window], *, seed: int = 0) -> None:
-    """Fill every window with small normal values; integers become 0.
+def fill_dummy(windows: Iterable[Window], *, seed: int = 0, device: str = "cpu") -> None:
+    """Fill every window with small normal values, made on the device; integers become 0.
 
-    A window's values depend on its name and the seed alone, not on the order of the windows.
+    A window's values depend on its name, the seed and the device alone, not on the order of the windows.
     """
     for window in windows:
-        values = torch.zeros(window.place.shape, dtype=window.place.dtype)
+        values = torch.zeros(window.place.shape, dtype=window.place.dtype, device=device)
         if values.is_floating_point():
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {window.name}".encode()))
+            generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {window.name}".encode()))
             values.normal_(0.0, _STD, generator=generator)
         window.place.put(values)

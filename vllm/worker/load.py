@@ -157,7 +157,7 @@ def _purpose(config: EngineConfig, hidden: HiddenStates, tables: SlotTables) -> 
 
 def _fill(config: EngineConfig, model: Transformer, files: list[Path], progress: bool) -> None:
     if not files:
-        fill_dummy(model.windows(), seed=config.model.seed)
+        fill_dummy(model.windows(), seed=config.model.seed, device=config.device)
         return
     found = itertools.chain(tensors(files, progress=progress), _head_tensors(config))
     fill(model.windows(), found, model.ignored_names, where=config.model.path, prefixes=(model.base_prefix,))

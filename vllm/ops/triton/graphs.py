@@ -12,6 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vllm.logging import get_logger
+
+logger = get_logger(__name__)
 _SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 
 
@@ -25,6 +28,7 @@ class Graphs:
         self.most = min(rows, _SIZES[-1])
         self._sizes = [*(size for size in _SIZES if size < self.most), self.most]
         self._seen: set[int] = set()
+        self._works = True
         self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
@@ -32,22 +36,32 @@ class Graphs:
     def run(self, rows: int) -> Tensor:
         """Compute; the result is overwritten by the next run.  -> [rows, …]"""
         size = self._sizes[bisect.bisect_left(self._sizes, rows)]
-        if size not in self._seen:
-            self._seen.add(size)
+        recorded = self._recorded.get(size)
+        if recorded is None and size in self._seen and self._works:
+            recorded = self._record(size)
+        self._seen.add(size)
+        if recorded is None:
             return self.function(size)[:rows]
-        if size not in self._recorded:
-            self._recorded[size] = self._record(size)
-        graph, output = self._recorded[size]
+        graph, output = recorded
         graph.replay()
         return output[:rows]
 
-    def _record(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _record(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor] | None:
+        """Record for a number of rows.  A computation that has to wait for the device can't be recorded, now or later."""
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            output = self.function(size)
-            graph.capture_end()
+        try:
+            with torch.cuda.stream(self._stream):
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    output = self.function(size)
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:
+            logger.info("steps are not recorded: %s", str(error).splitlines()[0])
+            self._works = False
+            return None
         current.wait_stream(self._stream)
+        self._recorded[size] = graph, output
         return graph, output
