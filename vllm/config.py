@@ -33,7 +33,6 @@ def option(default: Any, doc: str, choices: tuple[Any, ...] | None = None) -> An
 # Names of the interface whose feature is not built yet, with the values that mean "not used".
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tokenizer_mode": ("auto", "hf", "slow", None),  # there is one implementation
-    "tensor_parallel_size": (1, None),
     "pipeline_parallel_size": (1, None),
     "data_parallel_size": (1, None),
     "quantization_config": (None,),
@@ -173,6 +172,7 @@ class EngineArgs:
         DTYPES,
     )
     device: str = option("auto", "Where the model runs; auto: on a GPU if there is one.", ("auto", "cuda", "cpu"))
+    tensor_parallel_size: int = option(1, "Devices that share the weights, each with a process of its own.")
     revision: str | None = option(None, "Branch, tag or commit of the model on the Hub.")
     tokenizer_revision: str | None = option(None, "Branch, tag or commit of the tokenizer on the Hub.")
     hf_token: str | bool | None = option(None, "Token for the Hub; True: the stored one.")
@@ -237,6 +237,7 @@ class EngineArgs:
             "max_num_batched_tokens",
             "kv_cache_memory_bytes",
             "num_gpu_blocks_override",
+            "tensor_parallel_size",
         ):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -316,3 +317,9 @@ class EngineConfig:
     cache: CacheConfig
     device: str
     cores: int
+    args: EngineArgs
+    """What it was made of."""
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        return self.args.tensor_parallel_size

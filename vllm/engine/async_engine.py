@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from vllm.config import EngineArgs, EngineConfig, ModelConfig
 from vllm.engine import wire
@@ -297,7 +296,7 @@ class AsyncEngine:
         ours.setblocking(False)
         _, link = await asyncio.get_running_loop().create_connection(lambda: _Link(self), sock=ours)
         self._link = link
-        link.send(wire.Load(_options(self.args)))
+        link.send(wire.Load(wire.options_of(self.args)))
         await link.closed
         self._link = None
         cause = await self._reap()
@@ -414,13 +413,6 @@ class _Mailbox:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-def _options(args: EngineArgs) -> dict[str, Any]:
-    """The arguments as a message can have them."""
-    if callable(args.hf_overrides):
-        raise ConfigError("hf_overrides must be a mapping where the engine runs in a process of its own")
-    return {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
 
 
 def _process_times(pid: int) -> tuple[str, float]:

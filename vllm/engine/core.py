@@ -29,7 +29,11 @@ class EngineCore:
     @classmethod
     def load(cls, config: EngineConfig, progress: bool = False) -> EngineCore:
         """Load a model.  Raises ConfigError or ModelError for what cannot work, before weights are read if it can."""
-        return cls(config, InProcessExecutor(config, progress))
+        if config.tensor_parallel_size == 1:
+            return cls(config, InProcessExecutor(config, progress))
+        from vllm.engine.ranks import ParallelExecutor
+
+        return cls(config, ParallelExecutor(config, progress))
 
     @property
     def has_work(self) -> bool:

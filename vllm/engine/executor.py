@@ -8,6 +8,7 @@ from typing import Protocol
 from vllm.config import EngineConfig, SchedulerConfig
 from vllm.kv_cache.spec import CacheGroup
 from vllm.messages import Batch, StepOutput
+from vllm.ops.parallel import ALONE
 from vllm.worker.load import load
 from vllm.worker.memory import MemoryPlan
 
@@ -52,10 +53,13 @@ class Failed:
 class InProcessExecutor:
     """Computes in the calling thread; an exception reaches the caller as it is."""
 
-    def __init__(self, config: EngineConfig, progress: bool = False) -> None:
+    group = ALONE
+
+    def __init__(self, config: EngineConfig, progress: bool = False, meeting: str = "") -> None:
+        """`meeting` is where other processes of the model are met."""
         self.depth = 1 if config.device == "cpu" else 2  # another device works by itself
-        loaded = load(config, progress)
-        self.runner, self.plan = loaded.runner, loaded.plan
+        loaded = load(config, progress, meeting=meeting)
+        self.group, self.runner, self.plan = loaded.group, loaded.runner, loaded.plan
         self.groups, self.scheduler = loaded.groups, loaded.scheduler
 
     def execute(self, batch: Batch) -> Pending:

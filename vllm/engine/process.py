@@ -128,7 +128,7 @@ class EngineProcess:
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    _die_with_parent()
+    die_with_parent()
     root = logging.getLogger("vllm")
     if root.level in (logging.NOTSET, logging.INFO):  # the front says what there is to say, in one line
         root.setLevel(logging.WARNING)
@@ -137,7 +137,7 @@ def main() -> None:
         EngineProcess(connection).run()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the kernel end this process when its parent ends, however that happens.  (Linux; elsewhere the socket tells.)"""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -81,7 +81,9 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         memory_bytes=args.kv_cache_memory_bytes or (env.cpu_kvcache_bytes() if device == "cpu" else None),
         num_blocks=args.num_gpu_blocks_override,
     )
-    return EngineConfig(model, scheduler, cache, device, cores=env.num_threads() or usable_cores()), tokenizer
+    return EngineConfig(
+        model, scheduler, cache, device, cores=env.num_threads() or usable_cores(), args=args
+    ), tokenizer
 
 
 def make_preparer(model: ModelConfig, tokenizer: Tokenizer | None) -> Preparer:

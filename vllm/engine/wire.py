@@ -8,12 +8,15 @@ A message is four bytes of length (little endian), then msgpack.  Nothing is pic
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
+from vllm.config import EngineArgs
+from vllm.errors import ConfigError
 from vllm.messages import EngineRequest, EngineStats, Event
 
 _T = TypeVar("_T")
@@ -114,3 +117,10 @@ class Frames:
             at = end
         if at:
             self._buffer = self._buffer[at:]
+
+
+def options_of(args: EngineArgs) -> dict[str, Any]:
+    """Return the arguments as a message can have them.  Raises ConfigError for a callable."""
+    if callable(args.hf_overrides):
+        raise ConfigError("hf_overrides must be a mapping where the engine runs in a process of its own")
+    return {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}

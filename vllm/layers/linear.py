@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from vllm.layers.placement import Placement
+from vllm.ops.parallel import Group
 from vllm.weights import Window
 
 
@@ -21,6 +23,10 @@ class Part:
     rows: int
     cut: Callable[[Tensor], Tensor] | None = None
     """Takes this part's rows out of the checkpoint's tensor, [N, D] or [N]; without it they are all of it."""
+
+
+Shard = Literal["rows", "width", "gathered"]
+"""How processes share a matrix: by rows; by width, adding up their results; by rows, laying their results side by side."""
 
 
 class Linear(nn.Module):
@@ -36,10 +42,17 @@ class Linear(nn.Module):
         transposed: bool = False,
         activation: str | None = None,
         gated: bool = False,
+        shard: Shard | None = None,
     ) -> None:
         """`transposed`: the checkpoint stores the matrix as [D, N].  `gated`: the first half of the rows is the gate of
-        the second half."""
+        the second half.  `width` and the parts' rows are those of the whole matrix, whoever has them."""
         super().__init__()
+        group = placement.group
+        if group.size > 1 and shard is not None:
+            parts = [_share(part, group, shard) for part in parts]
+            width = group.share(width, "inner elements") if shard == "width" else width
+        self.group = group
+        self.shard = shard
         self.parts = tuple(parts)
         self.transposed = transposed
         self.activation = activation
@@ -47,7 +60,12 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """`residual` is added at the end; `dtype` is the result's, by default that of x."""
-        return self.matrix.multiply(x, activation=self.activation, residual=residual, dtype=dtype)
+        if self.shard == "width" and not self.group.is_first:
+            residual = None  # it is added once
+        y = self.matrix.multiply(x, activation=self.activation, residual=residual, dtype=dtype)
+        if self.shard == "width":
+            return self.group.add_up(y)
+        return self.group.side_by_side(y) if self.shard == "gathered" else y
 
     def windows(self) -> Iterator[Window]:
         first = 0
@@ -61,3 +79,34 @@ class Linear(nn.Module):
 
 def _cut_transposed(cut: Callable[[Tensor], Tensor] | None, stored: Tensor) -> Tensor:
     return stored.T if cut is None else cut(stored.T)
+
+
+def split(name: str, sizes: Sequence[int]) -> list[Part]:
+    """Return parts for runs of rows of one stored tensor."""
+    firsts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return [Part(name, size, partial(_cut_run, first, size)) for first, size in zip(firsts, sizes, strict=True)]
+
+
+def _cut_run(first: int, rows: int, stored: Tensor) -> Tensor:
+    return stored[first : first + rows]
+
+
+def _share(part: Part, group: Group, shard: Shard) -> Part:
+    """Return a process's share of a part."""
+    if shard == "width":
+        return replace(part, cut=partial(_cut_width, part.cut, group))
+    return replace(
+        part, rows=group.share(part.rows, f"the rows of {part.name}"), cut=partial(_cut_rows, part.cut, group)
+    )
+
+
+def _cut_rows(cut: Callable[[Tensor], Tensor] | None, group: Group, stored: Tensor) -> Tensor:
+    return group.cut(stored if cut is None else cut(stored), 0)
+
+
+def _cut_width(cut: Callable[[Tensor], Tensor] | None, group: Group, stored: Tensor) -> Tensor:
+    """Cut a matrix by its width; a bias is the first process's alone, since results are added up."""
+    whole = stored if cut is None else cut(stored)
+    if whole.dim() > 1:
+        return group.cut(whole, 1)
+    return whole if group.is_first else torch.zeros_like(whole)

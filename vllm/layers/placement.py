@@ -9,16 +9,19 @@ from torch import nn
 
 from vllm import ops
 from vllm.ops.matrix import Matrix, MatrixShape
+from vllm.ops.parallel import ALONE, Group
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The dtype and device of the weights of a model."""
+    """The dtype and device of the weights of a model, and who shares them."""
 
     dtype: torch.dtype
     device: torch.device
     format: str | None = None
     """What matrices are quantized to: int8 or int4."""
+    group: Group = ALONE
+    """The processes that share the weights."""
 
     @property
     def unquantized(self) -> Placement:

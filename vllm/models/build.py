@@ -14,7 +14,7 @@ from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.layers.attention import Attention
 from vllm.layers.blocks import Parallel, PostNorm, PreNorm, Sandwich
 from vllm.layers.embedding import Embedding, Head, Positions, Sum, TiedLinear, TokenInput, TokenTypes
-from vllm.layers.linear import Linear, Part
+from vllm.layers.linear import Linear, Part, split
 from vllm.layers.mlp import ExpertNames, Mlp, MoE
 from vllm.layers.norm import LayerNorm, RmsNorm
 from vllm.layers.placement import Placement
@@ -119,7 +119,8 @@ class _Builder:
             project = Linear(spec.width, [Part(spec.names["project_out"], spec.entry.width)], self.placement)
         if spec.tied:
             return Head(project, TiedLinear(tokens, self.placement), spec.logit_softcap)
-        vocabulary = Linear(self.embed_width, [Part(spec.names["head"], spec.entry.vocab_size)], self.placement)
+        parts = [Part(spec.names["head"], spec.entry.vocab_size)]
+        vocabulary = Linear(self.embed_width, parts, self.placement, shard="gathered")
         return Head(project, vocabulary, spec.logit_softcap)
 
     def block(self, index: int, layer: LayerSpec) -> nn.Module:
@@ -130,19 +131,24 @@ class _Builder:
         return kind(self.attention(index, layer.attention), self.mlp(index, layer.ffn), norms)
 
     def attention(self, index: int, attention: AttentionSpec) -> Attention:
-        heads = (attention.heads, attention.kv_heads, attention.head_dim)
         if attention.heads % attention.kv_heads:
             raise ModelError(
                 f"{attention.heads} attention heads cannot share {attention.kv_heads} key-value heads evenly; "
                 "check num_attention_heads and num_key_value_heads in the model's config"
             )
-        qkv = self.linear(self.spec.width, self.qkv_parts(index, attention), attention.qkv_bias)
+        qkv = self.linear(self.spec.width, self.qkv_parts(index, attention), attention.qkv_bias, shard="rows")
         out = [Part(self.name("o", index), self.spec.width)]
         options, bias = self.options(attention)
+        group = self.placement.group
+        heads = (
+            group.share(attention.heads, "attention heads"),
+            group.share(attention.kv_heads, "key-value heads"),
+            attention.head_dim,
+        )
         return Attention(
             index,
             heads,
-            (qkv, self.linear(attention.heads * attention.head_dim, out, attention.out_bias)),
+            (qkv, self.linear(attention.heads * attention.head_dim, out, attention.out_bias, shard="width")),
             normalize=(self.head_norm("q_norm", index, attention), self.head_norm("k_norm", index, attention)),
             rotary=self.rotary(attention.rope),
             options=options,
@@ -154,10 +160,12 @@ class _Builder:
         options = AttentionOptions(attention.scale, attention.window, attention.softcap, causal=attention.causal)
         buckets = attention.position_bias
         if isinstance(buckets, Alibi):
-            slopes = alibi_slopes(attention.heads).to(self.placement.device)
+            slopes = self.placement.group.cut(alibi_slopes(attention.heads), 0).to(self.placement.device)
             return replace(options, alibi_slopes=slopes), None
         if buckets is None:
             return options, None
+        if self.placement.group.size > 1:
+            raise ConfigError("a learned position bias can't be shared among processes; use tensor_parallel_size=1")
         if buckets not in self.biases:
             name = self.spec.names["relative_bias"]
             self.biases[buckets] = RelativeBias(attention.heads, buckets, name, self.placement)
@@ -170,14 +178,15 @@ class _Builder:
             return [Part(self.name(role, index), rows) for role, rows in (("q", q), ("k", kv), ("v", kv))]
         name = self.name("qkv", index)
         if attention.layout == "concat":
-            return [Part(name, q + 2 * kv)]
+            return [Part(name, q + 2 * kv)] if self.placement.group.size == 1 else split(name, (q, kv, kv))
         return [Part(name, q, partial(_cut_third, which, attention.head_dim)) for which in range(3)]
 
     def mlp(self, index: int, mlp: MlpSpec) -> nn.Module:
         self.check_activation(mlp.activation)
         parts = self.up_parts(index, mlp)
-        up = self.linear(self.spec.width, parts, mlp.up_bias, activation=mlp.activation, gated=mlp.gated)
-        return Mlp(up, self.linear(mlp.width, [Part(self.name("down", index), self.spec.width)], mlp.down_bias))
+        up = self.linear(self.spec.width, parts, mlp.up_bias, activation=mlp.activation, gated=mlp.gated, shard="rows")
+        down = [Part(self.name("down", index), self.spec.width)]
+        return Mlp(up, self.linear(mlp.width, down, mlp.down_bias, shard="width"))
 
     def up_parts(self, index: int, mlp: MlpSpec) -> list[Part]:
         if not mlp.gated:
@@ -186,10 +195,12 @@ class _Builder:
             return [Part(self.name(role, index), mlp.width) for role in ("gate", "up")]
         name = self.name("gate_up", index)
         if mlp.layout == "gate_up":
-            return [Part(name, 2 * mlp.width)]
+            return [Part(name, 2 * mlp.width)] if self.placement.group.size == 1 else split(name, 2 * (mlp.width,))
         return [Part(name, mlp.width, partial(_cut_half, which)) for which in (1, 0)]
 
     def moe(self, index: int, moe: MoeSpec) -> nn.Module:
+        if self.placement.group.size > 1:
+            raise ConfigError("mixtures of experts can't be shared among processes; use tensor_parallel_size=1")
         self.check_activation(moe.activation)
         roles = ("expert_gate", "expert_up", "expert_down")
         return MoE(

@@ -31,6 +31,7 @@ from vllm.ops import attention_backend
 from vllm.ops.attention import AttentionBackend
 from vllm.ops.matrix import Matrix
 from vllm.ops.native import set_threads
+from vllm.ops.parallel import Group, join
 from vllm.sampling.device import DeviceSampler
 from vllm.sampling.sampler import Sampler
 from vllm.worker.forward import HiddenStates, Logits
@@ -55,18 +56,24 @@ class Loaded:
     """Those whose blocks are kept between steps."""
     scheduler: SchedulerConfig
     """The configuration's; prompts that a model must see whole are not split."""
+    group: Group
+    """Who computes it together."""
 
 
-def load(config: EngineConfig, progress: bool) -> Loaded:
-    """Load the model of a configuration.  Raises ConfigError or ModelError before weights are read if it can."""
+def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "") -> Loaded:
+    """Load the model of a configuration.  Raises ConfigError or ModelError before weights are read if it can.
+
+    Where several processes share it this is the one of `rank`, and it meets the others at the file `meeting`.
+    """
     began = time.monotonic()
-    set_threads(config.cores)
+    set_threads(max(1, config.cores // config.tensor_parallel_size) if config.device == "cpu" else config.cores)
     settings = config.model
-    dtype, device = getattr(torch, settings.dtype), torch.device(config.device)
+    dtype, device = getattr(torch, settings.dtype), _device(config, rank)
+    group = join(rank, config.tensor_parallel_size, device, meeting)
     files = [] if settings.load_format == "dummy" else weight_files(Path(settings.path), settings.load_format)
     check_files(files)
-    free = free_memory(config.device)
-    placement, folder = Placement(dtype, device, settings.quantization), Path(settings.path)
+    free = group.least(free_memory(config.device), device)
+    placement, folder = Placement(dtype, device, settings.quantization, group), Path(settings.path)
     model = build(settings.hf_config, placement, settings.max_model_len, settings.pooling, folder).eval()
     groups = group_layers(model.cache_specs)
     kept = tuple(group for group in groups if not isinstance(group.spec, Scratch))
@@ -77,13 +84,13 @@ def load(config: EngineConfig, progress: bool) -> Loaded:
         config.cache,
         dtype,
     )
-    tables = SlotTables(_tokens(scheduler, device), kept + scratch, config.cache.block_size)
+    tables = SlotTables(_tokens(scheduler, device, group), kept + scratch, config.cache.block_size)
     num_scratch = scheduler.max_num_batched_tokens // config.cache.block_size + scheduler.max_num_seqs + 1
     if device.type == "cpu":
         activations = _activations(config, scheduler, model)
     else:
         tiny = memory.allocate_shared(kept + scratch, 1)
-        activations = measure(model, _step(tables, memory.backend, kept + scratch, tiny), tables)
+        activations = -group.least(-measure(model, _step(tables, memory.backend, kept + scratch, tiny), tables), device)
         del tiny
     plan = plan_memory(
         kept,
@@ -102,12 +109,24 @@ def load(config: EngineConfig, progress: bool) -> Loaded:
     hidden = HiddenStates(model, _step(tables, memory.backend, kept + scratch, caches))
     runner = ModelRunner(kept, hidden.step.caches, memory.backend, tables, hidden, _purpose(config, hidden, tables))
     logger.info("ready after %.2f s", time.monotonic() - began)
-    return Loaded(runner, plan, kept, scheduler)
+    return Loaded(runner, plan, kept, scheduler, group)
 
 
-def _tokens(scheduler: SchedulerConfig, device: torch.device) -> Tokens:
+def _device(config: EngineConfig, rank: int) -> torch.device:
+    """Return the device of a process, and make it the one that is used where none is named."""
+    if config.device == "cpu":
+        return torch.device("cpu")
+    if rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"tensor_parallel_size={config.tensor_parallel_size} needs as many GPUs; there are {torch.cuda.device_count()}"
+        )
+    torch.cuda.set_device(rank)
+    return torch.device("cuda", rank)
+
+
+def _tokens(scheduler: SchedulerConfig, device: torch.device, group: Group) -> Tokens:
     sizes = (scheduler.max_num_seqs, scheduler.max_model_len, scheduler.max_num_batched_tokens)
-    return HostTokens(*sizes) if device.type == "cpu" else DeviceTokens(*sizes, device)
+    return HostTokens(*sizes) if device.type == "cpu" else DeviceTokens(*sizes, device, group)
 
 
 def _whole_prompts(scheduler: SchedulerConfig) -> SchedulerConfig:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vllm.messages import Row
 from vllm.ops.memory import zeros
+from vllm.ops.parallel import ALONE, Group
 from vllm.ops.staging import send, sent
 
 
@@ -76,8 +77,12 @@ class HostTokens:
 class DeviceTokens:
     """Tokens in a device's memory."""
 
-    def __init__(self, num_slots: int, max_model_len: int, max_step_tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, num_slots: int, max_model_len: int, max_step_tokens: int, device: torch.device, group: Group = ALONE
+    ) -> None:
+        """Where a group computes, what its first process chooses holds for all."""
         self.device = device
+        self.group = group
         self.tokens = torch.zeros(num_slots, max_model_len + 1, dtype=torch.int32, device=device)
         self.token_ids, self.token_types, self.positions = torch.zeros(
             3, max_step_tokens, dtype=torch.int64, device=device
@@ -88,7 +93,8 @@ class DeviceTokens:
 
     def append(self, slots: list[int], ends: list[int], chosen: list[int] | Tensor) -> None:
         places = sent(np.array([slots, ends]), self.device)
-        self.tokens[places[0], places[1]] = torch.as_tensor(chosen, dtype=torch.int32, device=self.device)
+        tokens = torch.as_tensor(chosen, dtype=torch.int32, device=self.device)
+        self.tokens[places[0], places[1]] = self.group.of_first(tokens)
 
     def lay(self, rows: list[Row], stops: list[int]) -> None:
         counts = np.array([row.count for row in rows])

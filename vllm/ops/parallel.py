@@ -1,0 +1,106 @@
+"""Processes that compute one model together, each with its share of every matrix (tensor parallelism).
+
+    qkv, gate and up     cut by rows: each process has some of the heads, some of the inner elements
+    out, down            cut by width, since their input is; what the processes have is added up
+    head                 cut by rows; what the processes have is laid side by side
+
+https://arxiv.org/abs/1909.08053
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The processes of a model, and which of them this is."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, count: int, what: str) -> int:
+        """Return how many of something each process has.  Raises ConfigError if they can't have equally many."""
+        if count % self.size:
+            raise ConfigError(
+                f"tensor_parallel_size={self.size} can't cut {what}, of which there are {count}; use a number that "
+                f"divides {count}"
+            )
+        return count // self.size
+
+    def cut(self, x: Tensor, dim: int) -> Tensor:
+        """Return this process's share of a tensor."""
+        return x.chunk(self.size, dim)[self.rank]
+
+    def add_up(self, x: Tensor) -> Tensor:
+        """Add up what the processes have, in place."""
+        if self.size > 1:
+            _distributed().all_reduce(x)
+        return x
+
+    def side_by_side(self, x: Tensor) -> Tensor:
+        """Lay what the processes have side by side.  [T, N] -> [T, size N]"""
+        if self.size == 1:
+            return x
+        parts = torch.empty(self.size * len(x), *x.shape[1:], dtype=x.dtype, device=x.device)
+        gather = getattr(_distributed(), "all_gather_single", None) or _distributed().all_gather_into_tensor  # its old name
+        gather(parts, x.contiguous())
+        return parts.unflatten(0, (self.size, len(x))).transpose(0, 1).flatten(1)
+
+    def of_first(self, x: Tensor) -> Tensor:
+        """Give all processes what the first one has, in place."""
+        if self.size > 1:
+            _distributed().broadcast(x, 0)
+        return x
+
+    def least(self, number: int, device: torch.device) -> int:
+        """Return the least of the processes' numbers."""
+        if self.size == 1:
+            return number
+        found = torch.tensor([number], device=device)
+        _distributed().all_reduce(found, _distributed().ReduceOp.MIN)
+        return int(found)
+
+
+ALONE = Group()
+
+
+def join(rank: int, size: int, device: torch.device, meeting: str) -> Group:
+    """Meet the other processes.  `meeting` is a file that all of them can reach and that is not there yet."""
+    if size > 1:
+        _distributed().init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=f"file://{meeting}",
+            rank=rank,
+            world_size=size,
+            device_id=device if device.type == "cuda" else None,
+        )
+    return Group(rank, size)
+
+
+def leave(group: Group) -> None:
+    """Part from the other processes."""
+    if group.size > 1 and _distributed().is_initialized():
+        _distributed().destroy_process_group()
+
+
+def abandon(group: Group) -> None:
+    """End whatever waits for the other processes, which will not come."""
+    if group.size > 1 and _distributed().is_initialized():
+        _distributed().group.WORLD.abort()
+
+
+def _distributed() -> Any:
+    import torch.distributed
+
+    return torch.distributed
