@@ -145,8 +145,9 @@ def _time(function: Any, repeats: int = 10) -> float:
     return statistics.median(times)
 
 
-def compare_with_cpu() -> dict[str, bool]:
-    """Return, per architecture, whether greedy tokens of a tiny model are the same on the GPU as on the CPU."""
+def compare_with_cpu() -> dict[str, list[bool]]:
+    """Return, per architecture, whether greedy tokens of a tiny model are the same on one GPU, and on two if there are as
+    many, as on the CPU."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -171,11 +172,17 @@ def compare_with_cpu() -> dict[str, bool]:
                     parameter.mul_(4)  # so that tokens depend on what was before
             model.save_pretrained(folder)
             tokens = []
-            for device in ("cpu", "cuda"):
-                llm = LLM(folder, device=device, dtype="float32", skip_tokenizer_init=True, max_num_seqs=8)
+            for where in [("cpu", 1), ("cuda", 1)] + [("cuda", 2)] * (
+                torch.cuda.device_count() > 1 and "moe" not in kind
+            ):
+                llm = LLM(
+                    folder, device=where[0], tensor_parallel_size=where[1], dtype="float32", skip_tokenizer_init=True,
+                    max_num_seqs=8,
+                )  # fmt: skip
                 outputs = llm.generate(prompts, params, use_tqdm=False)
                 tokens.append([output.outputs[0].token_ids for output in outputs])
-            found[kind] = tokens[0] == tokens[1]
+                llm.llm_engine.close()
+            found[kind] = [other == tokens[0] for other in tokens[1:]]
     return found
 
 
@@ -210,6 +217,7 @@ class Ours:
     def decode(self, batch: int) -> tuple[float, float]:
         """Return the seconds of a step in which each of `batch` sequences gets a token, and how long they are then."""
         from vllm import SamplingParams
+        from vllm.garbage import old_objects_spared
 
         engine, rng = self.llm.llm_engine, random.Random(batch)
         params = SamplingParams(temperature=0, max_tokens=4 * STEPS, ignore_eos=True)
@@ -219,11 +227,12 @@ class Ours:
         while any(request.num_output < STEPS // 2 for request in scheduler.waiting + scheduler.running):
             engine.step()
         times, before = [], time.perf_counter()
-        for _ in range(STEPS):
-            engine.step()
-            now = time.perf_counter()
-            times.append(now - before)
-            before = now
+        with old_objects_spared():
+            for _ in range(STEPS):
+                engine.step()
+                now = time.perf_counter()
+                times.append(now - before)
+                before = now
         context = statistics.mean(len(request.tokens) for request in scheduler.running) - STEPS / 2
         engine.abort_request([str(number) for number in range(batch)])
         while engine.has_work:
@@ -339,6 +348,7 @@ def main() -> None:
     parser.add_argument("--options", type=json.loads, default={}, help="more options of the engine, as JSON")
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
     parser.add_argument("--no-check", action="store_true", help="leave out the comparison with the CPU")
+    parser.add_argument("--several", type=int, default=1, help="measure this engine on so many GPUs too")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=("device", "check", "ours", "transformers"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -368,6 +378,16 @@ def main() -> None:
         print(json.dumps(record[name]), flush=True)
         if "failed" not in ours:
             lines += report(name, device, ours, theirs)
+        if options.several > 1:
+            more = options.options | {"tensor_parallel_size": options.several}
+            several = _child("--only", "ours", "--shape", name, *sizes[:-1], json.dumps(more))
+            record[name][f"on {options.several}"] = several
+            print(json.dumps(several), flush=True)
+            for batch, (seconds, _) in several.get("decode", {}).items():
+                gain = ours["decode"][batch][0] / seconds
+                lines.append(
+                    f"* On {options.several} GPUs a decode step of {batch} takes {seconds * 1e3:.2f} ms, {gain:.2f}× as fast."
+                )
     print("\n".join(lines))
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vllm.garbage import no_collections
+from vllm.garbage import no_collections, old_objects_spared
 
 
 class Node:
@@ -70,3 +70,17 @@ def test_what_the_application_froze_stays_frozen() -> None:
     with no_collections():
         pass
     assert gc.get_freeze_count() == frozen > 0
+
+
+def test_old_objects_are_spared_for_a_while() -> None:
+    old = Node()
+    gone = weakref.ref(old)
+    del old
+    with old_objects_spared():
+        young = Node()
+        soon = weakref.ref(young)
+        del young
+        gc.collect()
+        assert gone() is not None and soon() is None
+    gc.collect()
+    assert gone() is None and not gc.get_freeze_count()

@@ -1,4 +1,4 @@
-"""The garbage collector while the engine starts.
+"""The garbage collector while the engine starts, and while it works.
 
 Imports and loading make some 170,000 objects that stay, and every collection on the way looks at those made so far: 0.24 s
 of a start, found nothing (measured, torch 2.13).
@@ -29,3 +29,19 @@ def no_collections() -> Iterator[None]:
             gc.freeze()
             gc.unfreeze()
         gc.enable()
+
+
+@contextmanager
+def old_objects_spared() -> Iterator[None]:
+    """Have collections look only at what is made meanwhile.
+
+    A collection that looks at everything, most of it from imports, takes 0.1 s: as long as 20 steps on a GPU (measured).
+    """
+    if gc.get_freeze_count():  # the application sees to it itself
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import select
 import signal
@@ -50,6 +51,7 @@ class EngineProcess:
         core = self._load()
         if core is None:
             return
+        gc.freeze()  # what is there now stays
         while True:
             messages = self._receive(wait=not core.has_work)
             for message in messages:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from vllm.engine.llm_engine import LLMEngine
 from vllm.engine.output_processor import Output
 from vllm.errors import ConfigError
+from vllm.garbage import old_objects_spared
 from vllm.messages import EngineRequest
 from vllm.outputs import RequestOutput
 
@@ -38,7 +39,7 @@ class Runs:
         """
         engine = self.engine
         finished: dict[str, Output] = {}
-        with self._turn:
+        with self._turn, old_objects_spared():
             try:
                 for request in requests:
                     engine.add(request)

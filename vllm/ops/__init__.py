@@ -38,6 +38,7 @@ __all__ = [
     "attention_backend",
     "choose",
     "gather",
+    "greatest",
     "layer_norm",
     "matrix",
     "moe",
@@ -101,6 +102,12 @@ softcap = _either(rows.softcap, native_rows.softcap)
 def choose(logits: Tensor, controls: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Choose each row's token on a GPU; see `ops.triton.sampling`.  [R, V] float32, [5, R] float32"""
     found: tuple[Tensor, Tensor, Tensor] = _gpu("sampling").choose(logits, controls)
+    return found
+
+
+def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Find each row's greatest logit and where it is, on a GPU; see `ops.triton.sampling`.  [R, V] -> [R], [R] int32"""
+    found: tuple[Tensor, Tensor] = _gpu("sampling").greatest(logits)
     return found
 
 

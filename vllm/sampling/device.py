@@ -63,12 +63,16 @@ class DeviceSampler(Sampler):
             _penalize(logits, history, controls, np.flatnonzero(controls["penalized"]))
         else:
             raw = _rows(logits, wanting) if len(wanting) else None
-        chosen, peaks, borders = ops.choose(logits, self._for_device(controls, history))
+        borders = None
+        if controls["temperature"].any():
+            chosen, peaks, borders = ops.choose(logits, self._for_device(controls, history))
+        else:
+            peaks, chosen = ops.greatest(logits)
         waits.append(fetch(chosen, peaks))
         logprobs = None
         if len(wanting):
             if self._processed:
-                raw = _left(logits, borders, controls, wanting)
+                raw = _rows(logits, wanting) if borders is None else _left(logits, borders, controls, wanting)
             assert raw is not None
             logprobs = self._start_logprobs(raw, _rows(chosen, wanting), controls["num_logprobs"][wanting])
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm.ops import rising_keys
-from vllm.ops.triton.sampling import choose
+from vllm.ops.triton.sampling import choose, greatest
 
 
 def survivors(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> dict[int, float]:
@@ -65,10 +65,19 @@ def test_greedy_rows_take_the_first_of_the_greatest_and_unsound_ones_show(
     bad[0, -1] = unsound
     controls = torch.zeros(5, len(rows) + 1)
     controls[2] = 1
-    tokens, peaks, _ = choose(torch.cat((rows, bad)), controls)
-    assert tokens.tolist()[:-1] == rows.numpy().argmax(1).tolist()
-    assert peaks.tolist()[:-1] == rows.amax(1).tolist()
-    assert not np.isfinite(peaks.tolist()[-1])
+    chosen, peaks, _ = choose(torch.cat((rows, bad)), controls)
+    for tokens, best in ((chosen, peaks), greatest(torch.cat((rows, bad)))[::-1]):
+        assert tokens.tolist()[:-1] == rows.numpy().argmax(1).tolist()
+        assert best.tolist()[:-1] == rows.amax(1).tolist()
+        assert not np.isfinite(best.tolist()[-1])
+
+
+@given(vocab_size=st.integers(1, 9000), rows=st.integers(1, 3), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_a_row_that_programs_share_gives_its_first_greatest(vocab_size: int, rows: int, seed: int) -> None:
+    logits = torch.randint(0, 40, (rows, vocab_size), generator=torch.Generator().manual_seed(seed)).float()
+    peaks, tokens = greatest(logits)
+    assert tokens.tolist() == logits.numpy().argmax(1).tolist() and peaks.tolist() == logits.amax(1).tolist()
 
 
 def test_keys_rise_with_logits() -> None:

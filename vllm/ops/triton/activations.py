@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vllm.ops.activations import CODES
+from vllm.ops.triton.early import early, let_next_start, wait_for_last
 
 _BLOCK = 1024
 _SILU, _GELU, _GELU_TANH, _QUICK_GELU, _RELU, _RELU2, _SIGMOID, _TANH = (tl.constexpr(code) for code in range(1, 9))
@@ -18,7 +19,7 @@ def gated_activation(x: Tensor, name: str) -> Tensor:
     width = x.shape[-1] // 2
     out = torch.empty(*x.shape[:-1], width, dtype=x.dtype, device=x.device)
     _activate[(x.shape[0], triton.cdiv(width, _BLOCK))](
-        x, out, x.stride(0), width, KIND=CODES[name], GATED=True, BLOCK=_BLOCK, num_warps=4
+        x, out, x.stride(0), width, KIND=CODES[name], GATED=True, BLOCK=_BLOCK, num_warps=4, **early(x.device)
     )
     return out
 
@@ -27,7 +28,7 @@ def activation(x: Tensor, name: str) -> Tensor:
     """Apply the activation called `name` to each element.  [T, I] -> [T, I]"""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _activate[(x.shape[0], triton.cdiv(x.shape[1], _BLOCK))](
-        x, out, x.stride(0), x.shape[1], KIND=CODES[name], GATED=False, BLOCK=_BLOCK, num_warps=4
+        x, out, x.stride(0), x.shape[1], KIND=CODES[name], GATED=False, BLOCK=_BLOCK, num_warps=4, **early(x.device)
     )
     return out
 
@@ -55,7 +56,9 @@ def activate(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def _activate(x, out, x_row, width, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
+def _activate(x, out, x_row, width, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    let_next_start(EARLY)
+    wait_for_last(EARLY)
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < width

@@ -11,6 +11,7 @@ from torch import Tensor
 from vllm.ops.activations import CODES
 from vllm.ops.matrix import DenseMatrix
 from vllm.ops.triton.activations import activate, activation, gated_activation
+from vllm.ops.triton.early import early, let_next_start, wait_for_last
 
 _STEP = 2048
 """Elements of a row of weights that a program of four warps reads at a time: on an H200 92 % of the bandwidth that a large
@@ -83,7 +84,7 @@ def multiply_row(
     _multiply_row[(triton.cdiv(rows, at_once),)](
         x, weight, weight if bias is None else bias, weight if residual is None else residual, out, rows, x.shape[1],
         weight.stride(0), BIAS=bias is not None, RESIDUAL=residual is not None, GATED=gated, KIND=CODES[activation],
-        WHOLE=x.shape[1] % step == 0, ROWS=at_once, STEP=step, num_warps=4, num_stages=2,
+        WHOLE=x.shape[1] % step == 0, ROWS=at_once, STEP=step, num_warps=4, num_stages=1, **early(x.device),
     )  # fmt: skip
     return out
 
@@ -92,25 +93,34 @@ def multiply_row(
 def _multiply_row(
     x, weight, bias, residual, out, rows, width, weight_row,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, KIND: tl.constexpr,
-    WHOLE: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
+    WHOLE: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    let_next_start(EARLY)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     known = n < rows
     k = tl.arange(0, STEP)
-    first = weight + n.to(tl.int64)[:, None] * weight_row
+    first = weight + n.to(tl.int64)[:, None] * weight_row + k[None, :]
     second = first + rows.to(tl.int64) * weight_row if GATED else first
+    mask = known[:, None] if WHOLE else known[:, None] & (k < width)[None, :]
+    part = tl.load(second, mask, 0.0)
+    gate_part = tl.load(first, mask, 0.0) if GATED else part
+    wait_for_last(EARLY)
     sums = tl.zeros([ROWS, STEP], tl.float32)
     gate = tl.zeros([ROWS, STEP], tl.float32)
-    for start in tl.range(0, width, STEP):
-        if WHOLE:
-            mask = known[:, None]
-            values = tl.load(x + start + k).to(tl.float32)
-        else:
-            mask = known[:, None] & (start + k < width)[None, :]
-            values = tl.load(x + start + k, start + k < width, 0.0).to(tl.float32)
+    for start in tl.range(STEP, width, STEP):  # what is read next is on its way while this is multiplied
+        mask = known[:, None] if WHOLE else known[:, None] & (start + k < width)[None, :]
+        next_part = tl.load(second + start, mask, 0.0)
+        next_gate = tl.load(first + start, mask, 0.0) if GATED else next_part
+        values = tl.load(x + start - STEP + k).to(tl.float32)[None, :]
+        sums += part.to(tl.float32) * values
         if GATED:
-            gate += tl.load(first + start + k[None, :], mask, 0.0).to(tl.float32) * values[None, :]
-        sums += tl.load(second + start + k[None, :], mask, 0.0).to(tl.float32) * values[None, :]
+            gate += gate_part.to(tl.float32) * values
+        part, gate_part = next_part, next_gate
+    last = (tl.cdiv(width, STEP) - 1) * STEP + k
+    values = (tl.load(x + last) if WHOLE else tl.load(x + last, last < width, 0.0)).to(tl.float32)[None, :]
+    sums += part.to(tl.float32) * values
+    if GATED:
+        gate += gate_part.to(tl.float32) * values
     dtype: tl.constexpr = x.dtype.element_ty
     y = tl.sum(sums, 1)
     if BIAS:

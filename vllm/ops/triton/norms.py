@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vllm.ops.triton.early import early, let_next_start, wait_for_last
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, residual: Tensor | None = None) -> Tensor:
     """Divide by the root mean square, multiply with `offset + weight`, add the residual.  [..., D], [D] -> [..., D]"""
@@ -17,6 +19,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, residua
     _rms_norm[(rows * heads,)](
         x, weight, x if residual is None else residual.contiguous(), out, heads, *strides, eps, offset,
         D=width, D_PADDED=padded, OFFSET=offset != 0.0, RESIDUAL=residual is not None, num_warps=_warps(padded),
+        **early(x.device),
     )  # fmt: skip
     return out
 
@@ -30,6 +33,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     _layer_norm[(rows * heads,)](
         x, x if weight is None else weight, x if bias is None else bias, out, heads, *strides, eps,
         D=width, D_PADDED=padded, WEIGHT=weight is not None, BIAS=bias is not None, num_warps=_warps(padded),
+        **early(x.device),
     )  # fmt: skip
     return out
 
@@ -52,8 +56,10 @@ def _warps(padded: int) -> int:
 @triton.jit
 def _rms_norm(
     x, weight, residual, out, heads, x_row, x_head, eps, offset,
-    D: tl.constexpr, D_PADDED: tl.constexpr, OFFSET: tl.constexpr, RESIDUAL: tl.constexpr,
+    D: tl.constexpr, D_PADDED: tl.constexpr, OFFSET: tl.constexpr, RESIDUAL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    let_next_start(EARLY)
+    wait_for_last(EARLY)
     program = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, D_PADDED)
     inside = d < D
@@ -73,8 +79,10 @@ def _rms_norm(
 @triton.jit
 def _layer_norm(
     x, weight, bias, out, heads, x_row, x_head, eps,
-    D: tl.constexpr, D_PADDED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
+    D: tl.constexpr, D_PADDED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    let_next_start(EARLY)
+    wait_for_last(EARLY)
     program = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, D_PADDED)
     inside = d < D

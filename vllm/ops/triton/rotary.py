@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vllm.ops.triton.early import early, let_next_start, wait_for_last
+
 _HEADS = 8
 """Heads per program."""
 
@@ -19,6 +21,7 @@ def rotary(
     _rotary[(q.shape[0], sum(blocks))](
         q, k, cos_sin, positions, blocks[0], q.shape[1], k.shape[1], *q.stride()[:2], *k.stride()[:2], cos_sin.stride(0),
         HALF=half, HALF_PADDED=triton.next_power_of_2(half), HEADS=_HEADS, INTERLEAVED=interleaved, num_warps=2,
+        **early(q.device),
     )  # fmt: skip
     return q, k
 
@@ -27,7 +30,10 @@ def rotary(
 def _rotary(
     q, k, cos_sin, positions, q_blocks, q_heads, k_heads, q_token, q_head, k_token, k_head, table_row,
     HALF: tl.constexpr, HALF_PADDED: tl.constexpr, HEADS: tl.constexpr, INTERLEAVED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    let_next_start(EARLY)
+    wait_for_last(EARLY)
     token = tl.program_id(0).to(tl.int64)
     if tl.program_id(1) < q_blocks:
         head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]

@@ -33,6 +33,55 @@ def choose(logits: Tensor, controls: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return tokens, peaks, borders
 
 
+def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Find each row's greatest logit, NaN if it holds one, and where it is, of equal ones the first.  [R, V] -> [R], [R] int32
+
+    Several programs share a row, so that a few rows do not leave the device idle.
+    """
+    rows, vocab_size = logits.shape
+    parts = max(1, min(64, 512 // rows, triton.cdiv(vocab_size, _BLOCK // 4)))
+    peaks = torch.empty(rows, parts, dtype=torch.float32, device=logits.device)
+    places = torch.empty(rows, parts, dtype=torch.int32, device=logits.device)
+    share = triton.cdiv(triton.cdiv(vocab_size, parts), _BLOCK // 4) * (_BLOCK // 4)
+    _greatest[(rows, parts)](logits, peaks, places, vocab_size, share, logits.stride(0), BLOCK=_BLOCK // 4, num_warps=4)
+    peak = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    place = torch.empty(rows, dtype=torch.int32, device=logits.device)
+    _greatest_part[(rows,)](peaks, places, peak, place, PARTS=parts, PADDED=triton.next_power_of_2(parts), num_warps=1)
+    return peak, place
+
+
+@triton.jit
+def _greatest(logits, peaks, places, vocab_size, share, logits_row, BLOCK: tl.constexpr):
+    row, part = tl.program_id(0), tl.program_id(1)
+    peak = float("-inf")
+    place = part * share
+    unsound = 0
+    for first in tl.range(part * share, tl.minimum(vocab_size, (part + 1) * share), BLOCK):
+        v = first + tl.arange(0, BLOCK)
+        x = tl.load(logits + row.to(tl.int64) * logits_row + v, v < vocab_size, float("-inf"))
+        unsound += tl.sum((x != x).to(tl.int32), 0)  # noqa: PLR0124
+        x = tl.where(x != x, float("-inf"), x)  # noqa: PLR0124
+        best = tl.max(x, 0)
+        index = tl.min(tl.where(x == best, v, vocab_size), 0)
+        place = tl.where(best > peak, index, place)
+        peak = tl.maximum(best, peak)
+    tl.store(peaks + row * tl.num_programs(1) + part, tl.where(unsound > 0, float("nan"), peak))
+    tl.store(places + row * tl.num_programs(1) + part, place)
+
+
+@triton.jit
+def _greatest_part(peaks, places, peak, place, PARTS: tl.constexpr, PADDED: tl.constexpr):
+    row = tl.program_id(0)
+    part = tl.arange(0, PADDED)
+    x = tl.load(peaks + row * PARTS + part, part < PARTS, float("-inf"))
+    unsound = tl.sum((x != x).to(tl.int32), 0)  # noqa: PLR0124
+    x = tl.where(x != x, float("-inf"), x)  # noqa: PLR0124
+    best = tl.max(x, 0)
+    found = tl.load(places + row * PARTS + part, part < PARTS, 2147483647)
+    tl.store(peak + row, tl.where(unsound > 0, float("nan"), best))
+    tl.store(place + row, tl.min(tl.where(x == best, found, 2147483647), 0))
+
+
 @triton.jit
 def _key(x):
     bits = (x + 0.0).to(tl.int32, bitcast=True)
