@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vllm.errors import ModelError
-from vllm.loader.read import check_files, tensors, weight_files
+from vllm.loader.files import weight_files
+from vllm.loader.read import check_files, tensors
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

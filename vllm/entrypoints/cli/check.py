@@ -190,14 +190,15 @@ def _reference(runs: list[Run], model: Any, dtype: str, overrides: dict[str, Any
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+    code = {"trust_remote_code": model.trust_remote_code, "code_revision": model.code_revision}
+    config = AutoConfig.from_pretrained(model.path, **code)
     config.update(overrides)
     reference = AutoModelForCausalLM.from_pretrained(
         model.path,
         config=config,
         dtype=getattr(torch, dtype),
         attn_implementation="eager",
-        trust_remote_code=model.trust_remote_code,
+        **code,
     ).eval()
     found = []
     with torch.inference_mode():
