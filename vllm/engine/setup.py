@@ -19,8 +19,9 @@ from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
 from vllm.loader.config import check_sizes, dtype_of, read_config, read_generation_config
 from vllm.loader.find import find_model
 from vllm.logging import get_logger
-from vllm.models.registry import architecture_of
+from vllm.models.registry import architecture_of, registered
 from vllm.models.tasks import native_length, resolve_pooling
+from vllm.plugins import load_plugins
 from vllm.pooling_params import PoolerConfig, Pooling
 
 logger = get_logger(__name__)
@@ -35,6 +36,7 @@ _SAMPLING_FIELDS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_
 
 def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
     """Return the configuration and the tokenizer that the arguments ask for."""
+    load_plugins()
     path = _find(args, args.model, args.revision)
     device = choose_device(args.device)
     hf_config = read_config(
@@ -42,6 +44,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         trust_remote_code=args.trust_remote_code,
         code_revision=args.code_revision,
         hf_overrides=args.hf_overrides,
+        own_architectures=registered(),
     )
     text_config = hf_config.get_text_config()
     check_sizes(path, lambda name: getattr(text_config, name, None))
