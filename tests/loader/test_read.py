@@ -209,4 +209,4 @@ def test_the_progress_bar_is_drawn_only_when_asked_for(single: Path, capsys: pyt
     list(tensors(weight_files(single)))
     assert capsys.readouterr().err == ""
     list(tensors(weight_files(single), progress=True))
-    assert "Loading safetensors checkpoint shards: 100%" in capsys.readouterr().err
+    assert "Loading weights: 100%" in capsys.readouterr().err

@@ -70,10 +70,17 @@ def tensors(paths: Sequence[Path], *, progress: bool = False) -> Iterator[tuple[
 
     A safetensors file's tensors are views of the mapped file, and may be kept as such while nobody changes the file.
     """
-    kind = "safetensors" if paths and paths[0].suffix == ".safetensors" else "pt"
-    files = tqdm(paths, desc=f"Loading {kind} checkpoint shards", disable=not progress, unit="file")
-    for path in files:
-        yield from _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    sizes = [path.stat().st_size for path in paths]
+    bar = tqdm(total=sum(sizes), desc="Loading weights", unit="B", unit_scale=True, disable=not progress)
+    with bar:
+        for path, size in zip(paths, sizes, strict=True):
+            end = bar.n + size
+            for name, tensor in _safetensors(path) if path.suffix == ".safetensors" else _pickled(path):
+                num_bytes = tensor.nbytes
+                yield name, tensor
+                del tensor
+                bar.update(num_bytes)
+            bar.update(end - bar.n)  # what is in the file beside tensors
 
 
 def _check_safetensors(path: Path) -> None:

@@ -53,7 +53,9 @@ class Group:
         if self.size == 1:
             return x
         parts = torch.empty(self.size * len(x), *x.shape[1:], dtype=x.dtype, device=x.device)
-        gather = getattr(_distributed(), "all_gather_single", None) or _distributed().all_gather_into_tensor  # its old name
+        gather = (
+            getattr(_distributed(), "all_gather_single", None) or _distributed().all_gather_into_tensor
+        )  # its old name
         gather(parts, x.contiguous())
         return parts.unflatten(0, (self.size, len(x))).transpose(0, 1).flatten(1)
 
