@@ -3,6 +3,7 @@
 #   make lint     check style, types and imports         make format  rewrite the code in the house style
 #   make env      make the environment .venv alone       make clean   remove what these commands made
 #   make bench    measure this engine beside its peers   make peers   install the peers, in .bench
+#   make docs     build the documentation, in docs/build
 #   make sanitize run the kernels' tests in a build that checks every access (every night; minutes)
 # PYTHON=python3.12 chooses the interpreter, ARGS="..." is handed on to pytest, the benchmark or the peers' installer.
 
@@ -15,7 +16,7 @@ NATIVE := vllm/ops/native
 KERNELS := $(NATIVE)/sources.py $(NATIVE)/src $(wildcard $(NATIVE)/src/*)
 INSTALLED_BY := pyproject.toml setup.py vllm/version.py tools/environment.sh $(KERNELS)
 
-.PHONY: demo test lint lint-code lint-types lint-imports format env bench peers sanitize clean
+.PHONY: demo test lint lint-code lint-types lint-imports format env bench peers docs sanitize clean
 
 demo: $(PACKAGE_STAMP)
 	$(BIN)/vllm run "Hello, my name is"
@@ -47,6 +48,9 @@ bench: $(PACKAGE_STAMP)
 peers: $(PACKAGE_STAMP)
 	$(BIN)/python -m benchmarks.environments $(ARGS)
 
+docs: $(TEST_STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going -n -b html docs docs/build
+
 sanitize: $(TEST_STAMP)
 	tools/sanitize.sh $(ARGS)
 
@@ -59,5 +63,5 @@ $(TEST_STAMP): $(PACKAGE_STAMP)
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build docs/build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find vllm tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,6 +15,7 @@ _HOME = {
     "LLM": "vllm.entrypoints.llm",
     "EngineArgs": "vllm.config",
     "LLMEngine": "vllm.engine.llm_engine",
+    "ModelRegistry": "vllm.models.registry",
     "PromptType": "vllm.inputs.prompts",
     "TextPrompt": "vllm.inputs.prompts",
     "TokensPrompt": "vllm.inputs.prompts",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from vllm.engine.llm_engine import LLMEngine
     from vllm.entrypoints.llm import LLM
     from vllm.inputs.prompts import PromptType, TextPrompt, TokensPrompt
+    from vllm.models.registry import ModelRegistry
     from vllm.outputs import (
         ClassificationOutput,
         ClassificationRequestOutput,

@@ -52,7 +52,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "enable_prompt_embeds": (False, None),
     "logits_processors": (None, []),
     "model_impl": ("auto", "vllm", None),
-    "code_revision": (None,),
     "config_format": ("auto", "hf", None),
     "enable_expert_parallel": (False, None),
     "rope_scaling": (None, {}),
@@ -175,6 +174,9 @@ class EngineArgs:
     tensor_parallel_size: int = option(1, "Devices that share the weights, each with a process of its own.")
     revision: str | None = option(None, "Branch, tag or commit of the model on the Hub.")
     tokenizer_revision: str | None = option(None, "Branch, tag or commit of the tokenizer on the Hub.")
+    code_revision: str | None = option(
+        None, "Branch, tag or commit of the checkpoint's Python code, where that is in a repository of its own."
+    )
     hf_token: str | bool | None = option(None, "Token for the Hub; True: the stored one.")
     hf_overrides: dict[str, Any] = option({}, "Values that replace fields of the model's config.json.")
     download_dir: str | None = option(None, "Where downloads are kept; by default the Hub's own cache.")
@@ -267,6 +269,7 @@ class ModelConfig:
     default_sampling: dict[str, Any]
     """Sampling defaults of the generation config."""
     trust_remote_code: bool
+    code_revision: str | None
     load_format: str
     quantization: str | None
     """What weights are quantized to while they are loaded."""

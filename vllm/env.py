@@ -11,6 +11,8 @@
 | OMP_NUM_THREADS | threads that compute; by default one per usable core |
 | VLLM_API_KEY | a key that the server asks of its clients, beside those of --api-key |
 | VLLM_USE_MODELSCOPE | 1 or true: model names are looked up on ModelScope |
+| VLLM_PLUGINS | names of the plugins to run, with commas between; empty: none; unset: all that are installed |
+| HF_HUB_OFFLINE | 1: no network is used, here for ModelScope; the Hub's client reads it, and HF_HOME and the like, itself |
 | VLLM_API_KEY, OPENAI_API_KEY | the key that commands with --url send; the first that is set |
 """
 
@@ -47,6 +49,16 @@ def allow_long_max_model_len() -> bool:
 
 def use_modelscope() -> bool:
     return _flag("VLLM_USE_MODELSCOPE", False)
+
+
+def plugins() -> tuple[str, ...] | None:
+    """Return the names in VLLM_PLUGINS, or None when it is unset."""
+    names = os.environ.get("VLLM_PLUGINS")
+    return None if names is None else tuple(name for part in names.split(",") if (name := part.strip()))
+
+
+def hub_offline() -> bool:
+    return _flag("HF_HUB_OFFLINE", False)
 
 
 def api_key() -> str | None:

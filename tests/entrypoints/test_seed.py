@@ -18,7 +18,7 @@ MODELS = {"facebook/opt-125m": "opt", "meta-llama/Meta-Llama-3-8B-Instruct": "ll
 def blocks(section: str) -> list[str]:
     """The code blocks under a heading of the page, as they stand."""
     text = PAGE.read_text(encoding="utf-8")
-    body = text[re.search(rf"^{re.escape(section)}\n\^+$", text, re.MULTILINE).end() :]  # type: ignore[union-attr]
+    body = text[re.search(rf"^{re.escape(section)}\n[-^]+$", text, re.MULTILINE).end() :]  # type: ignore[union-attr]
     body = re.split(r"^.+\n(?:\^{3,}|-{3,}|={3,})$", body, maxsplit=1, flags=re.MULTILINE)[0]
     found = re.findall(r"(?:::|code-block::\s*python)\n((?:[ \t]*\n|[ ]{4}.*\n)+)", body)
     return [re.sub(r"^ {4}", "", block, flags=re.MULTILINE).strip("\n") for block in found]

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vllm.errors import ModelError
-from vllm.loader.read import check_files, tensors, weight_files
+from vllm.loader.files import weight_files
+from vllm.loader.read import check_files, tensors
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -208,4 +209,4 @@ def test_the_progress_bar_is_drawn_only_when_asked_for(single: Path, capsys: pyt
     list(tensors(weight_files(single)))
     assert capsys.readouterr().err == ""
     list(tensors(weight_files(single), progress=True))
-    assert "Loading safetensors checkpoint shards: 100%" in capsys.readouterr().err
+    assert "Loading weights: 100%" in capsys.readouterr().err

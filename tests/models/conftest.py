@@ -21,8 +21,9 @@ from vllm.layers.pooler import Pooler, PoolingRow
 from vllm.layers.step import Step
 from vllm.layers.transformer import Transformer
 from vllm.loader.config import read_config
+from vllm.loader.files import weight_files
 from vllm.loader.fill import fill as loader_fill
-from vllm.loader.read import tensors, weight_files
+from vllm.loader.read import tensors
 from vllm.models.heads import head_files
 from vllm.models.registry import build
 from vllm.models.tasks import resolve_pooling

@@ -19,8 +19,9 @@ from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
 from vllm.loader.config import check_sizes, dtype_of, read_config, read_generation_config
 from vllm.loader.find import find_model
 from vllm.logging import get_logger
-from vllm.models.registry import architecture_of
+from vllm.models.registry import architecture_of, registered
 from vllm.models.tasks import native_length, resolve_pooling
+from vllm.plugins import load_plugins
 from vllm.pooling_params import PoolerConfig, Pooling
 
 logger = get_logger(__name__)
@@ -35,9 +36,16 @@ _SAMPLING_FIELDS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_
 
 def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
     """Return the configuration and the tokenizer that the arguments ask for."""
+    load_plugins()
     path = _find(args, args.model, args.revision)
     device = choose_device(args.device)
-    hf_config = read_config(path, trust_remote_code=args.trust_remote_code, hf_overrides=args.hf_overrides)
+    hf_config = read_config(
+        path,
+        trust_remote_code=args.trust_remote_code,
+        code_revision=args.code_revision,
+        hf_overrides=args.hf_overrides,
+        own_architectures=registered(),
+    )
     text_config = hf_config.get_text_config()
     check_sizes(path, lambda name: getattr(text_config, name, None))
     generation = _generation_config(args, path)
@@ -45,7 +53,9 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
     tokenizer = None
     if not args.skip_tokenizer_init:
         tokenizer_path = path if args.tokenizer is None else _find(args, args.tokenizer, args.tokenizer_revision)
-        tokenizer = load_tokenizer(tokenizer_path, trust_remote_code=args.trust_remote_code)
+        tokenizer = load_tokenizer(
+            tokenizer_path, trust_remote_code=args.trust_remote_code, code_revision=args.code_revision
+        )
     max_model_len = _max_model_len(args, hf_config, path)
     pooling = _pooling(args, hf_config, path)
     model = ModelConfig(
@@ -64,6 +74,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
             args.override_generation_config if args.generation_config == "vllm" else generation
         ),
         trust_remote_code=args.trust_remote_code,
+        code_revision=args.code_revision,
         load_format=args.load_format,
         quantization=args.quantization,
         chat_template=args.chat_template,

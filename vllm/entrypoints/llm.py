@@ -153,7 +153,9 @@ class LLM(PoolingCalls):
         model = self.llm_engine.model_config
         if model.tokenizer_path is None:
             raise ConfigError("skip_tokenizer_init=True: there is no tokenizer")
-        return hf_tokenizer(model.tokenizer_path, trust_remote_code=model.trust_remote_code)
+        return hf_tokenizer(
+            model.tokenizer_path, trust_remote_code=model.trust_remote_code, code_revision=model.code_revision
+        )
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Return the sampling parameters that the model's generation config recommends."""

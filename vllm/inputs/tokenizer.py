@@ -75,8 +75,13 @@ class Tokenizer(Protocol):
         """Return what a token adds, in bytes.  Only where there is a `byte_rule`."""
 
 
-def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
-    """Return the tokenizer of a checkpoint folder.  Raises ModelError if there is none that can be read."""
+def load_tokenizer(
+    folder: str | Path, *, trust_remote_code: bool = False, code_revision: str | None = None
+) -> Tokenizer:
+    """Return the tokenizer of a checkpoint folder.  Raises ModelError if there is none that can be read.
+
+    `code_revision` is of the code that comes with it, where that is in a repository of its own.
+    """
     try:
         files = TokenizerFiles.read(Path(folder))
         backend = read_backend(files)
@@ -89,7 +94,7 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> To
         ) from error
     if backend is not None:
         return FastTokenizer(backend, files.special_tokens, files.truncation_side)
-    hf = hf_tokenizer(folder, trust_remote_code=trust_remote_code)
+    hf = hf_tokenizer(folder, trust_remote_code=trust_remote_code, code_revision=code_revision)
     special_tokens = {name: str(text) for name, text in hf.special_tokens_map.items() if isinstance(text, str)}
     inner: Any = getattr(hf, "backend_tokenizer", None)
     if type(inner).__module__.split(".")[0] == "tokenizers":
@@ -97,12 +102,14 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> To
     return SlowTokenizer(hf, special_tokens, files.truncation_side)
 
 
-def hf_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Any:
+def hf_tokenizer(folder: str | Path, *, trust_remote_code: bool = False, code_revision: str | None = None) -> Any:
     """Return the transformers tokenizer of a folder: for users, and for what only transformers can read."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=trust_remote_code, code_revision=code_revision
+        )
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(

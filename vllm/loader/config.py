@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,18 +47,35 @@ _SIZES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """Python code that comes with a model: may it run, and which revision where it is in a repository of its own."""
+
+    trusted: bool
+    revision: str | None
+
+
 def read_config(
-    path: Path, *, trust_remote_code: bool = False, hf_overrides: Overrides | None = None
+    path: Path,
+    *,
+    trust_remote_code: bool = False,
+    code_revision: str | None = None,
+    hf_overrides: Overrides | None = None,
+    own_architectures: Collection[str] = (),
 ) -> PretrainedConfig | PlainConfig:
     """Return the configuration of the model in the folder `path`.
 
     `hf_overrides` is a mapping that is merged into config.json, or a function from the configuration to a changed
-    one.  With `trust_remote_code` a configuration class that comes with the model is used where transformers has none.
+    one.  With `trust_remote_code` a configuration class that comes with the model is used where transformers has none; it
+    may lie in another repository, of which `code_revision` is taken.  A model type that nobody knows is taken as it stands
+    for one of `own_architectures`: the configuration has the file's entries as attributes.
     Raises ModelError if the file is missing, damaged or not understood, ConfigError for an override without effect.
     """
     raw = translated(_read_model_json(path))
     plain = None if hf_overrides else plain_config(raw, path)
-    config = plain or _config_of_transformers(path, raw, trust_remote_code, hf_overrides)
+    config = plain or _config_of_transformers(
+        path, raw, hf_overrides, _Code(trust_remote_code, code_revision), own_architectures
+    )
     if not getattr(config, "architectures", None):
         raise ModelError(
             f"{path}/config.json names no `architectures`; add the model's class name, "
@@ -81,12 +99,13 @@ def read_generation_config(path: Path) -> dict[str, Any]:
 
 
 def _config_of_transformers(
-    path: Path, raw: dict[str, Any], trust_remote_code: bool, hf_overrides: Overrides | None
+    path: Path, raw: dict[str, Any], hf_overrides: Overrides | None, code: _Code, own: Collection[str]
 ) -> PretrainedConfig:
     """Have the configuration made by the class of its model type, and changed by overrides."""
     overrides = dict(hf_overrides) if isinstance(hf_overrides, Mapping) else {}
     model_type = overrides.get("model_type", raw.get("model_type"))
-    config_class = _config_class(path, raw, model_type, trust_remote_code)
+    architectures = overrides.get("architectures", raw.get("architectures")) or ()
+    config_class = _config_class(path, raw, model_type, code, own=not set(own).isdisjoint(architectures))
     config = _build(path, config_class, _merged(raw, overrides, config_class, "hf_overrides"))
     return hf_overrides(config) if callable(hf_overrides) else config
 
@@ -124,7 +143,7 @@ def check_sizes(path: Path, value_of: Callable[[str], Any]) -> None:
             raise ModelError(f"{path}/config.json: {name}={value} must be at least 1; fetch the file again")
 
 
-def _config_class(path: Path, raw: dict[str, Any], model_type: Any, trust_remote_code: bool) -> type[PretrainedConfig]:
+def _config_class(path: Path, raw: dict[str, Any], model_type: Any, code: _Code, own: bool) -> type[PretrainedConfig]:
     import transformers
 
     known = transformers.CONFIG_MAPPING
@@ -132,8 +151,10 @@ def _config_class(path: Path, raw: dict[str, Any], model_type: Any, trust_remote
         return known[model_type]
     auto_map = raw.get("auto_map")
     reference = auto_map.get("AutoConfig") if isinstance(auto_map, dict) else None
-    if reference is not None and trust_remote_code:
-        return _remote_class(path, reference)
+    if reference is not None and code.trusted:
+        return _remote_class(path, reference, code.revision)
+    if own:
+        return transformers.PretrainedConfig
     if reference is not None:
         raise ModelError(
             f"{path}: the model type {model_type!r} is defined by code that comes with the model ({reference}); "
@@ -143,15 +164,16 @@ def _config_class(path: Path, raw: dict[str, Any], model_type: Any, trust_remote
         raise ModelError(f"{path}/config.json names no `model_type`; is it the configuration of a language model?")
     raise ModelError(
         f"{path}: the model type {model_type!r} is not known to transformers {transformers.__version__}."
-        f"{did_you_mean(model_type, known)} A newer transformers may know it"
+        f"{did_you_mean(model_type, known)} A newer transformers may know it; an architecture of your own must be "
+        "registered (ModelRegistry.register_model, or a plugin)"
     )
 
 
-def _remote_class(path: Path, reference: str) -> type[PretrainedConfig]:
+def _remote_class(path: Path, reference: str, revision: str | None) -> type[PretrainedConfig]:
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     try:
-        return get_class_from_dynamic_module(reference, str(path))
+        return get_class_from_dynamic_module(reference, str(path), code_revision=revision)
     except Exception as error:  # the model's own code may raise anything
         raise ModelError(f"{path}: the model's own code {reference} cannot be loaded: {_last_line(error)}") from error
 

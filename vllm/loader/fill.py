@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vllm import ops
 from vllm.errors import ModelError
-from vllm.loader.read import abbreviate
+from vllm.loader.files import abbreviate
 from vllm.weights import Window
 
 _OLD_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}

@@ -1,4 +1,4 @@
-"""Read a model folder's weights: which files, whether they are whole, and their tensors one at a time.
+"""Read the files that hold a model's weights: whether they are whole, and their tensors one at a time.
 
     model.safetensors   ┌────────┬──────────────────────────────────────────┬──────────────────────┐
                         │ length │ header: JSON, name → dtype, shape, place  │ the tensors' bytes   │
@@ -6,8 +6,8 @@
                          8 bytes   `length` bytes                             as the header promises
 
 The files are mapped into memory, never read into it: a tensor's pages are loaded when it is looked at, and dropped when
-the next one's turn comes; what was kept of it is loaded again when it is used.  Safetensors files are preferred; pickled
-ones are read only as plain tensors.
+the next one's turn comes; what was kept of it is loaded again when it is used.  Pickled files are read only as plain
+tensors.
 """
 
 from __future__ import annotations
@@ -52,34 +52,6 @@ _DTYPES = frozenset(
 )
 """The storage types of the safetensors format that torch has too."""
 
-_LAYOUTS = {  # load_format: the name of an unsplit file, the pattern of all files
-    "safetensors": ("model.safetensors", "*.safetensors"),
-    "pt": ("pytorch_model.bin", "pytorch_model*.bin"),
-}
-_OTHER_FORMATS = ("*.gguf", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.onnx", "consolidated*.safetensors")
-
-
-def weight_files(path: Path, load_format: str = "auto") -> list[Path]:
-    """Return the files that hold the weights of the model in the folder `path`, each weight once.
-
-    `load_format` is "safetensors", "pt" (pickled), or "auto": safetensors, and pickled where there are none.
-    Raises ModelError if there are none, or if an index names a file that is not there.
-    """
-    formats = [load_format] if load_format in _LAYOUTS else list(_LAYOUTS)
-    for single, pattern in (_LAYOUTS[name] for name in formats):
-        index = path / f"{single}.index.json"
-        if (path / single).is_file():
-            return [path / single]
-        if index.exists():
-            return _indexed(index)
-        found = [file for file in sorted(path.glob(pattern)) if not file.name.startswith(("consolidated", "adapter_"))]
-        if found:
-            return found
-    wanted = ", ".join(_LAYOUTS[name][1] for name in formats)
-    others = sorted(file.name for pattern in _OTHER_FORMATS for file in path.glob(pattern))
-    hint = f"found only {others[0]}, a format that is not read; convert it" if others else "download the model again"
-    raise ModelError(f"{path} has no weights ({wanted}; load_format={load_format!r}): {hint}")
-
 
 def check_files(paths: Iterable[Path]) -> None:
     """Check that every file is as long as its header promises.  Takes microseconds and reads no weights.
@@ -98,31 +70,17 @@ def tensors(paths: Sequence[Path], *, progress: bool = False) -> Iterator[tuple[
 
     A safetensors file's tensors are views of the mapped file, and may be kept as such while nobody changes the file.
     """
-    kind = "safetensors" if paths and paths[0].suffix == ".safetensors" else "pt"
-    files = tqdm(paths, desc=f"Loading {kind} checkpoint shards", disable=not progress, unit="file")
-    for path in files:
-        yield from _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
-
-
-def _indexed(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{index} is damaged: it has no readable `weight_map`; fetch it again") from error
-    if outside := [name for name in names if Path(name).name != name]:
-        raise ModelError(f"{index} names {outside[0]!r}, which is not a file of its own folder")
-    if missing := [name for name in names if not (index.parent / name).exists()]:
-        raise ModelError(
-            f"{index.name} names {len(names)} files, of which {len(missing)} are missing: {abbreviate(missing)}; "
-            f"download the model in {index.parent} again"
-        )
-    return [index.parent / name for name in names]
-
-
-def abbreviate(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names as one string, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    sizes = [path.stat().st_size for path in paths]
+    bar = tqdm(total=sum(sizes), desc="Loading weights", unit="B", unit_scale=True, disable=not progress)
+    with bar:
+        for path, size in zip(paths, sizes, strict=True):
+            end = bar.n + size
+            for name, tensor in _safetensors(path) if path.suffix == ".safetensors" else _pickled(path):
+                num_bytes = tensor.nbytes
+                yield name, tensor
+                del tensor
+                bar.update(num_bytes)
+            bar.update(end - bar.n)  # what is in the file beside tensors
 
 
 def _check_safetensors(path: Path) -> None:

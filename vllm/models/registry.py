@@ -2,24 +2,29 @@
 
     Qwen2ForSequenceClassification = the body of Qwen2ForCausalLM + ForSequenceClassification, a head of classes
 
-Knowing names needs no torch; what an architecture is made of is imported when it is asked for.
+Knowing names needs no torch; what an architecture is made of is imported when it is asked for.  `ModelRegistry` takes
+architectures that are not part of this package.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm.errors import ModelError, did_you_mean
+from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.pooling_params import Pooling
 
 if TYPE_CHECKING:
     from vllm.layers.placement import Placement
     from vllm.layers.transformer import Transformer
     from vllm.models.spec import TransformerSpec
+
+Definition = str | Callable[..., Any]
+"""What an architecture is made of: a function from its config to a `TransformerSpec`, or a subclass of `Transformer` that
+takes (config, placement, max_model_len); or where that is, as "package.module:name", imported when it is needed."""
 
 ARCHITECTURES: Mapping[str, str] = {
     "GPT2LMHeadModel": "gpt:gpt2",
@@ -101,6 +106,8 @@ HEADS: Mapping[str, str] = {
 _BOTH_WAYS = ("Bidirectional", "Encoder", "Bi")
 """Ends of base names of decoders whose tokens see those behind them too: nvidia's, and two of LLM2Vec."""
 
+_registered: dict[str, Definition] = {}
+
 _COLBERT_BASES = {"bert": "Bert", "distilbert": "DistilBert", "modernbert": "ModernBert", "xlm-roberta": "XLMRoberta"}
 """Model type → base of an `HF_ColBERT`."""
 
@@ -111,8 +118,8 @@ class Architecture:
 
     name: str
     base: str
-    body: str
-    """The function that reads its config, as "family:function"; "" if transformers computes it."""
+    body: Definition
+    """What it is made of; "" if transformers computes it."""
     head: str
     """generate, embed, classify, token_classify, token_embed, reward or process_reward"""
     both_ways: bool = False
@@ -123,14 +130,50 @@ class Architecture:
         return self.base in ENCODERS or self.base in FALLBACKS
 
 
+class ModelRegistry:
+    """Architectures by name: those of this package, and those that are registered, which go first.
+
+        ModelRegistry.register_model("TidalForCausalLM", "tidal.family:tidal")
+
+    A registered architecture is known to the process that registers it.  A server's engine has a process of its own, so
+    for `vllm serve` the call belongs into a plugin (`vllm.plugins`).
+    """
+
+    @staticmethod
+    def register_model(name: str, definition: Definition) -> None:
+        """Say what the architecture that config.json calls `name` is made of.  Raises ConfigError for what can't be that."""
+        if isinstance(definition, str):
+            module, colon, attribute = definition.partition(":")
+            if not (colon and attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+                raise ConfigError(f"register_model({name!r}, {definition!r}): a text must be 'package.module:name'")
+        elif not callable(definition):
+            raise ConfigError(
+                f"register_model({name!r}, {definition!r}): give a function from a config to a TransformerSpec, a subclass "
+                "of Transformer, or where one is, as 'package.module:name'"
+            )
+        _registered[name] = definition
+
+    @staticmethod
+    def get_supported_archs() -> list[str]:
+        """Return the names of the architectures that generate, and of all that are registered."""
+        return sorted({*ARCHITECTURES, *_registered})
+
+
+def registered() -> frozenset[str]:
+    """Return the names of the architectures that are not part of this package."""
+    return frozenset(_registered)
+
+
 def find(config: Any) -> Architecture:
     """Return the first of a config's architectures that is supported.  Raises ModelError if there is none."""
     names = list(config.architectures or ())
     for name in names:
         if found := _parse(name, config):
             return found if found.is_encoder else replace(found, both_ways=found.both_ways or _sees_both_ways(config))
-    hint = did_you_mean(names[0], ARCHITECTURES) if names else " The config names no architecture."
-    known = f"{', '.join(ARCHITECTURES)}; the same with another head; {', '.join(ENCODERS)} with Model or a head"
+    hint = (
+        did_you_mean(names[0], ModelRegistry.get_supported_archs()) if names else " The config names no architecture."
+    )
+    known = f"{', '.join(ModelRegistry.get_supported_archs())}; the same with another head; {', '.join(ENCODERS)} with Model or a head"
     raise ModelError(f"architectures={names} are not supported; known are {known}.{hint}")
 
 
@@ -155,6 +198,8 @@ def build(
         from vllm.models.fallback import build_fallback
 
         return build_fallback(architecture, config, placement, pooling, folder)
+    if is_module(definition := load_definition(architecture)):
+        return _build_module(architecture, definition, config, placement, max_model_len, pooling)
     spec = spec_of(config)
     if pooling is None:
         if not spec.is_causal:
@@ -166,11 +211,58 @@ def build(
 
 def spec_of(config: Any) -> TransformerSpec:
     """Return the spec of a transformers config.  Raises ModelError for what is not supported."""
+    from vllm.models.spec import TransformerSpec
+
     known = find(config)
     refuse_quantized(known, config)
-    family, _, function = known.body.partition(":")
-    spec: TransformerSpec = getattr(importlib.import_module(f"vllm.models.families.{family}"), function)(config)
+    spec = load_definition(known)(config)
+    if not isinstance(spec, TransformerSpec):
+        raise ModelError(f"{known.name}: {known.body} returned a {type(spec).__name__} instead of a TransformerSpec")
     return _both_ways(spec) if known.both_ways else spec
+
+
+def load_definition(architecture: Architecture) -> Callable[..., Any]:
+    """Return what an architecture is made of.  Raises ModelError if it can't be imported."""
+    if not isinstance(architecture.body, str):
+        return architecture.body
+    module, _, name = architecture.body.partition(":")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a module's own code may raise anything
+        raise ModelError(
+            f"{architecture.name}: {architecture.body} cannot be imported ({type(error).__name__}: {error}); "
+            "is its package installed?"
+        ) from error
+    return found
+
+
+def is_module(definition: Callable[..., Any]) -> bool:
+    """Whether an architecture is a module of its own, not a spec."""
+    return isinstance(definition, type)
+
+
+def _build_module(
+    architecture: Architecture,
+    module: Callable[..., Any],
+    config: Any,
+    placement: Placement,
+    max_model_len: int,
+    pooling: Pooling | None,
+) -> Transformer:
+    from vllm.layers.transformer import Transformer
+
+    refuse_quantized(architecture, config)
+    if pooling is not None:
+        raise ModelError(
+            f"{architecture.name} is a module of its own ({module.__module__}), which generates; to have it pool, "
+            "describe it by a TransformerSpec"
+        )
+    model = module(config, placement, max_model_len)
+    if not isinstance(model, Transformer):
+        raise ModelError(
+            f"{architecture.name}: {module.__qualname__} is no subclass of vllm.layers.transformer.Transformer"
+        )
+    return model
 
 
 def refuse_quantized(architecture: Architecture, config: Any) -> None:
@@ -200,8 +292,11 @@ def _sees_both_ways(config: Any) -> bool:
 
 
 def _parse(name: str, config: Any) -> Architecture | None:
+    if name in _registered:
+        head = next((head for end, head in HEADS.items() if name.endswith(end)), "generate")
+        return Architecture(name, _base(name), _registered[name], head)
     if name in ARCHITECTURES:
-        return Architecture(name, _base(name), ARCHITECTURES[name], "generate")
+        return Architecture(name, _base(name), _family(ARCHITECTURES[name]), "generate")
     if name == "HF_ColBERT":
         return _with_base(name, _COLBERT_BASES.get(config.model_type, ""), "token_embed")
     ends = [end for end in HEADS if name.endswith(end) and HEADS[end] != "generate"]
@@ -214,11 +309,16 @@ def _with_base(name: str, base: str, head: str) -> Architecture | None:
     if base in FALLBACKS:
         return Architecture(name, base, "", head)
     if base in ENCODERS:
-        return Architecture(name, base, ENCODERS[base], head)
+        return Architecture(name, base, _family(ENCODERS[base]), head)
     end = next((end for end in _BOTH_WAYS if base.endswith(end)), "")
     base = base.removesuffix(end).removesuffix("Text")
-    body = next((body for known, body in ARCHITECTURES.items() if _base(known) == base), None)
+    own = next((body for known, body in _registered.items() if _base(known) == base), None)
+    body = own or next((_family(body) for known, body in ARCHITECTURES.items() if _base(known) == base), None)
     return Architecture(name, base, body, head, bool(end)) if body else None
+
+
+def _family(body: str) -> str:
+    return f"vllm.models.families.{body}"
 
 
 def _base(name: str) -> str:

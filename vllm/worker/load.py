@@ -22,8 +22,9 @@ from vllm.layers.pooler import Pooler
 from vllm.layers.step import Step
 from vllm.layers.transformer import Transformer
 from vllm.loader.dummy import fill_dummy
+from vllm.loader.files import weight_files
 from vllm.loader.fill import fill
-from vllm.loader.read import check_files, tensors, weight_files
+from vllm.loader.read import check_files, tensors
 from vllm.logging import get_logger
 from vllm.models.heads import head_files
 from vllm.models.registry import build

@@ -16,7 +16,7 @@ from typing import Any
 
 from vllm.config import EngineArgs
 from vllm.entrypoints.cli.options import add_engine_options, add_model, engine_options
-from vllm.errors import ConfigError
+from vllm.errors import ConfigError, ModelError
 
 EPILOG = "The exit status is 0 if the model is right, 1 if it is not.  transformers loads the model a second time, in float32."
 
@@ -188,17 +188,8 @@ def _speeds(llm: Any, prompt: list[int], max_tokens: int) -> tuple[float, float]
 def _reference(runs: list[Run], model: Any, dtype: str, overrides: dict[str, Any]) -> list[Any]:
     """Return transformers' logits for each run's new tokens, [N, V] in float32."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
-    config.update(overrides)
-    reference = AutoModelForCausalLM.from_pretrained(
-        model.path,
-        config=config,
-        dtype=getattr(torch, dtype),
-        attn_implementation="eager",
-        trust_remote_code=model.trust_remote_code,
-    ).eval()
+    reference = _load_reference(model, getattr(torch, dtype), overrides)
     found = []
     with torch.inference_mode():
         for one in runs:
@@ -208,6 +199,26 @@ def _reference(runs: list[Run], model: Any, dtype: str, overrides: dict[str, Any
     del reference
     gc.collect()
     return found
+
+
+def _load_reference(model: Any, dtype: Any, overrides: dict[str, Any]) -> Any:
+    """Load the model with transformers.  Raises ModelError if it can't."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    code = {"trust_remote_code": model.trust_remote_code, "code_revision": model.code_revision}
+    try:
+        config = AutoConfig.from_pretrained(model.path, **code)
+        config.update(overrides)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model.path, config=config, dtype=dtype, attn_implementation="eager", **code
+        )
+    except Exception as error:  # whatever transformers, or the model's own code, does not like
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = "" if model.trust_remote_code else "; if code comes with the checkpoint, pass --trust-remote-code"
+        raise ModelError(
+            f"{model.path}: transformers, which is to be compared with, can't load it: {reason}{hint}"
+        ) from error
+    return loaded.eval()
 
 
 def _error(some: list[Any], exact: list[Any]) -> float:

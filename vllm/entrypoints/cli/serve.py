@@ -95,7 +95,7 @@ def _refuse_swallowed_model(server: dict[str, Any]) -> None:
 def _say_what_there_is(download_dir: str | None) -> None:
     from huggingface_hub import constants
 
-    from vllm.loader.find import cached_models
+    from vllm.loader.huggingface import cached_models
 
     cache = Path(download_dir or constants.HF_HUB_CACHE).expanduser()
     names = cached_models(cache)
