@@ -51,7 +51,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "enable_sleep_mode": (False, None),
     "enable_prompt_embeds": (False, None),
     "logits_processors": (None, []),
-    "model_impl": ("auto", "vllm", None),
     "config_format": ("auto", "hf", None),
     "enable_expert_parallel": (False, None),
     "rope_scaling": (None, {}),
@@ -177,6 +176,11 @@ class EngineArgs:
     code_revision: str | None = option(
         None, "Branch, tag or commit of the checkpoint's Python code, where that is in a repository of its own."
     )
+    model_impl: str = option(
+        "auto",
+        "Whose modules compute the model: vllm, transformers (slower), or auto: transformers' where there are no others.",
+        ("auto", "vllm", "transformers"),
+    )
     hf_token: str | bool | None = option(None, "Token for the Hub; True: the stored one.")
     hf_overrides: dict[str, Any] = option({}, "Values that replace fields of the model's config.json.")
     download_dir: str | None = option(None, "Where downloads are kept; by default the Hub's own cache.")
@@ -270,6 +274,7 @@ class ModelConfig:
     """Sampling defaults of the generation config."""
     trust_remote_code: bool
     code_revision: str | None
+    model_impl: str
     load_format: str
     quantization: str | None
     """What weights are quantized to while they are loaded."""

@@ -326,7 +326,7 @@ def test_an_engine_streams_deltas_that_add_up(checkpoint: Callable[..., Path]) -
         ({"max_modle_len": 5}, TypeError, "Did you mean 'max_model_len'"),
         ({"dtype": "fp17"}, ConfigError, "dtype='fp17' is not one of"),
         ({"max_model_len": 513}, ConfigError, "max_model_len=513 is more than the 512"),
-        ({"tensor_parallel_size": 2}, ConfigError, "tensor_parallel_size=2 is not supported"),
+        ({"pipeline_parallel_size": 2}, ConfigError, "pipeline_parallel_size=2 is not supported"),
         ({"quantization": "awq"}, ConfigError, "quantization='awq' is not one of"),
         ({"kv_cache_memory_bytes": 1000}, ConfigError, "not enough memory: one sequence of max_model_len=512 needs"),
         ({"gpu_memory_utilization": 1e-9}, ConfigError, "not enough memory: .* gpu_memory_utilization"),

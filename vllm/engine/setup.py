@@ -45,6 +45,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         code_revision=args.code_revision,
         hf_overrides=args.hf_overrides,
         own_architectures=registered(),
+        by_transformers=args.model_impl == "transformers",
     )
     text_config = hf_config.get_text_config()
     check_sizes(path, lambda name: getattr(text_config, name, None))
@@ -62,7 +63,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         model=args.model,
         path=str(path),
         tokenizer_path=None if tokenizer_path is None else str(tokenizer_path),
-        architecture=architecture_of(hf_config),
+        architecture=architecture_of(hf_config, args.model_impl),
         hf_config=hf_config,
         dtype=_dtype(args.dtype, dtype_of(hf_config), device),
         max_model_len=max_model_len,
@@ -75,6 +76,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         ),
         trust_remote_code=args.trust_remote_code,
         code_revision=args.code_revision,
+        model_impl=args.model_impl,
         load_format=args.load_format,
         quantization=args.quantization,
         chat_template=args.chat_template,
@@ -171,6 +173,7 @@ def _pooling(args: EngineArgs, hf_config: Any, path: Path) -> Pooling | None:
         convert=args.convert,
         task=args.task,
         pooler_config=PoolerConfig(**given) if given else None,
+        impl=args.model_impl,
     )
 
 

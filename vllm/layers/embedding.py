@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from vllm import ops
-from vllm.layers.linear import Linear
 from vllm.layers.placement import Placement
 from vllm.layers.step import Step
 from vllm.weights import Window
@@ -110,8 +109,9 @@ class TiedLinear(nn.Module):
 class Head(nn.Module):
     """Logits, in float32.  [R, D] -> [R, V]"""
 
-    def __init__(self, project: nn.Module, vocabulary: Linear | TiedLinear, softcap: float) -> None:
-        """`softcap` above 0: logits become softcap · tanh(logits / softcap)."""
+    def __init__(self, project: nn.Module, vocabulary: nn.Module, softcap: float) -> None:
+        """`vocabulary` takes hidden states and the dtype of its result; `softcap` above 0: logits become
+        softcap · tanh(logits / softcap)."""
         super().__init__()
         self.project = project
         self.vocabulary = vocabulary

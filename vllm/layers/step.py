@@ -5,12 +5,34 @@ T tokens of R rows lie one after another, unpadded; row r owns tokens [first[r],
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from vllm.ops.attention import AttentionBackend, AttentionPlan
+
+
+class Rows:
+    """The rows of a step, on the host: for modules that keep something of a sequence by themselves."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, int, int, bool]] = []
+        self._living: Collection[int] = ()
+
+    def place(self, rows: list[tuple[int, int, int, int, bool]], living: Collection[int]) -> None:
+        """Take note of a step's rows, and of all slots that a sequence holds."""
+        self._rows, self._living = rows, living
+
+    def each(self) -> Iterator[tuple[int, int, int, int, bool]]:
+        """Yield each row's slot, its first token in the step, that token's position, how many there are, and whether the
+        results of all of them are wanted, not of the last alone."""
+        return iter(self._rows)
+
+    def living(self) -> Set[int]:
+        """Return the slots that a sequence holds."""
+        return set(self._living)
 
 
 @dataclass(slots=True)
@@ -31,6 +53,7 @@ class Step:
     """The cache group of each attention layer."""
     attention: AttentionBackend
     """Made the caches and the plans."""
+    rows: Rows = field(default_factory=Rows)
 
     def first(self, num_tokens: int) -> Step:
         """Return the step's first tokens as a step."""

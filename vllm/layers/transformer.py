@@ -65,9 +65,16 @@ class Transformer(nn.Module):
         return tuple(layer.cache_spec for layer in sorted(layers, key=lambda layer: layer.index))
 
     @property
+    def remembers(self) -> bool:
+        """Whether it keeps what it knows of a sequence by itself, by slot."""
+        return getattr(self.entry, "remembers", False)
+
+    @property
     def whole_prompts(self) -> bool:
         """Whether a prompt must be computed in one step: tokens see those behind them, or nothing keeps them."""
         specs = self.cache_specs
+        if self.remembers:
+            return False
         return not specs or any(isinstance(spec, Scratch) for spec in specs)
 
     @property

@@ -62,17 +62,19 @@ def read_config(
     code_revision: str | None = None,
     hf_overrides: Overrides | None = None,
     own_architectures: Collection[str] = (),
+    by_transformers: bool = False,
 ) -> PretrainedConfig | PlainConfig:
     """Return the configuration of the model in the folder `path`.
 
     `hf_overrides` is a mapping that is merged into config.json, or a function from the configuration to a changed
     one.  With `trust_remote_code` a configuration class that comes with the model is used where transformers has none; it
     may lie in another repository, of which `code_revision` is taken.  A model type that nobody knows is taken as it stands
-    for one of `own_architectures`: the configuration has the file's entries as attributes.
+    for one of `own_architectures`: the configuration has the file's entries as attributes.  `by_transformers`: it is always
+    of transformers' class.
     Raises ModelError if the file is missing, damaged or not understood, ConfigError for an override without effect.
     """
     raw = translated(_read_model_json(path))
-    plain = None if hf_overrides else plain_config(raw, path)
+    plain = None if hf_overrides or by_transformers else plain_config(raw, path)
     config = plain or _config_of_transformers(
         path, raw, hf_overrides, _Code(trust_remote_code, code_revision), own_architectures
     )
@@ -123,9 +125,14 @@ def _read_model_json(path: Path) -> dict[str, Any]:
     raise ModelError(f"{path} has no config.json{hint}")
 
 
+def _number(entry: dict[str, Any]) -> Any:
+    """Return an infinite number, which transformers writes as an object, since JSON has none."""
+    return float(entry["__float__"]) if entry.keys() == {"__float__"} else entry
+
+
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes(), object_hook=_number)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{file} is not JSON ({error}); fetch it again") from error
     except OSError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.errors import ConfigError, ModelError, did_you_mean
+from vllm.models.foreign_names import DECODERS
 from vllm.pooling_params import Pooling
 
 if TYPE_CHECKING:
@@ -164,12 +165,22 @@ def registered() -> frozenset[str]:
     return frozenset(_registered)
 
 
-def find(config: Any) -> Architecture:
-    """Return the first of a config's architectures that is supported.  Raises ModelError if there is none."""
+def find(config: Any, impl: str = "auto") -> Architecture:
+    """Return the first of a config's architectures that is supported.  Raises ModelError if there is none.
+
+    `impl` says whose modules compute it: vllm, transformers, or auto, transformers' where there are no others.
+    """
     names = list(config.architectures or ())
+    if impl == "transformers":
+        if not names:
+            raise ModelError("model_impl='transformers': the config names no architecture")
+        return Architecture(names[0], _base(names[0]), "", "generate")
     for name in names:
         if found := _parse(name, config):
             return found if found.is_encoder else replace(found, both_ways=found.both_ways or _sees_both_ways(config))
+    for name in names if impl == "auto" else ():
+        if name in DECODERS or _comes_with_code(config):
+            return Architecture(name, _base(name), "", "generate")
     hint = (
         did_you_mean(names[0], ModelRegistry.get_supported_archs()) if names else " The config names no architecture."
     )
@@ -177,13 +188,26 @@ def find(config: Any) -> Architecture:
     raise ModelError(f"architectures={names} are not supported; known are {known}.{hint}")
 
 
-def architecture_of(config: Any) -> str:
+def architecture_of(config: Any, impl: str = "auto") -> str:
     """Return the name of the config's architecture.  Raises ModelError if it is not supported."""
-    return find(config).name
+    return find(config, impl).name
+
+
+def _comes_with_code(config: Any) -> bool:
+    """Whether the model's own code comes with it, which the user has said may run."""
+    trusted = type(config).__module__.startswith("transformers_modules")
+    return trusted and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
 
 
 def build(
-    config: Any, placement: Placement, max_model_len: int, pooling: Pooling | None = None, folder: Path | None = None
+    config: Any,
+    placement: Placement,
+    max_model_len: int,
+    pooling: Pooling | None = None,
+    folder: Path | None = None,
+    *,
+    impl: str = "auto",
+    dummy: bool = False,
 ) -> Transformer:
     """Make the model that a transformers config describes, for sequences of up to `max_model_len` tokens.
 
@@ -193,7 +217,13 @@ def build(
     from vllm.models.build import build_transformer
     from vllm.models.heads import Body, make_pooler
 
-    architecture = find(config)
+    architecture = find(config, impl)
+    if not architecture.body and architecture.head == "generate":
+        from vllm.models.fallback_decoder import build_foreign_decoder
+
+        if pooling is not None:
+            raise ModelError(f"{architecture.name} is computed by transformers' module, which generates; it can't pool")
+        return build_foreign_decoder(architecture, config, placement, None if dummy else folder)
     if not architecture.body:
         from vllm.models.fallback import build_fallback
 

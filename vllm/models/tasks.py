@@ -56,12 +56,13 @@ def resolve_pooling(
     convert: str = "auto",
     task: str = "auto",
     pooler_config: PoolerConfig | None = None,
+    impl: str = "auto",
 ) -> Pooling | None:
     """Return how a model pools, or None if it generates.
 
     Raises ConfigError for a runner, conversion or task that the model can't have.
     """
-    architecture = find(hf_config)
+    architecture = find(hf_config, impl)
     stored = read_sentence_transformer(folder)
     runner, convert = _wanted(runner, convert, task)
     pools = architecture.head != "generate" or architecture.both_ways

@@ -75,7 +75,15 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     check_files(files)
     free = group.least(free_memory(config.device), device)
     placement, folder = Placement(dtype, device, settings.quantization, group), Path(settings.path)
-    model = build(settings.hf_config, placement, settings.max_model_len, settings.pooling, folder).eval()
+    model = build(
+        settings.hf_config,
+        placement,
+        settings.max_model_len,
+        settings.pooling,
+        folder,
+        impl=settings.model_impl,
+        dummy=settings.load_format == "dummy",
+    ).eval()
     groups = group_layers(model.cache_specs)
     kept = tuple(group for group in groups if not isinstance(group.spec, Scratch))
     scratch = tuple(group for group in groups if isinstance(group.spec, Scratch))
@@ -154,6 +162,7 @@ def _step(
         tuple(caches[layer] for layer in range(len(caches))),
         tuple(group_of[layer] for layer in range(len(caches))),
         backend,
+        tables.rows,
     )
 
 
@@ -176,6 +185,8 @@ def _purpose(config: EngineConfig, hidden: HiddenStates, tables: SlotTables) -> 
 
 
 def _fill(config: EngineConfig, model: Transformer, files: list[Path], progress: bool) -> None:
+    if model.remembers:  # it has read them itself
+        return
     if not files:
         fill_dummy(model.windows(), seed=config.model.seed, device=config.device)
         return
@@ -221,6 +232,8 @@ class _CacheMemory:
 def _activations(config: EngineConfig, scheduler: SchedulerConfig, model: Transformer) -> int:
     """Bytes of the largest step: a few float32 copies of its widest layer, and of its logits."""
     widths = [matrix.shape.rows for matrix in model.blocks.modules() if isinstance(matrix, Matrix)]
-    widest = max(widths, default=8 * config.model.hf_config.hidden_size)  # of a module that isn't ours: a guess
+    text_config = config.model.hf_config.get_text_config()
+    widest = max(widths, default=8 * text_config.hidden_size)  # of a module that isn't ours: a guess
+    widest += config.model.vocab_size if model.remembers else 0
     rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens) if config.model.pooling is None else 0
     return 4 * (6 * widest * scheduler.max_num_batched_tokens + 2 * config.model.vocab_size * rows)

@@ -118,10 +118,19 @@ def test_a_mistake_is_one_line(
 
 
 def test_options_that_cannot_matter_are_taken_and_missing_features_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["run", "--enforce-eager", "--swap-space", "4", "--tensor-parallel-size", "1", "Hello", "--max-tokens=1"]
+    command = [
+        "run",
+        "--enforce-eager",
+        "--swap-space",
+        "4",
+        "--pipeline-parallel-size",
+        "1",
+        "Hello",
+        "--max-tokens=1",
+    ]
     assert main(command) == 0
-    assert main(["run", "Hello", "--tensor-parallel-size", "2"]) == 1
-    assert "vllm: tensor_parallel_size=2 is not supported by this version" in capsys.readouterr().err
+    assert main(["run", "Hello", "--pipeline-parallel-size", "2"]) == 1
+    assert "vllm: pipeline_parallel_size=2 is not supported by this version" in capsys.readouterr().err
 
 
 def test_every_option_of_the_engine_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,9 +21,10 @@ _SWITCHES = ("enable_", "disable_", "enforce_", "use_", "worker_use_")
 
 GROUPS = {
     "model": (
-        *("revision", "trust_remote_code", "code_revision", "hf_token", "hf_overrides", "download_dir", "load_format"),
-        *("dtype", "quantization", "max_model_len"),
+        *("revision", "trust_remote_code", "code_revision", "hf_token", "hf_overrides", "download_dir"),
+        *("load_format", "model_impl", "dtype", "quantization", "max_model_len"),
     ),
+    "devices": ("device", "tensor_parallel_size"),
     "task": ("task", "runner", "convert", "pooler_config", "override_pooler_config"),
     "tokenizer and templates": ("tokenizer", "tokenizer_revision", "skip_tokenizer_init", "chat_template"),
     "sampling": ("generation_config", "override_generation_config", "seed", "max_logprobs", "logprobs_mode"),
