@@ -1,4 +1,4 @@
-"""The engine on a GPU beside transformers on the same one:  python -m benchmarks.gpu [--shape NAME] [--out FILE]
+"""The engine on a GPU beside transformers on the same one:  python -m benchmarks.gpu [--shape NAME] [--out FOLDER]
 
 Weights are random and made on the device.  First the device itself is measured, then tiny models are compared with the CPU, token by
 token, then each shape is run by each engine in a process of its own.  A floor is what the work would take if the device did
@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+GPU = "gpu.json"
 SEED = 20250101
 CONTEXT = 1024
 STEPS = 40
@@ -302,34 +304,64 @@ def run_transformers(shape: str) -> dict[str, Any]:
 # ── the report ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def report(shape: str, device: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Return lines of a table in Markdown."""
-    lines = [
-        f"### {shape}, bfloat16",
-        "",
-        "| work | this engine | share of the floor | transformers | ratio |",
-        "|---|---|---|---|---|",
-    ]
+def lines(record: dict[str, Any]) -> Iterator[str]:
+    """Yield what a record says, in Markdown."""
+    device = record["device"]
+    yield (
+        f"{device['name']}, torch {device['torch']}: a copy moves {device['copy'] / 1e12:.2f} TB/s, a sum reads "
+        f"{device['read'] / 1e12:.2f} TB/s, a product of 8192³ in bfloat16 runs at {device['matrix'] / 1e12:.0f} TFLOP/s. "
+        f"`{record['command']}`, {record['made']}. A floor is what the work would take if the device did nothing but read "
+        "the bytes it must as fast as it copies, or nothing but multiply as fast as it does the large product.\n"
+    )
+    if record.get("check"):
+        same = [kind for kind, found in record["check"].items() if all(found)]
+        other = [kind for kind, found in record["check"].items() if not all(found)]
+        yield f"Greedy tokens of tiny models in float32 are those of the CPU for {', '.join(same)}" + (
+            f"; not for {', '.join(other)}.\n" if other else ".\n"
+        )
+    for shape, found in record["shapes"].items():
+        if "failed" in found["ours"]:
+            yield f"{shape}: {found['ours']['failed']}\n"
+            continue
+        yield f"### {shape}, bfloat16\n"
+        yield from _table(shape, device, found["ours"], found.get("transformers") or {})
+        yield ""
+        for count, several in found.get("several", {}).items():
+            yield from _several(count, found["ours"], several)
+
+
+def _table(shape: str, device: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
+    yield "| work | this engine | share of the floor | transformers | ratio |"
+    yield "|---|---|---|---|---|"
     for batch, (seconds, context) in ours["decode"].items():
         floor = decode_bytes(shape, int(batch), context) / device["copy"]
         other = theirs.get("decode", {}).get(batch)
-        compared = (f"{other * 1e3:.2f} ms", f"{other / seconds:.1f}×") if other else ("", "")
-        lines.append(
+        compared = f"{other * 1e3:.2f} ms | {other / seconds:.1f}×" if other else " | "
+        yield (
             f"| decode, {batch} sequences of about {context:.0f} tokens | {seconds * 1e3:.2f} ms a step, "
-            f"{int(batch) / seconds:,.0f} tokens/s | {floor / seconds:.0%} of the bandwidth | {' | '.join(compared)} |"
+            f"{int(batch) / seconds:,.0f} tokens/s | {floor / seconds:.0%} of the bandwidth | {compared} |"
         )
     share = prefill_operations(shape, LONG) / device["matrix"] / ours["prefill"]
-    lines.append(
-        f"| prefill of {LONG:,} tokens | {ours['prefill'] * 1e3:.0f} ms | {share:.0%} of the matrix rate | | |"
-    )
+    yield f"| prefill of {LONG:,} tokens | {ours['prefill'] * 1e3:.0f} ms | {share:.0%} of the matrix rate | | |"
     tokens = sum(count for _, count in mixed_load())
     other = theirs.get("mixed")
-    compared = (f"{tokens / other:,.0f} tokens/s", f"{other / ours['mixed']:.1f}×") if other else ("", "")
-    lines.append(
-        f"| {NUM_MIXED} requests of 32-512 tokens, 16-128 out | {tokens / ours['mixed']:,.0f} tokens/s | | {' | '.join(compared)} |"
+    compared = f"{tokens / other:,.0f} tokens/s | {other / ours['mixed']:.1f}×" if other else " | "
+    yield (
+        f"| {NUM_MIXED} requests of 32-512 tokens, 16-128 out, at once | {tokens / ours['mixed']:,.0f} tokens/s | | "
+        f"{compared} |"
     )
-    lines.append(f"| start to first token | {ours['start']:.1f} s | | | |")
-    return [*lines, ""]
+    yield f"| start to first token, weights made on the device | {ours['start']:.1f} s | | | |"
+
+
+def _several(count: str, ours: dict[str, Any], several: dict[str, Any]) -> Iterator[str]:
+    if "failed" in several:
+        yield f"On {count} GPUs: {several['failed']}.\n"
+        return
+    for batch, (seconds, _) in several["decode"].items():
+        gain = ours["decode"][batch][0] / seconds
+        yield f"* On {count} GPUs a decode step of {batch} takes {seconds * 1e3:.2f} ms, {gain:.2f}× as fast as on one."
+    yield f"* On {count} GPUs the prefill takes {several['prefill'] * 1e3:.0f} ms, {ours['prefill'] / several['prefill']:.2f}× as fast."
+    yield ""
 
 
 def _child(*arguments: str) -> Any:
@@ -349,7 +381,7 @@ def main() -> None:
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
     parser.add_argument("--no-check", action="store_true", help="leave out the comparison with the CPU")
     parser.add_argument("--several", type=int, default=1, help="measure this engine on so many GPUs too")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help=f"folder that gets {GPU}, which the report shows")
     parser.add_argument("--only", choices=("device", "check", "ours", "transformers"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     shape = options.shape[0]
@@ -362,36 +394,25 @@ def main() -> None:
     if options.only:
         print("\n" + json.dumps(single[options.only]()))
         return
-    device = _child("--only", "device")
-    record: dict[str, Any] = {"device": device, "check": None if options.no_check else _child("--only", "check")}
-    print(json.dumps(record), flush=True)
-    lines = [
-        f"{device['name']}, torch {device['torch']}: a copy moves {device['copy'] / 1e12:.2f} TB/s, a sum reads "
-        f"{device['read'] / 1e12:.2f} TB/s, a product of 8192³ in bfloat16 runs at {device['matrix'] / 1e12:.0f} TFLOP/s.",
-        "",
-    ]
+    record: dict[str, Any] = {
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
+        "device": _child("--only", "device"),
+        "check": None if options.no_check else _child("--only", "check"),
+        "shapes": {},
+    }
     for name in options.shape:
-        sizes = ["--batches", *map(str, options.batches), "--options", json.dumps(options.options)]
-        ours = _child("--only", "ours", "--shape", name, *sizes)
-        theirs = {} if options.no_peer else _child("--only", "transformers", "--shape", name)
-        record[name] = {"ours": ours, "transformers": theirs}
-        print(json.dumps(record[name]), flush=True)
-        if "failed" not in ours:
-            lines += report(name, device, ours, theirs)
+        sizes = ["--shape", name, "--batches", *map(str, options.batches), "--options"]
+        found = record["shapes"][name] = {"ours": _child("--only", "ours", *sizes, json.dumps(options.options))}
         if options.several > 1:
             more = options.options | {"tensor_parallel_size": options.several}
-            several = _child("--only", "ours", "--shape", name, *sizes[:-1], json.dumps(more))
-            record[name][f"on {options.several}"] = several
-            print(json.dumps(several), flush=True)
-            for batch, (seconds, _) in several.get("decode", {}).items():
-                gain = ours["decode"][batch][0] / seconds
-                lines.append(
-                    f"* On {options.several} GPUs a decode step of {batch} takes {seconds * 1e3:.2f} ms, {gain:.2f}× as fast."
-                )
-    print("\n".join(lines))
+            found["several"] = {str(options.several): _child("--only", "ours", *sizes, json.dumps(more))}
+        if not options.no_peer:
+            found["transformers"] = _child("--only", "transformers", "--shape", name)
+        print(json.dumps(record), flush=True)
+    print("\n".join(lines(record)))
     if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text("\n".join(lines))
+        (options.out / GPU).write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

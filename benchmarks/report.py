@@ -15,6 +15,8 @@ from typing import Any
 from benchmarks import goals
 from benchmarks.embeddings import COUNT, EMBEDDINGS, LONGEST, SHORTEST
 from benchmarks.embeddings import rows as embedding_rows
+from benchmarks.gpu import GPU
+from benchmarks.gpu import lines as gpu_lines
 from benchmarks.measures import TITLES, median
 from benchmarks.plot import draw
 from benchmarks.quality import EXACT, QUALITY
@@ -23,7 +25,7 @@ from benchmarks.server import rows as server_rows
 from benchmarks.summary import Series, Summary
 
 RECORD, PAGE, PLOT = "results.json", "RESULTS.md", "results.svg"
-BESIDE = (EMBEDDINGS, QUALITY, SERVER)
+BESIDE = (EMBEDDINGS, QUALITY, SERVER, GPU)
 GIGA = 1e9
 OURS = {"bf16": "ours-bf16", "int8": "ours-int8", "int4": "ours-int4"}
 REFERENCE = "transformers"
@@ -58,11 +60,18 @@ def render(summary: Summary, beside: Mapping[str, Any]) -> str:
         *_embeddings(beside.get(EMBEDDINGS)),
         *_quality(beside.get(QUALITY) or {}),
         *_server(beside.get(SERVER) or {}),
+        *_gpu(beside.get(GPU)),
         *_same_tokens(summary),
         *_absent(summary),
         *_facts(summary),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _gpu(record: dict[str, Any] | None) -> Iterator[str]:
+    if record:
+        yield "## On a GPU\n"
+        yield from gpu_lines(record)
 
 
 def _opening(summary: Summary) -> Iterator[str]:
