@@ -37,6 +37,19 @@ class PostNorm(nn.Module):
         return self.after_ffn(self.ffn(x, x))
 
 
+class AfterBranch(nn.Module):
+    """Branch, then norm, then add: olmo2."""
+
+    def __init__(self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module]) -> None:
+        super().__init__()
+        self.attention, self.ffn = attention, ffn
+        self.after_attention, self.after_ffn = norms
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        x = self.after_attention(self.attention(x, step), x)
+        return self.after_ffn(self.ffn(x), x)
+
+
 class Sandwich(nn.Module):
     """Norm, then branch, then norm, then add: gemma2."""
 
@@ -53,7 +66,7 @@ class Sandwich(nn.Module):
 
 
 class Parallel(nn.Module):
-    """Both branches read the same input: gpt-neox."""
+    """Both branches read the same input, under norms of their own (gpt-neox) or under one (phi)."""
 
     def __init__(self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module]) -> None:
         super().__init__()

@@ -109,14 +109,17 @@ class TiedLinear(nn.Module):
 class Head(nn.Module):
     """Logits, in float32.  [R, D] -> [R, V]"""
 
-    def __init__(self, project: nn.Module, vocabulary: nn.Module, softcap: float) -> None:
+    def __init__(self, project: nn.Module, vocabulary: nn.Module, softcap: float, scale: float = 1.0) -> None:
         """`vocabulary` takes hidden states and the dtype of its result; `softcap` above 0: logits become
-        softcap · tanh(logits / softcap)."""
+        softcap · tanh(logits / softcap).  `scale`: they are multiplied with it first."""
         super().__init__()
         self.project = project
         self.vocabulary = vocabulary
         self.softcap = softcap
+        self.scale = scale
 
     def forward(self, hidden: Tensor) -> Tensor:
         logits = self.vocabulary(self.project(hidden), dtype=torch.float32)
+        if self.scale != 1.0:
+            logits = logits * self.scale
         return ops.softcap(logits, self.softcap) if self.softcap else logits

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vllm import ops
 from vllm.layers.linear import Linear
 from vllm.layers.placement import Placement
+from vllm.ops.activations import activation
 from vllm.ops.matrix import Matrix
 from vllm.weights import Window
 
@@ -74,3 +75,20 @@ class MoE(nn.Module):
             yield Window(f"{names.gate}.weight", gate_up.place(0, inner))
             yield Window(f"{names.up}.weight", gate_up.place(inner, inner))
             yield Window(f"{names.down}.weight", down.place(0, down.shape.rows))
+
+
+class SharedMoE(nn.Module):
+    """Networks of which each token chooses some, and one that all of them pass.  [T, D] -> [T, D]"""
+
+    def __init__(self, chosen: MoE, shared: Mlp, gate: Linear | None) -> None:
+        """`gate` weights the shared network's result, token by token."""
+        super().__init__()
+        self.chosen = chosen
+        self.shared = shared
+        self.gate = gate
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.gate is None:
+            return self.shared(x, self.chosen(x, residual))
+        weight = activation(self.gate(x), "sigmoid")
+        return ops.add(self.chosen(x, residual), self.shared(x) * weight)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from vllm import ops
@@ -32,11 +34,21 @@ class LayerNorm(nn.Module):
     """(x - mean(x)) / deviation(x) · weight + bias; without the last two if not affine.  [..., D] -> [..., D]"""
 
     def __init__(
-        self, width: int, name: str, placement: Placement, eps: float, *, affine: bool = True, bias: bool = True
+        self,
+        width: int,
+        name: str,
+        placement: Placement,
+        eps: float,
+        offset: float = 0.0,
+        *,
+        affine: bool = True,
+        bias: bool = True,
     ) -> None:
+        """`offset` is what the checkpoint's weights are less by."""
         super().__init__()
         self.name = name
         self.eps = eps
+        self.offset = offset
         self.weight = placement.parameter(width) if affine else None
         self.bias = placement.parameter(width) if affine and bias else None
 
@@ -45,6 +57,19 @@ class LayerNorm(nn.Module):
 
     def windows(self) -> Iterator[Window]:
         if self.weight is not None:
-            yield Window(f"{self.name}.weight", TensorPlace(self.weight))
+            cut = partial(torch.add, self.offset) if self.offset else None
+            yield Window(f"{self.name}.weight", TensorPlace(self.weight), cut)
         if self.bias is not None:
             yield Window(f"{self.name}.bias", TensorPlace(self.bias))
+
+
+class HeadsNorm(nn.Module):
+    """A norm over all heads of a token together.  [T, H, E] -> [T, H, E]"""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(x.flatten(1))
+        return y.unflatten(1, x.shape[1:])

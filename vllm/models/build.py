@@ -7,16 +7,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from vllm import ops
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.layers.attention import Attention
-from vllm.layers.blocks import Parallel, PostNorm, PreNorm, Sandwich
+from vllm.layers.blocks import AfterBranch, Parallel, PostNorm, PreNorm, Sandwich
 from vllm.layers.embedding import Embedding, Head, Positions, Sum, TiedLinear, TokenInput, TokenTypes
 from vllm.layers.linear import Linear, Part, split
-from vllm.layers.mlp import ExpertNames, Mlp, MoE
-from vllm.layers.norm import LayerNorm, RmsNorm
+from vllm.layers.mlp import ExpertNames, Mlp, MoE, SharedMoE
+from vllm.layers.norm import HeadsNorm, LayerNorm, RmsNorm
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
 from vllm.layers.position_bias import Alibi, Buckets, RelativeBias, alibi_slopes
@@ -31,8 +32,10 @@ _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "pre": (PreNorm, ("norm1", "norm2")),
     "pre_ffn": (PreNorm, ("", "norm2")),
     "post": (PostNorm, ("norm1", "norm2")),
+    "after": (AfterBranch, ("norm1_after", "norm2_after")),
     "sandwich": (Sandwich, ("norm1", "norm1_after", "norm2", "norm2_after")),
     "parallel": (Parallel, ("norm1", "norm2")),
+    "parallel_one": (Parallel, ("norm1", "norm1")),
 }
 """Block → its class, and the roles of its norms in the order it takes them; "" where there is none."""
 
@@ -118,10 +121,10 @@ class _Builder:
         if spec.entry.width:
             project = Linear(spec.width, [Part(spec.names["project_out"], spec.entry.width)], self.placement)
         if spec.tied:
-            return Head(project, TiedLinear(tokens, self.placement), spec.logit_softcap)
+            return Head(project, TiedLinear(tokens, self.placement), spec.logit_softcap, spec.logit_scale)
         parts = [Part(spec.names["head"], spec.entry.vocab_size)]
-        vocabulary = Linear(self.embed_width, parts, self.placement, shard="gathered")
-        return Head(project, vocabulary, spec.logit_softcap)
+        vocabulary = Linear(self.embed_width, parts, self.placement, bias=spec.head_bias, shard="gathered")
+        return Head(project, vocabulary, spec.logit_softcap, spec.logit_scale)
 
     def block(self, index: int, layer: LayerSpec) -> nn.Module:
         kind, roles = _BLOCKS[layer.block]
@@ -137,7 +140,7 @@ class _Builder:
                 "check num_attention_heads and num_key_value_heads in the model's config"
             )
         qkv = self.linear(self.spec.width, self.qkv_parts(index, attention), attention.qkv_bias, shard="rows")
-        out = [Part(self.name("o", index), self.spec.width)]
+        out = [self.branch_end(self.name("o", index))]
         options, bias = self.options(attention)
         group = self.placement.group
         heads = (
@@ -185,8 +188,13 @@ class _Builder:
         self.check_activation(mlp.activation)
         parts = self.up_parts(index, mlp)
         up = self.linear(self.spec.width, parts, mlp.up_bias, activation=mlp.activation, gated=mlp.gated, shard="rows")
-        down = [Part(self.name("down", index), self.spec.width)]
+        down = [self.branch_end(self.name("down", index))]
         return Mlp(up, self.linear(mlp.width, down, mlp.down_bias, shard="width"))
+
+    def branch_end(self, name: str) -> Part:
+        """Return the part of a branch's last product, which scales the branch."""
+        scale = self.spec.branch_scale
+        return Part(name, self.spec.width, None if scale == 1.0 else partial(torch.mul, scale))
 
     def up_parts(self, index: int, mlp: MlpSpec) -> list[Part]:
         if not mlp.gated:
@@ -203,7 +211,7 @@ class _Builder:
             raise ConfigError("mixtures of experts can't be shared among processes; use tensor_parallel_size=1")
         self.check_activation(moe.activation)
         roles = ("expert_gate", "expert_up", "expert_down")
-        return MoE(
+        chosen = MoE(
             Linear(self.spec.width, [Part(self.name("router", index), moe.num_experts)], self.placement.unquantized),
             [ExpertNames(*(self.name(role, index, expert) for role in roles)) for expert in range(moe.num_experts)],
             (self.spec.width, moe.width),
@@ -212,6 +220,15 @@ class _Builder:
             renormalize=moe.renormalize,
             activation=moe.activation,
         )
+        if not moe.shared_width:
+            return chosen
+        up = [Part(self.name(role, index), moe.shared_width) for role in ("shared_gate", "shared_up")]
+        shared = Mlp(
+            self.linear(self.spec.width, up, False, activation=moe.activation, gated=True),
+            self.linear(moe.shared_width, [Part(self.name("shared_down", index), self.spec.width)], False),
+        )
+        gate = [Part(self.name("shared_router", index), 1)] if moe.shared_gate else []
+        return SharedMoE(chosen, shared, Linear(self.spec.width, gate, self.placement.unquantized) if gate else None)
 
     def linear(self, width: int, parts: list[Part], bias: bool, **options: Any) -> Linear:
         transposed = self.spec.transposed
@@ -222,7 +239,9 @@ class _Builder:
         norm = self.spec.norm
         if norm.kind == "rms":
             return self.once(partial(RmsNorm, width, name, self.placement, norm.eps, norm.offset), name)
-        make = partial(LayerNorm, width, name, self.placement, norm.eps, affine=norm.affine, bias=norm.bias)
+        make = partial(
+            LayerNorm, width, name, self.placement, norm.eps, norm.offset, affine=norm.affine, bias=norm.bias
+        )
         return self.once(make, name)
 
     def once(self, make: Callable[[], Module], *names: str) -> Module:
@@ -231,7 +250,14 @@ class _Builder:
         return cast("Module", self.shared[names])
 
     def head_norm(self, role: str, index: int, attention: AttentionSpec) -> nn.Module:
-        return self.norm(attention.head_dim, self.name(role, index)) if attention.head_norm else nn.Identity()
+        if attention.head_norm == "head":
+            return self.norm(attention.head_dim, self.name(role, index))
+        if attention.head_norm == "":
+            return nn.Identity()
+        if self.placement.group.size > 1:
+            raise ConfigError("a norm over all heads can't be shared among processes; use tensor_parallel_size=1")
+        count = attention.heads if role == "q_norm" else attention.kv_heads
+        return HeadsNorm(self.norm(count * attention.head_dim, self.name(role, index)))
 
     def rotary(self, rope: Rope | None) -> nn.Module:
         if rope is None:

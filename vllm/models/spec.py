@@ -30,8 +30,8 @@ class AttentionSpec:
     softcap: float = 0.0
     position_bias: Alibi | Buckets | None = None
     """What a score gets for the distance of query and key."""
-    head_norm: bool = False
-    """Each head of q and k is normalised."""
+    head_norm: Literal["", "head", "all"] = ""
+    """q and k are normalised: each head by itself, or all heads of a token together."""
     qkv_bias: bool = False
     out_bias: bool = False
     layout: QkvLayout = "split"
@@ -60,6 +60,10 @@ class MoeSpec:
     activation: str
     renormalize: bool
     """The chosen experts' weights sum to 1."""
+    shared_width: int = 0
+    """Of a network that every token passes beside those it chooses; 0: there is none."""
+    shared_gate: bool = False
+    """That network's result is weighted, token by token, by a sigmoid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class LayerSpec:
 
     attention: AttentionSpec
     ffn: MlpSpec | MoeSpec
-    block: Literal["pre", "pre_ffn", "post", "sandwich", "parallel"] = "pre"
+    block: Literal["pre", "pre_ffn", "post", "after", "sandwich", "parallel", "parallel_one"] = "pre"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ class NormSpec:
     kind: Literal["rms", "layer"]
     eps: float
     offset: float = 0.0
-    """Added to the weight of an rms norm."""
+    """Added to the weight."""
     affine: bool = True
     """A layer norm has a weight, and a bias unless `bias` says otherwise."""
     bias: bool = True
@@ -116,7 +120,7 @@ class TransformerSpec:
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
     layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, and per layer q, k, v or qkv, o, q_norm, k_norm, norm1, norm1_after, norm2, norm2_after, gate, up
-    or gate_up, down, router, expert_gate, expert_up, expert_down.
+    or gate_up, down, router, expert_gate, expert_up, expert_down, shared_gate, shared_up, shared_down, shared_router.
     """
 
     entry: EntrySpec
@@ -128,6 +132,11 @@ class TransformerSpec:
     """The head that generates is the embedding's table."""
     final_norm: bool = True
     logit_softcap: float = 0.0
+    logit_scale: float = 1.0
+    """What logits are multiplied with."""
+    head_bias: bool = False
+    branch_scale: float = 1.0
+    """What the result of a block's branch is multiplied with before it is added."""
     transposed: bool = False
     """The checkpoint stores the layers' matrices as [in, out]."""
     base_prefix: str = "model."

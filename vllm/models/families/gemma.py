@@ -38,7 +38,7 @@ def gemma3(config: Any) -> TransformerSpec:
 
     One that embeds sees what is behind a token too, as far as its window reaches.
     """
-    layers = _sandwiches(config, head_norm=True, causal=not config.use_bidirectional_attention)
+    layers = _sandwiches(config, head_norm="head", causal=not config.use_bidirectional_attention)
     return _decoder(config, layers, names=SANDWICH_NAMES)
 
 

@@ -64,7 +64,7 @@ def qwen3(config: Any) -> TransformerSpec:
 
     def layer(index: int) -> LayerSpec:
         typed = typed_layer(config, index)
-        return LayerSpec(attention_of(config, head_norm=True, qkv_bias=bias, out_bias=bias, **typed), mlp)
+        return LayerSpec(attention_of(config, head_norm="head", qkv_bias=bias, out_bias=bias, **typed), mlp)
 
     return decoder_of(config, layer)
 
@@ -76,13 +76,15 @@ def phi3(config: Any) -> TransformerSpec:
     return decoder_of(config, lambda index: layer)
 
 
-def decoder_of(config: Any, layer: Callable[[int], LayerSpec], **fields: Any) -> TransformerSpec:
-    """Return a decoder of the llama line; `fields` replace its fields."""
+def decoder_of(
+    config: Any, layer: Callable[[int], LayerSpec], norm: NormSpec | None = None, **fields: Any
+) -> TransformerSpec:
+    """Return a decoder of the llama line; `norm` and `fields` replace its fields."""
     spec = TransformerSpec(
         EntrySpec(config.vocab_size),
         config.hidden_size,
         tuple(layer(index) for index in range(config.num_hidden_layers)),
-        NormSpec("rms", config.rms_norm_eps),
+        norm or NormSpec("rms", config.rms_norm_eps),
         NAMES,
         config.tie_word_embeddings,
     )
@@ -94,7 +96,7 @@ def attention_of(config: Any, layer_type: str | None = None, **fields: Any) -> A
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     spec = AttentionSpec(
         config.num_attention_heads,
-        config.num_key_value_heads,
+        getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         head_dim,
         head_dim**-0.5,
         rope_of(config, head_dim, layer_type),

@@ -1,0 +1,197 @@
+"""The kin of the llama line: the same parts, put together or sized a little differently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from vllm.errors import ModelError
+from vllm.layers.rotary import Rope
+from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of, typed_layer
+from vllm.models.spec import EntrySpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
+
+AFTER_NAMES: Mapping[str, str] = {
+    **NAMES,
+    "norm1_after": "model.layers.{i}.post_attention_layernorm",
+    "norm2_after": "model.layers.{i}.post_feedforward_layernorm",
+}
+
+GLM4_NAMES: Mapping[str, str] = {
+    **NAMES,
+    "norm1_after": "model.layers.{i}.post_self_attn_layernorm",
+    "norm2": "model.layers.{i}.post_attention_layernorm",
+    "norm2_after": "model.layers.{i}.post_mlp_layernorm",
+}
+
+
+def seed_oss(config: Any) -> TransformerSpec:
+    """Llama with biases on q, k and v."""
+    bias, out_bias = config.attention_bias, config.attention_out_bias
+    mlp = replace(mlp_of(config), up_bias=config.mlp_bias, down_bias=config.mlp_bias)
+    layer = LayerSpec(attention_of(config, qkv_bias=bias, out_bias=out_bias), mlp)
+    return decoder_of(config, lambda index: layer)
+
+
+def arcee(config: Any) -> TransformerSpec:
+    """Llama with a feed-forward without a gate."""
+    bias, mlp_bias = config.attention_bias, config.mlp_bias
+    mlp = MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=mlp_bias, down_bias=mlp_bias)
+    layer = LayerSpec(attention_of(config, qkv_bias=bias, out_bias=bias), mlp)
+    return decoder_of(config, lambda index: layer)
+
+
+def windowed(config: Any) -> TransformerSpec:
+    """Llama with windows on some layers: ministral, cwm."""
+    mlp = mlp_of(config)
+    return decoder_of(config, lambda index: LayerSpec(attention_of(config, **typed_layer(config, index)), mlp))
+
+
+def ernie4_5(config: Any) -> TransformerSpec:
+    """Llama whose pairs of rotated elements are neighbours; helium too."""
+    bias = getattr(config, "use_bias", None)
+    bias = config.attention_bias if bias is None else bias
+    attention = _neighbours(attention_of(config, qkv_bias=bias, out_bias=bias and hasattr(config, "use_bias")))
+    mlp_bias = getattr(config, "use_bias", False) or getattr(config, "mlp_bias", False)
+    layer = LayerSpec(attention, replace(mlp_of(config), up_bias=mlp_bias, down_bias=mlp_bias))
+    return decoder_of(config, lambda index: layer)
+
+
+def smollm3(config: Any) -> TransformerSpec:
+    """Llama with layers that know no positions."""
+    bias, mlp = config.attention_bias, mlp_of(config)
+
+    def layer(index: int) -> LayerSpec:
+        windows = config.use_sliding_window and config.layer_types[index] == "sliding_attention"
+        window = config.sliding_window if windows else None
+        attention = attention_of(config, qkv_bias=bias, out_bias=bias, window=window)
+        return LayerSpec(attention if config.no_rope_layers[index] else replace(attention, rope=None), mlp)
+
+    return decoder_of(config, layer)
+
+
+def granite(config: Any) -> TransformerSpec:
+    """Llama with factors for embeddings, scores, branches and logits."""
+    bias, mlp_bias = config.attention_bias, config.mlp_bias
+    attention = attention_of(config, scale=config.attention_multiplier, qkv_bias=bias, out_bias=bias)
+    layer = LayerSpec(attention, replace(mlp_of(config), up_bias=mlp_bias, down_bias=mlp_bias))
+    return decoder_of(
+        config,
+        lambda index: layer,
+        entry=EntrySpec(config.vocab_size, scale=config.embedding_multiplier),
+        logit_scale=1 / config.logits_scaling,
+        branch_scale=config.residual_multiplier,
+    )
+
+
+def glm(config: Any) -> TransformerSpec:
+    """Llama with half of each head rotated, by neighbours, and biases on q, k and v."""
+    attention = _neighbours(attention_of(config, qkv_bias=config.attention_bias))
+    layer = LayerSpec(attention, replace(mlp_of(config), layout="gate_up"))
+    return decoder_of(config, lambda index: layer)
+
+
+def glm4(config: Any) -> TransformerSpec:
+    """Glm with norms before and after its branches."""
+    spec = glm(config)
+    layers = tuple(replace(layer, block="sandwich") for layer in spec.layers)
+    return replace(spec, layers=layers, names=GLM4_NAMES)
+
+
+def olmo(config: Any) -> TransformerSpec:
+    """Llama with norms that have no weights."""
+    _refuse_clipping(config.clip_qkv)
+    bias = config.attention_bias
+    layer = LayerSpec(attention_of(config, qkv_bias=bias, out_bias=bias), mlp_of(config))
+    return decoder_of(config, lambda index: layer, norm=NormSpec("layer", 1e-5, affine=False))
+
+
+def olmo2(config: Any) -> TransformerSpec:
+    """Llama with norms behind its branches, and on q and k as a whole; olmo3 has windows on some layers."""
+    bias, mlp = config.attention_bias, mlp_of(config)
+
+    def layer(index: int) -> LayerSpec:
+        typed = typed_layer(config, index) if getattr(config, "layer_types", None) else {}
+        attention = attention_of(config, head_norm="all", qkv_bias=bias, out_bias=bias, **typed)
+        return LayerSpec(attention, mlp, "after")
+
+    return decoder_of(config, layer, names=AFTER_NAMES)
+
+
+def exaone4(config: Any) -> TransformerSpec:
+    """Llama with norms behind its branches and on the heads of q and k; where others have windows, the rest knows no
+    positions."""
+    mlp = mlp_of(config)
+
+    def layer(index: int) -> LayerSpec:
+        typed = typed_layer(config, index)
+        attention = attention_of(config, head_norm="head", **typed)
+        if config.sliding_window is not None and typed["window"] is None:
+            attention = replace(attention, rope=None)
+        return LayerSpec(attention, mlp, "after")
+
+    return decoder_of(config, layer, names=AFTER_NAMES)
+
+
+def nemotron(config: Any) -> TransformerSpec:
+    """Layer norms whose weights are stored less one, part of each head rotated, a feed-forward without a gate."""
+    bias, mlp_bias = config.attention_bias, config.mlp_bias
+    mlp = MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=mlp_bias, down_bias=mlp_bias)
+    layer = LayerSpec(attention_of(config, qkv_bias=bias, out_bias=bias), mlp)
+    return decoder_of(config, lambda index: layer, norm=NormSpec("layer", config.norm_eps, offset=1.0))
+
+
+def jais2(config: Any) -> TransformerSpec:
+    """Llama with layer norms, biases, and a feed-forward without a gate."""
+    bias, mlp_bias = config.attention_bias, config.mlp_bias
+    mlp = MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=mlp_bias, down_bias=mlp_bias)
+    layer = LayerSpec(attention_of(config, qkv_bias=bias, out_bias=bias), mlp)
+    return decoder_of(config, lambda index: layer, norm=NormSpec("layer", config.layer_norm_eps))
+
+
+def stablelm(config: Any) -> TransformerSpec:
+    """Llama with layer norms and part of each head rotated."""
+    if config.qk_layernorm:
+        raise ModelError(
+            "qk_layernorm=True: a stablelm with a norm per head is not supported; use model_impl='transformers'"
+        )
+    block = "parallel_one" if config.use_parallel_residual else "pre"
+    layer = LayerSpec(attention_of(config, qkv_bias=config.use_qkv_bias), mlp_of(config), block)  # type: ignore[arg-type]
+    return decoder_of(config, lambda index: layer, norm=NormSpec("layer", config.layer_norm_eps))
+
+
+def cohere(config: Any) -> TransformerSpec:
+    """Both branches under one layer norm without bias; pairs of rotated elements are neighbours; logits are scaled."""
+    if config.use_qk_norm:
+        raise ModelError(
+            "use_qk_norm=True: a cohere with a norm per head is not supported; use model_impl='transformers'"
+        )
+    bias = config.attention_bias
+    attention = _neighbours(attention_of(config, qkv_bias=bias, out_bias=bias))
+    layer = LayerSpec(attention, mlp_of(config), "parallel_one")
+    norm = NormSpec("layer", config.layer_norm_eps, bias=False)
+    return decoder_of(config, lambda index: layer, norm=norm, logit_scale=config.logit_scale)
+
+
+def cohere2(config: Any) -> TransformerSpec:
+    """Cohere with windows on some layers; those without know no positions."""
+    bias, mlp = config.attention_bias, mlp_of(config)
+
+    def layer(index: int) -> LayerSpec:
+        window = config.sliding_window if config.layer_types[index] == "sliding_attention" else None
+        attention = _neighbours(attention_of(config, qkv_bias=bias, out_bias=bias, window=window))
+        return LayerSpec(attention if window else replace(attention, rope=None), mlp, "parallel_one")
+
+    norm = NormSpec("layer", config.layer_norm_eps, bias=False)
+    return decoder_of(config, layer, norm=norm, logit_scale=config.logit_scale)
+
+
+def _neighbours(attention: Any) -> Any:
+    """Rotate pairs of neighbours."""
+    rope = attention.rope
+    return replace(attention, rope=Rope(rope.theta, rope.width, rope.stretch, interleaved=True))
+
+
+def _refuse_clipping(limit: float | None) -> None:
+    if limit:
+        raise ModelError(f"clip_qkv={limit}: clipped q, k and v are not supported; use model_impl='transformers'")
