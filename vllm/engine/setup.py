@@ -48,7 +48,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         by_transformers=args.model_impl == "transformers",
     )
     text_config = hf_config.get_text_config()
-    check_sizes(path, lambda name: getattr(text_config, name, None))
+    check_sizes(path, lambda name: _field(text_config, name))
     generation = _generation_config(args, path)
     tokenizer_path = None
     tokenizer = None
@@ -97,6 +97,14 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
     return EngineConfig(
         model, scheduler, cache, device, cores=env.num_threads() or usable_cores(), args=args
     ), tokenizer
+
+
+def _field(config: Any, name: str) -> Any:
+    """Return a field of a configuration; None where it has none, or one for each layer."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # transformers' own error for what differs from layer to layer is no AttributeError
+        return None
 
 
 def make_preparer(model: ModelConfig, tokenizer: Tokenizer | None) -> Preparer:
