@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from tests.conformance import era
 from tests.conformance.tiny import VOCAB, save_tiny
 
 WAYS = ("alone", "batch", "chunks", "prefix", "preempted")
@@ -54,13 +55,17 @@ class Expected:
 
 
 def examine(model_type: str, impl: str = "auto") -> Outcome:
-    """Find out whether the engine computes a model type as transformers does."""
+    """Find out whether the engine computes a model type as transformers does, or an architecture that is in a format which
+    transformers doesn't know as the model that it was made from."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         outcome = Outcome(model_type)
         try:
-            reference = save_tiny(model_type, folder)
-            outcome.architecture = type(reference).__name__
+            if model_type in era.FORMATS:
+                reference = era.save(model_type, folder)
+            else:
+                reference = save_tiny(model_type, folder)
+                outcome.architecture = type(reference).__name__
             expected = [_expected(reference, prompt) for prompt in _prompts()]
         except Exception as error:
             outcome.reason = f"transformers: {_line(error)}"

@@ -18,7 +18,7 @@ from vllm.loader.config import read_config
 from vllm.models import registry
 from vllm.models.build import build_transformer
 from vllm.models.families.llama import llama
-from vllm.models.registry import build, find, registered
+from vllm.models.registry import build, find
 from vllm.pooling_params import Pooling
 
 CPU = Placement(torch.float32, torch.device("cpu"))
@@ -73,7 +73,7 @@ def test_what_is_registered_goes_before_what_is_ours() -> None:
 def test_what_can_be_no_definition_is_refused_at_once(definition: Any) -> None:
     with pytest.raises(ConfigError, match="package.module:name"):
         ModelRegistry.register_model("OwnForCausalLM", definition)
-    assert not registered()
+    assert not registry._registered
 
 
 @pytest.mark.parametrize("definition", ["no_such_package:own", "vllm.models.families.llama:no_such_name"])

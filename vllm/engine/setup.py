@@ -19,7 +19,7 @@ from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
 from vllm.loader.config import check_sizes, dtype_of, read_config, read_generation_config
 from vllm.loader.find import find_model
 from vllm.logging import get_logger
-from vllm.models.registry import architecture_of, registered
+from vllm.models.registry import architecture_of, read_as_they_stand
 from vllm.models.tasks import native_length, resolve_pooling
 from vllm.plugins import load_plugins
 from vllm.pooling_params import PoolerConfig, Pooling
@@ -44,7 +44,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         trust_remote_code=args.trust_remote_code,
         code_revision=args.code_revision,
         hf_overrides=args.hf_overrides,
-        own_architectures=registered(),
+        own_architectures=read_as_they_stand(),
         by_transformers=args.model_impl == "transformers",
     )
     text_config = hf_config.get_text_config()
@@ -67,7 +67,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         hf_config=hf_config,
         dtype=_dtype(args.dtype, dtype_of(hf_config), device),
         max_model_len=max_model_len,
-        vocab_size=text_config.vocab_size,
+        vocab_size=_field(text_config, "padded_vocab_size") or text_config.vocab_size,
         eos_token_ids=find_eos_token_ids(
             generation, {"eos_token_id": getattr(text_config, "eos_token_id", None)}, tokenizer
         ),

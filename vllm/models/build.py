@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vllm import ops
 from vllm.errors import ConfigError, ModelError, did_you_mean
@@ -121,10 +122,11 @@ class _Builder:
         if spec.entry.width:
             project = Linear(spec.width, [Part(spec.names["project_out"], spec.entry.width)], self.placement)
         if spec.tied:
-            return Head(project, TiedLinear(tokens, self.placement), spec.logit_softcap, spec.logit_scale)
-        parts = [Part(spec.names["head"], spec.entry.vocab_size)]
-        vocabulary = Linear(self.embed_width, parts, self.placement, bias=spec.head_bias, shard="gathered")
-        return Head(project, vocabulary, spec.logit_softcap, spec.logit_scale)
+            return Head(project, TiedLinear(tokens, self.placement), spec.head.softcap, spec.head.scale)
+        cut = partial(functional.normalize, dim=-1) if spec.head.unit_rows else None
+        parts = [Part(spec.names["head"], spec.entry.vocab_size, cut)]
+        vocabulary = Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
+        return Head(project, vocabulary, spec.head.softcap, spec.head.scale)
 
     def block(self, index: int, layer: LayerSpec) -> nn.Module:
         kind, roles = _BLOCKS[layer.block]
@@ -179,7 +181,17 @@ class _Builder:
         q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
         if attention.layout == "split":
             return [Part(self.name(role, index), rows) for role, rows in (("q", q), ("k", kv), ("v", kv))]
+        if attention.layout == "q_kv":
+            pair = [partial(_cut_group, which, 1, 2, attention.head_dim) for which in range(2)]
+            key_value = [Part(self.name("kv", index), kv, cut) for cut in pair]
+            return [Part(self.name("q", index), q), *key_value]
         name = self.name("qkv", index)
+        if attention.layout == "per_group":
+            group, sizes = attention.heads // attention.kv_heads, (q, kv, kv)
+            return [
+                Part(name, size, partial(_cut_group, first, count, group + 2, attention.head_dim))
+                for first, count, size in zip((0, group, group + 1), (group, 1, 1), sizes, strict=True)
+            ]
         if attention.layout == "concat":
             return [Part(name, q + 2 * kv)] if self.placement.group.size == 1 else split(name, (q, kv, kv))
         return [Part(name, q, partial(_cut_third, which, attention.head_dim)) for which in range(3)]
@@ -282,6 +294,11 @@ def _cut_third(which: int, head_dim: int, stored: Tensor) -> Tensor:
     [H 3 E, D] -> [H E, D], or without D
     """
     return stored.unflatten(0, (-1, 3, head_dim))[:, which].flatten(0, 1)
+
+
+def _cut_group(first: int, count: int, group: int, head_dim: int, stored: Tensor) -> Tensor:
+    """Take heads [first, first + count) of each group of `group` heads.  [N, D] or [N]"""
+    return stored.unflatten(0, (-1, group, head_dim))[:, first : first + count].flatten(0, 2)
 
 
 def _cut_half(which: int, stored: Tensor) -> Tensor:

@@ -28,14 +28,23 @@ Definition = str | Callable[..., Any]
 takes (config, placement, max_model_len); or where that is, as "package.module:name", imported when it is needed."""
 
 ARCHITECTURES: Mapping[str, str] = {
+    "AquilaForCausalLM": "era:plain",
+    "AquilaModel": "era:plain",
     "ArceeForCausalLM": "kin:arcee",
+    "BaiChuanForCausalLM": "era:baichuan",
+    "BaichuanForCausalLM": "era:baichuan",
     "BioGptForCausalLM": "gpt_kin:biogpt",
     "BloomForCausalLM": "gpt_kin:bloom",
+    "ChatGLMForConditionalGeneration": "era:chatglm",
+    "ChatGLMModel": "era:chatglm",
     "Cohere2ForCausalLM": "kin:cohere2",
     "CohereForCausalLM": "kin:cohere",
     "CwmForCausalLM": "kin:windowed",
+    "DeciLMForCausalLM": "era:decilm",
+    "DeepseekForCausalLM": "era:deepseek",
     "Ernie4_5ForCausalLM": "kin:ernie4_5",
     "Exaone4ForCausalLM": "kin:exaone4",
+    "ExaoneForCausalLM": "era:exaone",
     "FalconForCausalLM": "gpt_kin:falcon",
     "GPT2LMHeadModel": "gpt:gpt2",
     "GPTBigCodeForCausalLM": "gpt_kin:gpt_bigcode",
@@ -49,22 +58,32 @@ ARCHITECTURES: Mapping[str, str] = {
     "GlmForCausalLM": "kin:glm",
     "GraniteForCausalLM": "kin:granite",
     "HeliumForCausalLM": "kin:ernie4_5",
+    "InternLM2ForCausalLM": "era:internlm2",
+    "InternLM3ForCausalLM": "llama:internlm3",
+    "InternLMForCausalLM": "era:plain",
     "Jais2ForCausalLM": "kin:jais2",
+    "LLaMAForCausalLM": "llama:llama",
     "LlamaForCausalLM": "llama:llama",
     "MPTForCausalLM": "gpt_kin:mpt",
+    "MiniCPMForCausalLM": "era:minicpm",
     "MinistralForCausalLM": "kin:windowed",
     "MistralForCausalLM": "llama:mistral",
     "MixtralForCausalLM": "moe:mixtral",
     "MptForCausalLM": "gpt_kin:mpt",
     "NemotronForCausalLM": "kin:nemotron",
+    "OLMo2ForCausalLM": "kin:olmo2",
+    "OLMoEForCausalLM": "moe:olmoe",
+    "OLMoForCausalLM": "kin:olmo",
     "OPTForCausalLM": "gpt:opt",
     "Olmo2ForCausalLM": "kin:olmo2",
     "Olmo3ForCausalLM": "kin:olmo2",
     "OlmoForCausalLM": "kin:olmo",
     "OlmoeForCausalLM": "moe:olmoe",
+    "OrionForCausalLM": "era:orion",
     "PersimmonForCausalLM": "gpt_kin:persimmon",
     "Phi3ForCausalLM": "llama:phi3",
     "PhiForCausalLM": "gpt_kin:phi",
+    "QWenLMHeadModel": "era:qwen1",
     "Qwen2ForCausalLM": "llama:qwen2",
     "Qwen2MoeForCausalLM": "moe:qwen2_moe",
     "Qwen3ForCausalLM": "llama:qwen3",
@@ -73,6 +92,8 @@ ARCHITECTURES: Mapping[str, str] = {
     "SmolLM3ForCausalLM": "kin:smollm3",
     "StableLmForCausalLM": "kin:stablelm",
     "Starcoder2ForCausalLM": "gpt_kin:starcoder2",
+    "TeleChat2ForCausalLM": "era:telechat2",
+    "XverseForCausalLM": "era:plain",
 }
 """Architecture that generates → the function that reads its config, as "family:function"."""
 
@@ -191,9 +212,9 @@ class ModelRegistry:
         return sorted({*ARCHITECTURES, *_registered})
 
 
-def registered() -> frozenset[str]:
-    """Return the names of the architectures that are not part of this package."""
-    return frozenset(_registered)
+def read_as_they_stand() -> frozenset[str]:
+    """Return the names of architectures whose config.json needs no class: transformers may know none."""
+    return frozenset(_registered) | {name for name, body in ARCHITECTURES.items() if body.startswith("era:")}
 
 
 def find(config: Any, impl: str = "auto") -> Architecture:

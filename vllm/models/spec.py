@@ -9,8 +9,9 @@ from typing import Literal
 from vllm.layers.position_bias import Alibi, Buckets
 from vllm.layers.rotary import Rope
 
-QkvLayout = Literal["split", "concat", "per_head"]
-"""How a checkpoint stores q, k and v: three tensors; one, one after the other; one, head by head."""
+QkvLayout = Literal["split", "concat", "per_head", "per_group", "q_kv"]
+"""How a checkpoint stores q, k and v: three tensors; one, one after the other; one, head by head; one, the heads of a group,
+then its k and v; q, and one of k and v head by head."""
 MlpLayout = Literal["split", "gate_up", "up_gate"]
 """How it stores a gate and what it is a gate of: two tensors; one, gate first; one, gate last."""
 
@@ -114,6 +115,18 @@ class EntrySpec:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadSpec:
+    """From the last hidden state to logits, where a model generates."""
+
+    softcap: float = 0.0
+    scale: float = 1.0
+    """What logits are multiplied with."""
+    bias: bool = False
+    unit_rows: bool = False
+    """The rows of the matrix are brought to length 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class TransformerSpec:
     """A decoder or an encoder.
 
@@ -131,10 +144,7 @@ class TransformerSpec:
     tied: bool = True
     """The head that generates is the embedding's table."""
     final_norm: bool = True
-    logit_softcap: float = 0.0
-    logit_scale: float = 1.0
-    """What logits are multiplied with."""
-    head_bias: bool = False
+    head: HeadSpec = HeadSpec()
     branch_scale: float = 1.0
     """What the result of a block's branch is multiplied with before it is added."""
     transposed: bool = False

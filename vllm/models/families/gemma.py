@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm.errors import ModelError
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, typed_layer
-from vllm.models.spec import AttentionSpec, EntrySpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
+from vllm.models.spec import AttentionSpec, EntrySpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
 
 SANDWICH_NAMES: Mapping[str, str] = {
     **NAMES,
@@ -59,7 +59,7 @@ def _decoder(config: Any, layers: tuple[LayerSpec, ...], **fields: Any) -> Trans
         lambda index: layers[index],
         norm=NormSpec("rms", config.rms_norm_eps, offset=1.0),
         entry=EntrySpec(config.vocab_size, scale=config.hidden_size**0.5),
-        logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
+        head=HeadSpec(softcap=getattr(config, "final_logit_softcapping", None) or 0.0),
         **fields,
     )
 

@@ -10,7 +10,16 @@ from vllm.layers.position_bias import Alibi
 from vllm.layers.rotary import Rope, Unstretched
 from vllm.models.families.gpt import GPT2_NAMES, OPT_NAMES
 from vllm.models.families.llama import NAMES, attention_of, decoder_of
-from vllm.models.spec import AttentionSpec, EntrySpec, LayerSpec, MlpSpec, NormSpec, PositionsSpec, TransformerSpec
+from vllm.models.spec import (
+    AttentionSpec,
+    EntrySpec,
+    HeadSpec,
+    LayerSpec,
+    MlpSpec,
+    NormSpec,
+    PositionsSpec,
+    TransformerSpec,
+)
 
 PHI_NAMES: Mapping[str, str] = {
     **NAMES,
@@ -94,7 +103,7 @@ def phi(config: Any) -> TransformerSpec:
         "parallel_one",
     )
     norm = NormSpec("layer", config.layer_norm_eps)
-    return decoder_of(config, lambda index: layer, norm=norm, names=PHI_NAMES, head_bias=True)
+    return decoder_of(config, lambda index: layer, norm=norm, names=PHI_NAMES, head=HeadSpec(bias=True))
 
 
 def starcoder2(config: Any) -> TransformerSpec:
@@ -163,7 +172,7 @@ def gptj(config: Any) -> TransformerSpec:
         NormSpec("layer", config.layer_norm_epsilon),
         GPTJ_NAMES,
         config.tie_word_embeddings,
-        head_bias=True,
+        head=HeadSpec(bias=True),
         base_prefix="transformer.",
         ignored_names=("*.attn.bias", "*.attn.masked_bias", "*.attn.embed_positions"),
     )

@@ -9,7 +9,7 @@ from typing import Any
 from vllm.errors import ModelError
 from vllm.layers.rotary import Rope
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of, typed_layer
-from vllm.models.spec import EntrySpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
+from vllm.models.spec import EntrySpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
 
 AFTER_NAMES: Mapping[str, str] = {
     **NAMES,
@@ -79,7 +79,7 @@ def granite(config: Any) -> TransformerSpec:
         config,
         lambda index: layer,
         entry=EntrySpec(config.vocab_size, scale=config.embedding_multiplier),
-        logit_scale=1 / config.logits_scaling,
+        head=HeadSpec(scale=1 / config.logits_scaling),
         branch_scale=config.residual_multiplier,
     )
 
@@ -170,7 +170,7 @@ def cohere(config: Any) -> TransformerSpec:
     attention = _neighbours(attention_of(config, qkv_bias=bias, out_bias=bias))
     layer = LayerSpec(attention, mlp_of(config), "parallel_one")
     norm = NormSpec("layer", config.layer_norm_eps, bias=False)
-    return decoder_of(config, lambda index: layer, norm=norm, logit_scale=config.logit_scale)
+    return decoder_of(config, lambda index: layer, norm=norm, head=HeadSpec(scale=config.logit_scale))
 
 
 def cohere2(config: Any) -> TransformerSpec:
@@ -183,7 +183,7 @@ def cohere2(config: Any) -> TransformerSpec:
         return LayerSpec(attention if window else replace(attention, rope=None), mlp, "parallel_one")
 
     norm = NormSpec("layer", config.layer_norm_eps, bias=False)
-    return decoder_of(config, layer, norm=norm, logit_scale=config.logit_scale)
+    return decoder_of(config, layer, norm=norm, head=HeadSpec(scale=config.logit_scale))
 
 
 def _neighbours(attention: Any) -> Any:

@@ -36,6 +36,14 @@ def llama(config: Any) -> TransformerSpec:
     return decoder_of(config, lambda index: LayerSpec(attention, mlp))
 
 
+def internlm3(config: Any) -> TransformerSpec:
+    """Llama with biases."""
+    bias = config.bias
+    mlp = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=bias, down_bias=bias)
+    layer = LayerSpec(attention_of(config, qkv_bias=config.qkv_bias, out_bias=bias), mlp)
+    return decoder_of(config, lambda index: layer)
+
+
 def eurobert(config: Any) -> TransformerSpec:
     """Llama as an encoder: every token sees all of its text."""
     spec = llama(config)

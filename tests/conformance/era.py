@@ -1,0 +1,219 @@
+"""Checkpoints in formats that transformers doesn't know, made from models of transformers that compute the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.conformance.tiny import randomize, tiny_config
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a known model is written down under another architecture's name."""
+
+    model_type: str
+    """Of transformers' model that computes the same"""
+    config: Callable[[Any], dict[str, Any]]
+    weights: Callable[[State, Any], State]
+    changes: Mapping[str, Any]
+
+
+def save(architecture: str, folder: Path) -> Any:
+    """Write a tiny checkpoint of an architecture; return transformers' model that computes the same."""
+    from transformers import AutoModelForCausalLM
+
+    form = FORMATS[architecture]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        tiny_config(form.model_type, {"tie_word_embeddings": False, **form.changes}), attn_implementation="eager"
+    ).eval()
+    randomize(model)
+    config = {"architectures": [architecture], "model_type": architecture.lower(), "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config | form.config(model.config)))
+    weights = {
+        name: tensor.contiguous() for name, tensor in form.weights(dict(model.state_dict()), model.config).items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return model
+
+
+def _sizes(config: Any, **names: str) -> dict[str, Any]:
+    """Return llama's sizes under llama's names, or under others."""
+    known = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "hidden_act",
+    )  # fmt: skip
+    return {names.get(name, name): getattr(config, name) for name in known if hasattr(config, name)}
+
+
+def _renamed(*pairs: tuple[str, str]) -> Callable[[State, Any], State]:
+    def rename(state: State, config: Any) -> State:
+        found = {}
+        for name, tensor in state.items():
+            for pattern, other in pairs:
+                name = re.sub(pattern, other, name)
+            found[name] = tensor
+        return found
+
+    return rename
+
+
+def _packed(
+    rename: Callable[[State, Any], State], name: str, parts: str, pack: Callable[[list[Tensor], Any], Tensor]
+) -> Callable[[State, Any], State]:
+    """Pack q, k and v (`parts` with {p} and {i}) into one tensor `name`, after renaming."""
+
+    def packed(state: State, config: Any) -> State:
+        state = rename(state, config)
+        for index in range(config.num_hidden_layers):
+            for end in ("weight", "bias"):
+                names = [f"{parts.format(p=part, i=index)}.{end}" for part in "qkv"]
+                if names[0] in state:
+                    state[f"{name.format(i=index)}.{end}"] = pack([state.pop(each) for each in names], config)
+        return state
+
+    return packed
+
+
+def _in_a_row(parts: list[Tensor], config: Any) -> Tensor:
+    return torch.cat(parts)
+
+
+def _by_group(parts: list[Tensor], config: Any) -> Tensor:
+    groups = [part.unflatten(0, (config.num_key_value_heads, -1)) for part in parts]
+    return torch.cat(groups, dim=1).flatten(0, 1)
+
+
+_ATTENTION = "model.layers.{i}.self_attn.{p}_proj"
+_SAME = _renamed()
+_INTERNLM2 = _renamed(
+    (r"embed_tokens", "tok_embeddings"), (r"^lm_head", "output"), (r"self_attn\.o_proj", "attention.wo"),
+    (r"input_layernorm", "attention_norm"), (r"post_attention_layernorm", "ffn_norm"), (r"mlp\.gate_proj", "feed_forward.w1"),
+    (r"mlp\.up_proj", "feed_forward.w3"), (r"mlp\.down_proj", "feed_forward.w2"),
+)  # fmt: skip
+_EXAONE = _renamed(
+    (r"model\.embed_tokens", "transformer.wte"), (r"model\.norm", "transformer.ln_f"), (r"model\.layers", "transformer.h"),
+    (r"input_layernorm", "ln_1"), (r"post_attention_layernorm", "ln_2"), (r"self_attn\.o_proj", "attn.attention.out_proj"),
+    (r"self_attn", "attn.attention"), (r"gate_proj", "c_fc_0"), (r"up_proj", "c_fc_1"), (r"down_proj", "c_proj"),
+)  # fmt: skip
+_QWEN1 = _renamed(
+    (r"model\.embed_tokens", "transformer.wte"), (r"model\.norm", "transformer.ln_f"), (r"model\.layers", "transformer.h"),
+    (r"input_layernorm", "ln_1"), (r"post_attention_layernorm", "ln_2"), (r"self_attn\.o_proj", "attn.c_proj"),
+    (r"mlp\.gate_proj", "mlp.w2"), (r"mlp\.up_proj", "mlp.w1"), (r"mlp\.down_proj", "mlp.c_proj"),
+)  # fmt: skip
+_CHATGLM = _renamed(
+    (r"model\.embed_tokens", "transformer.embedding.word_embeddings"), (r"^lm_head", "transformer.output_layer"),
+    (r"model\.norm", "transformer.encoder.final_layernorm"), (r"model\.layers", "transformer.encoder.layers"),
+    (r"self_attn\.o_proj", "self_attention.dense"), (r"gate_up_proj", "dense_h_to_4h"), (r"down_proj", "dense_4h_to_h"),
+)  # fmt: skip
+
+
+def _telechat2(state: State, config: Any) -> State:
+    state = _renamed(
+        (r"model\.embed_tokens", "transformer.word_embeddings"), (r"model\.norm", "transformer.ln_f"),
+        (r"model\.layers", "transformer.h"), (r"self_attn\.q_proj", "self_attention.query"),
+        (r"self_attn\.o_proj", "self_attention.dense"),
+    )(state, config)  # fmt: skip
+    for index in range(config.num_hidden_layers):
+        pair = [state.pop(f"transformer.h.{index}.self_attn.{part}_proj.weight") for part in "kv"]
+        state[f"transformer.h.{index}.self_attention.key_value.weight"] = _by_group(pair, config)
+        state[f"transformer.h.{index}.self_attention.dense.bias"] = torch.zeros(config.hidden_size)
+        state[f"transformer.h.{index}.mlp.down_proj.bias"] = torch.zeros(config.hidden_size)
+    return state
+
+
+def _minicpm(config: Any) -> dict[str, Any]:
+    layers = config.num_hidden_layers
+    return _sizes(config) | {
+        "scale_emb": config.embedding_multiplier, "scale_depth": config.residual_multiplier * layers**0.5,
+        "dim_model_base": config.hidden_size / config.logits_scaling, "tie_word_embeddings": False,
+    }  # fmt: skip
+
+
+FORMATS: Mapping[str, Format] = {
+    "AquilaForCausalLM": Format("llama", _sizes, _SAME, {}),
+    "XverseForCausalLM": Format("llama", _sizes, _SAME, {}),
+    "InternLMForCausalLM": Format("llama", lambda c: _sizes(c) | {"bias": True}, _SAME, {"attention_bias": True}),
+    "InternLM2ForCausalLM": Format(
+        "llama", lambda c: _sizes(c) | {"bias": False},
+        _packed(_INTERNLM2, "model.layers.{i}.attention.wqkv", _ATTENTION, _by_group), {},
+    ),
+    "BaichuanForCausalLM": Format(
+        "llama", _sizes, _packed(_SAME, "model.layers.{i}.self_attn.W_pack", _ATTENTION, _in_a_row),
+        {"num_key_value_heads": 4},
+    ),
+    "ExaoneForCausalLM": Format(
+        "llama",
+        lambda c: _sizes(c, num_hidden_layers="num_layers", hidden_act="activation_function", rms_norm_eps="layer_norm_epsilon"),
+        _EXAONE, {},
+    ),
+    "DeciLMForCausalLM": Format("llama", lambda c: _sizes(c) | {"num_key_value_heads_per_layer": [2] * 4}, _SAME, {}),
+    "MiniCPMForCausalLM": Format(
+        "granite", _minicpm, _SAME,
+        {"embedding_multiplier": 3.0, "residual_multiplier": 0.7, "logits_scaling": 2.0, "attention_multiplier": 0.25},
+    ),
+    "QWenLMHeadModel": Format(
+        "qwen2",
+        lambda c: _sizes(c, rms_norm_eps="layer_norm_epsilon", max_position_embeddings="seq_length")
+        | {"intermediate_size": 2 * c.intermediate_size, "kv_channels": 16, "rotary_emb_base": 10000.0},
+        _packed(_QWEN1, "transformer.h.{i}.attn.c_attn", "transformer.h.{i}.self_attn.{p}_proj", _in_a_row),
+        {"num_key_value_heads": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    ),
+    "ChatGLMModel": Format(
+        "glm",
+        lambda c: {
+            "padded_vocab_size": c.vocab_size, "hidden_size": c.hidden_size, "num_layers": c.num_hidden_layers,
+            "num_attention_heads": c.num_attention_heads, "multi_query_attention": True, "kv_channels": c.head_dim,
+            "multi_query_group_num": c.num_key_value_heads, "ffn_hidden_size": c.intermediate_size, "seq_length": 512,
+            "layernorm_epsilon": c.rms_norm_eps, "add_qkv_bias": c.attention_bias, "add_bias_linear": False,
+            "rmsnorm": True, "post_layer_norm": True, "apply_residual_connection_post_layernorm": False,
+        },
+        _packed(
+            _CHATGLM, "transformer.encoder.layers.{i}.self_attention.query_key_value",
+            "transformer.encoder.layers.{i}.self_attn.{p}_proj", _in_a_row,
+        ),
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    ),
+    "OrionForCausalLM": Format(
+        "stablelm", lambda c: _sizes(c) | {"rms_norm_eps": c.layer_norm_eps}, _SAME,
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
+    ),
+    "TeleChat2ForCausalLM": Format(
+        "llama",
+        lambda c: _sizes(
+            c, num_hidden_layers="n_layer", num_attention_heads="n_head", rms_norm_eps="layer_norm_epsilon",
+            intermediate_size="ffn_hidden_size",
+        ),
+        _telechat2, {},
+    ),
+}  # fmt: skip
+
+ALIASES: Mapping[str, str] = {
+    "AquilaModel": "AquilaForCausalLM",
+    "BaiChuanForCausalLM": "BaichuanForCausalLM",
+    "ChatGLMForConditionalGeneration": "ChatGLMModel",
+    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
+    "InternLM3ForCausalLM": "LlamaForCausalLM",
+    "LLaMAForCausalLM": "LlamaForCausalLM",
+    "MPTForCausalLM": "MptForCausalLM",
+    "OLMo2ForCausalLM": "Olmo2ForCausalLM",
+    "OLMoEForCausalLM": "OlmoeForCausalLM",
+    "OLMoForCausalLM": "OlmoForCausalLM",
+}
+"""Other names of architectures that are examined."""
+
+UNCHECKED: Mapping[str, str] = {
+    "DeepseekForCausalLM": "no model of transformers computes the same",
+}
+"""Architectures that nothing is compared with, and why."""

@@ -1,0 +1,34 @@
+"""A few architectures of each kind; `make conformance` examines all."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conformance.suite import WAYS, examine
+
+FAMILIES = (
+    "cohere2",
+    "falcon",
+    "glm4",
+    "granite",
+    "olmo2",
+    "qwen2_moe",
+    "starcoder2",
+    "InternLM2ForCausalLM",
+    "ChatGLMModel",
+)
+FOREIGN = ("jamba", "deepseek_v3", "mamba2")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_family_computes_as_transformers_does(model_type: str) -> None:
+    outcome = examine(model_type)
+    assert outcome.ways == dict.fromkeys(WAYS, True), outcome
+    assert outcome.route == "family" and outcome.worst < 1e-4
+
+
+@pytest.mark.parametrize("model_type", FOREIGN)
+def test_a_foreign_module_is_used_as_transformers_does(model_type: str) -> None:
+    outcome = examine(model_type, "transformers")
+    assert outcome.ways == dict.fromkeys(WAYS, True), outcome
+    assert outcome.route == "transformers" and outcome.worst < 1e-4
