@@ -159,7 +159,7 @@ class Architecture:
 
     @property
     def is_encoder(self) -> bool:
-        return self.base in ENCODERS or self.base in FALLBACKS
+        return self.base in ENCODERS or not self.body
 
 
 class ModelRegistry:
@@ -189,6 +189,11 @@ class ModelRegistry:
     def get_supported_archs() -> list[str]:
         """Return the names of the architectures that generate, and of all that are registered."""
         return sorted({*ARCHITECTURES, *_registered})
+
+
+def brings_code(config: Any) -> bool:
+    """Whether a config is of code that comes with its checkpoint, and that the user trusts: else it would not be loaded."""
+    return type(config).__module__.startswith("transformers_modules.")
 
 
 def registered() -> frozenset[str]:
@@ -362,7 +367,10 @@ def _parse(name: str, config: Any) -> Architecture | None:
         return _with_base(name, _COLBERT_BASES.get(config.model_type, ""), "token_embed")
     ends = [end for end in HEADS if name.endswith(end) and HEADS[end] != "generate"]
     found = (_with_base(name, name.removesuffix(end), HEADS[end]) for end in ends)
-    return next((architecture for architecture in found if architecture), None)
+    known = next((architecture for architecture in found if architecture), None)
+    if known is None and ends and brings_code(config) and "AutoModel" in config.auto_map:
+        return Architecture(name, name.removesuffix(ends[0]), "", HEADS[ends[0]])
+    return known
 
 
 def _with_base(name: str, base: str, head: str) -> Architecture | None:
