@@ -120,6 +120,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "default_mm_loras": "LoRA is off",
     "scheduler_delay_factor": "a prompt starts as soon as there is room",
     "max_parallel_loading_workers": "one process loads the model",
+    "renderer_num_workers": "prompts are tokenized in one batch",
     "tokenizer_pool_size": "prompts are tokenized in one batch",
     "tokenizer_pool_type": "prompts are tokenized in one batch",
     "tokenizer_pool_extra_config": "prompts are tokenized in one batch",

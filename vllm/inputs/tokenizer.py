@@ -102,13 +102,18 @@ def load_tokenizer(
     return SlowTokenizer(hf, special_tokens, files.truncation_side)
 
 
-def hf_tokenizer(folder: str | Path, *, trust_remote_code: bool = False, code_revision: str | None = None) -> Any:
-    """Return the transformers tokenizer of a folder: for users, and for what only transformers can read."""
+def hf_tokenizer(
+    folder: str | Path, *, trust_remote_code: bool = False, code_revision: str | None = None, **options: Any
+) -> Any:
+    """Return the transformers tokenizer of a folder: for users, and for what only transformers can read.
+
+    `options` are those of transformers.
+    """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=trust_remote_code, code_revision=code_revision
+            str(folder), trust_remote_code=trust_remote_code, code_revision=code_revision, **options
         )
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

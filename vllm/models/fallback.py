@@ -1,4 +1,4 @@
-"""Encoders that have no family here: transformers' own module, called prompt by prompt.
+"""Encoders that have no family here: transformers' own module, or one that comes with the checkpoint, prompt by prompt.
 
     step: a a a b b c c c c  ──▶  module(a a a), module(b b), module(c c c c)  ──▶  [T, D]
 
@@ -21,7 +21,7 @@ from vllm.layers.step import Step
 from vllm.layers.transformer import Transformer
 from vllm.logging import get_logger
 from vllm.models.heads import Body, make_pooler
-from vllm.models.registry import Architecture, refuse_quantized
+from vllm.models.registry import Architecture, comes_with, refuse_quantized
 from vllm.pooling_params import Pooling
 from vllm.weights import TensorPlace, Window
 
@@ -105,7 +105,9 @@ def _module(architecture: Architecture, config: Any, placement: Placement) -> An
 
     try:
         with no_init_weights():
-            module = transformers.AutoModel.from_config(config, dtype=placement.dtype)
+            module = transformers.AutoModel.from_config(
+                config, dtype=placement.dtype, trust_remote_code=comes_with(config, "AutoModel")
+            )
     except Exception as error:  # each class refuses in its own way
         raise ModelError(f"{architecture.name}: transformers can't build it: {error}") from error
     if getattr(module, "pooler", None) is not None:

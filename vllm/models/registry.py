@@ -180,7 +180,7 @@ class Architecture:
 
     @property
     def is_encoder(self) -> bool:
-        return self.base in ENCODERS or self.base in FALLBACKS
+        return self.base in ENCODERS or (not self.body and self.head != "generate")
 
 
 class ModelRegistry:
@@ -231,7 +231,7 @@ def find(config: Any, impl: str = "auto") -> Architecture:
         if found := _parse(name, config):
             return found if found.is_encoder else replace(found, both_ways=found.both_ways or _sees_both_ways(config))
     for name in names if impl == "auto" else ():
-        if name in DECODERS or _comes_with_code(config):
+        if name in DECODERS or comes_with(config, "AutoModelForCausalLM"):
             return Architecture(name, _base(name), "", "generate")
     hint = (
         did_you_mean(names[0], ModelRegistry.get_supported_archs()) if names else " The config names no architecture."
@@ -245,10 +245,13 @@ def architecture_of(config: Any, impl: str = "auto") -> str:
     return find(config, impl).name
 
 
-def _comes_with_code(config: Any) -> bool:
-    """Whether the model's own code comes with it, which the user has said may run."""
-    trusted = type(config).__module__.startswith("transformers_modules")
-    return trusted and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+def comes_with(config: Any, auto_class: str) -> bool:
+    """Whether a checkpoint brings the code of its model, as a class for `AutoModel` or the like.
+
+    That the code is trusted shows in that its config is there: without trust it would not have been loaded.
+    """
+    trusted = type(config).__module__.startswith("transformers_modules.")
+    return trusted and auto_class in (getattr(config, "auto_map", None) or {})
 
 
 def build(
@@ -383,7 +386,10 @@ def _parse(name: str, config: Any) -> Architecture | None:
         return _with_base(name, _COLBERT_BASES.get(config.model_type, ""), "token_embed")
     ends = [end for end in HEADS if name.endswith(end) and HEADS[end] != "generate"]
     found = (_with_base(name, name.removesuffix(end), HEADS[end]) for end in ends)
-    return next((architecture for architecture in found if architecture), None)
+    known = next((architecture for architecture in found if architecture), None)
+    if known is None and ends and comes_with(config, "AutoModel"):
+        return Architecture(name, name.removesuffix(ends[0]), "", HEADS[ends[0]])
+    return known
 
 
 def _with_base(name: str, base: str, head: str) -> Architecture | None:

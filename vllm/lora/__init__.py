@@ -1,0 +1,1 @@
+"""A door: clients import names from here."""
