@@ -231,13 +231,21 @@ def find(config: Any, impl: str = "auto") -> Architecture:
         if found := _parse(name, config):
             return found if found.is_encoder else replace(found, both_ways=found.both_ways or _sees_both_ways(config))
     for name in names if impl == "auto" else ():
-        if name in DECODERS or comes_with(config, "AutoModelForCausalLM"):
+        if _generates_by_transformers(name, config) or comes_with(config, "AutoModelForCausalLM"):
             return Architecture(name, _base(name), "", "generate")
-    hint = (
-        did_you_mean(names[0], ModelRegistry.get_supported_archs()) if names else " The config names no architecture."
+    known = {*ModelRegistry.get_supported_archs(), *DECODERS}
+    hint = did_you_mean(names[0], known) if names else " The config names no architecture."
+    raise ModelError(
+        f"architectures={names} are not supported.{hint} `vllm models` lists those that are; model_impl='transformers' tries "
+        "transformers' own module"
     )
-    known = f"{', '.join(ModelRegistry.get_supported_archs())}; the same with another head; {', '.join(ENCODERS)} with Model or a head"
-    raise ModelError(f"architectures={names} are not supported; known are {known}.{hint}")
+
+
+def _generates_by_transformers(name: str, config: Any) -> bool:
+    """Whether transformers' module of that name is known to generate; an encoder's does if it is told that it is a decoder."""
+    base = _base(name)
+    is_encoder = base in ENCODERS or base in FALLBACKS
+    return name in DECODERS and (not is_encoder or bool(getattr(config, "is_decoder", False)))
 
 
 def architecture_of(config: Any, impl: str = "auto") -> str:

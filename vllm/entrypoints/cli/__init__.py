@@ -42,6 +42,7 @@ COMMANDS = {
     "chat": Command(f"{_HERE}.chat", "talk with a model in the terminal"),
     "complete": Command(f"{_HERE}.complete", "continue texts in the terminal"),
     "run-batch": Command(f"{_HERE}.run_batch", "answer a file of requests in OpenAI's batch format"),
+    "models": Command(f"{_HERE}.models", "list what is supported, or say what a model takes"),
     "check": Command(f"{_HERE}.check", "compare a model with transformers, and say how fast it is"),
     "bench serve": Command(f"{_BENCH}.serve", "measure a server under load"),
     "bench throughput": Command(f"{_BENCH}.throughput", "measure tokens per second, without a server"),
