@@ -14,20 +14,33 @@ from torch import Tensor
 from vllm.ops.attention import AttentionBackend, AttentionPlan
 
 
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """A row of a step, on the host."""
+
+    slot: int
+    first: int
+    """Its first token in the step"""
+    start: int
+    """That token's position in its sequence"""
+    count: int
+    num_prompt: int
+    wants_all: bool
+    """The results of all its tokens are wanted, not of the last one alone."""
+
+
 class Rows:
-    """The rows of a step, on the host: for modules that keep something of a sequence by themselves."""
+    """The rows of a step, for modules that keep something of a sequence by themselves."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, int, int, int, bool]] = []
+        self._rows: list[StepRow] = []
         self._living: Collection[int] = ()
 
-    def place(self, rows: list[tuple[int, int, int, int, bool]], living: Collection[int]) -> None:
+    def place(self, rows: list[StepRow], living: Collection[int]) -> None:
         """Take note of a step's rows, and of all slots that a sequence holds."""
         self._rows, self._living = rows, living
 
-    def each(self) -> Iterator[tuple[int, int, int, int, bool]]:
-        """Yield each row's slot, its first token in the step, that token's position, how many there are, and whether the
-        results of all of them are wanted, not of the last alone."""
+    def each(self) -> Iterator[StepRow]:
         return iter(self._rows)
 
     def living(self) -> Set[int]:

@@ -10,6 +10,8 @@ of checkpoints.
 from __future__ import annotations
 
 import inspect
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,10 @@ from torch import Tensor, nn
 from vllm.errors import ConfigError, ModelError
 from vllm.layers.embedding import Head
 from vllm.layers.placement import Placement
-from vllm.layers.step import Step
+from vllm.layers.step import Step, StepRow
 from vllm.layers.transformer import Transformer
 from vllm.logging import get_logger
-from vllm.models.foreign_names import ONE_BY_ONE
+from vllm.models.foreign_names import WHOLE_PROMPTS, WITHOUT_CACHE
 from vllm.models.registry import Architecture, refuse_quantized
 
 logger = get_logger(__name__)
@@ -36,49 +38,89 @@ class ForeignDecoder(nn.Module):
 
     remembers = True
 
-    def __init__(self, module: Any, vocab_size: int, one_by_one: bool) -> None:
-        """`one_by_one`: the module can't take several tokens on top of a cache."""
+    def __init__(self, module: Any, vocab_size: int, *, whole_prompts: bool, has_cache: bool) -> None:
+        """`whole_prompts`: it can't take several tokens on top of a cache, so a prompt is computed when all of it is there, and
+        what follows token by token.  Without a cache everything is computed again for each token."""
         super().__init__()
         self.module = module
         self.vocab_size = vocab_size
-        self.one_by_one = one_by_one
         takes = inspect.signature(module.forward).parameters
-        self._cache_name = next((name for name in _CACHES if name in takes), _CACHES[0])
+        self.whole_prompts = whole_prompts
+        self._cache_name = next((name for name in _CACHES if name in takes), None) if has_cache else None
         self._takes_positions = "position_ids" in takes
         self._takes_last = "logits_to_keep" in takes
-        self._caches: dict[int, Any] = {}
+        self._takes_use = "use_cache" in takes
+        self._known: dict[int, _Known] = {}
 
     def forward(self, step: Step) -> Tensor:
-        rows = step.rows
-        for slot in self._caches.keys() - rows.living():
-            del self._caches[slot]
+        for slot in self._known.keys() - step.rows.living():
+            del self._known[slot]
         device = step.token_ids.device
         logits = torch.empty(len(step.token_ids), self.vocab_size, dtype=torch.float32, device=device)
-        for slot, first, start, count, whole in rows.each():
-            if start == 0:
-                self._caches[slot] = self._new_cache()
-            size = 1 if self.one_by_one and start > 0 else count
-            for begin in range(first, first + count, size):
-                found = self._compute(step, self._caches[slot], begin, size, whole)
-                logits[begin + size - len(found) : begin + size] = found[:, : self.vocab_size]
+        for row in step.rows.each():
+            if row.start == 0:
+                self._known[row.slot] = _Known(step.token_ids[:0], self._new_cache())
+            ids = step.token_ids[row.first : row.first + row.count]
+            found = self._advance(self._known[row.slot], ids, row)
+            end = row.first + row.count
+            logits[end - len(found) : end] = found[:, : self.vocab_size]
         return logits
 
-    def _compute(self, step: Step, cache: Any, first: int, count: int, whole: bool) -> Tensor:
-        """Return the logits of a row's tokens, or of the last one alone.  -> [n, V]"""
-        options: dict[str, Any] = {self._cache_name: cache}
+    def _advance(self, known: _Known, ids: Tensor, row: StepRow) -> Tensor:
+        """Take a row's tokens; return the logits of all, of the last, or of none where nobody waits for them.  -> [n, V]"""
+        known.ids = torch.cat((known.ids, ids))
+        if self._cache_name is None:
+            return self._compute(known.ids, None, 0, whole=True)[-row.count :]
+        if not self.whole_prompts:
+            return self._compute(ids, known.cache, row.start, row.wants_all)
+        if row.start + row.count < row.num_prompt:
+            return (
+                self._compute(known.ids, self._new_cache(), 0, True)[-row.count :] if row.wants_all else ids[:0, None]
+            )
+        found = []
+        if row.start < row.num_prompt:
+            whole = self._compute(known.ids[: row.num_prompt], known.cache, 0, row.wants_all)
+            found.append(whole[-(row.num_prompt - row.start) :])
+        for position in range(max(row.start, row.num_prompt), row.start + row.count):
+            found.append(self._compute(known.ids[position : position + 1], known.cache, position, True))
+        return torch.cat(found)
+
+    def _compute(self, ids: Tensor, cache: Any, start: int, whole: bool) -> Tensor:
+        """Return the logits of tokens from position `start` on, or of the last one alone.  -> [n, V]"""
+        options: dict[str, Any] = {} if self._cache_name is None else {self._cache_name: cache}
+        if self._takes_use:
+            options["use_cache"] = self._cache_name is not None
         if self._takes_positions:
-            options["position_ids"] = step.positions[None, first : first + count]
+            options["position_ids"] = torch.arange(start, start + len(ids), device=ids.device)[None]
         if self._takes_last and not whole:
             options["logits_to_keep"] = 1
-        found: Tensor = self.module(
-            input_ids=step.token_ids[None, first : first + count], use_cache=True, **options
-        ).logits
+        found: Tensor = self.module(input_ids=ids[None], **options).logits
         return found[0]
 
     def _new_cache(self) -> Any:
-        from transformers import DynamicCache
+        from transformers import Cache, DynamicCache
 
-        return DynamicCache(config=self.module.config.get_text_config())
+        if self._cache_name is None:
+            return None
+        beside = vars(sys.modules[type(self.module).__module__])
+        own: list[Any] = [
+            kind
+            for kind in beside.values()
+            if isinstance(kind, type) and issubclass(kind, Cache) and kind.__module__ == type(self.module).__module__
+        ]
+        config = self.module.config.get_text_config()
+        if not own:
+            return DynamicCache(config=config)
+        return own[0](config=config) if "config" in inspect.signature(own[0]).parameters else own[0]()
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of a sequence."""
+
+    ids: Tensor
+    """[n] its tokens so far"""
+    cache: Any
 
 
 class GivenLogits(nn.Module):
@@ -103,8 +145,12 @@ def build_foreign_decoder(
     module = _module(architecture, config, placement, folder)
     logger.info("%s is computed by transformers' module, one request at a time", architecture.name)
     head = Head(nn.Identity(), GivenLogits(), 0.0)
-    one_by_one = architecture.name in ONE_BY_ONE
-    entry = ForeignDecoder(module, config.get_text_config().vocab_size, one_by_one)
+    entry = ForeignDecoder(
+        module,
+        config.get_text_config().vocab_size,
+        whole_prompts=architecture.name in WHOLE_PROMPTS,
+        has_cache=architecture.name not in WITHOUT_CACHE,
+    )
     return Transformer(entry, [], nn.Identity(), head, ignored_names=("*",), base_prefix="")
 
 
@@ -121,8 +167,9 @@ def _module(architecture: Architecture, config: Any, placement: Placement, folde
             make = kind.from_config if known is None else kind._from_config
             module = make(config, dtype=placement.dtype, **options)
         else:
+            given = config if isinstance(config, transformers.PreTrainedConfig) else None  # else it reads its own
             module, found = kind.from_pretrained(
-                folder, config=config, dtype=placement.dtype, output_loading_info=True, **options
+                folder, config=given, dtype=placement.dtype, output_loading_info=True, **options
             )
             missing = sorted(found["missing_keys"])
     except Exception as error:  # each class refuses in its own way

@@ -3,6 +3,7 @@
 DECODERS: frozenset[str] = frozenset(
     (
         "AXK1ForCausalLM",
+        "AXK2ForCausalLM",
         "AfmoeForCausalLM",
         "Apertus1p5TextForCausalLM",
         "ApertusForCausalLM",
@@ -24,11 +25,13 @@ DECODERS: frozenset[str] = frozenset(
         "Cohere2MoeForCausalLM",
         "Data2VecTextForCausalLM",
         "DeepseekV2ForCausalLM",
+        "DeepseekV32ForCausalLM",
         "DeepseekV3ForCausalLM",
         "DeepseekV4ForCausalLM",
         "DiffLlamaForCausalLM",
         "DogeForCausalLM",
         "Dots1ForCausalLM",
+        "Dots3NoteForCausalLM",
         "ElectraForCausalLM",
         "Ernie4_5_MoeForCausalLM",
         "ErnieForCausalLM",
@@ -46,6 +49,7 @@ DECODERS: frozenset[str] = frozenset(
         "GitForCausalLM",
         "Glm4MoeForCausalLM",
         "Glm4MoeLiteForCausalLM",
+        "GlmMoeDsaForCausalLM",
         "GotOcr2ForConditionalGeneration",
         "GptOssForCausalLM",
         "GraniteMoeForCausalLM",
@@ -54,6 +58,7 @@ DECODERS: frozenset[str] = frozenset(
         "GraniteMoeSharedForCausalLM",
         "GraniteSWAForCausalLM",
         "HYV3ForCausalLM",
+        "HYV4ForCausalLM",
         "HrmTextForCausalLM",
         "HunYuanDenseV1ForCausalLM",
         "HunYuanMoEV1ForCausalLM",
@@ -78,16 +83,19 @@ DECODERS: frozenset[str] = frozenset(
         "MellumForCausalLM",
         "MiMoV2FlashForCausalLM",
         "MiniCPM3ForCausalLM",
+        "MiniMaxForCausalLM",
         "MiniMaxM2ForCausalLM",
         "MiniMaxM3VLForCausalLM",
         "Ministral3ForCausalLM",
         "MllamaForCausalLM",
         "ModernBertDecoderForCausalLM",
+        "MoshiForCausalLM",
         "MossTranscribeDiarizeForConditionalGeneration",
         "MvpForCausalLM",
         "NanoChatForCausalLM",
         "NemotronHForCausalLM",
         "OlmoHybridForCausalLM",
+        "OpenAIGPTLMHeadModel",
         "PLBartForCausalLM",
         "PegasusForCausalLM",
         "Phi4MultimodalForCausalLM",
@@ -100,6 +108,7 @@ DECODERS: frozenset[str] = frozenset(
         "RoFormerForCausalLM",
         "RobertaForCausalLM",
         "RobertaPreLayerNormForCausalLM",
+        "RwkvForCausalLM",
         "SolarOpenForCausalLM",
         "TrOCRForCausalLM",
         "VaultGemmaForCausalLM",
@@ -114,13 +123,26 @@ DECODERS: frozenset[str] = frozenset(
     )
 )
 
-ONE_BY_ONE: frozenset[str] = frozenset(
+WHOLE_PROMPTS: frozenset[str] = frozenset(
     (
+        "AXK2ForCausalLM",
+        "DeepseekV32ForCausalLM",
+        "Dots3NoteForCausalLM",
         "FalconMambaForCausalLM",
+        "GlmMoeDsaForCausalLM",
+        "HYV4ForCausalLM",
         "JambaForCausalLM",
         "MambaForCausalLM",
+        "MoshiForCausalLM",
         "ZambaForCausalLM",
     )
 )
-"""Those whose module can't take several tokens on top of what it remembers: after its first chunk a prompt is computed token
-by token."""
+"""Those whose module can't take several tokens on top of what it remembers."""
+
+WITHOUT_CACHE: frozenset[str] = frozenset(
+    (
+        "OpenAIGPTLMHeadModel",
+        "RwkvForCausalLM",
+    )
+)
+"""Those whose module has no cache, or one that holds one sequence only."""

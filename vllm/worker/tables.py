@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vllm.kv_cache.spec import NULL_BLOCK, CacheGroup, Scratch
-from vllm.layers.step import Rows
+from vllm.layers.step import Rows, StepRow
 from vllm.messages import Batch, Row, Sequence
 from vllm.ops.attention import AttentionPlan, Layout
 from vllm.worker.tokens import Tokens
@@ -86,17 +86,13 @@ class SlotTables:
         tables += [self._scratch_table(rows, width)] * self._num_scratch
         for plan, table in zip(plans, tables, strict=True):
             plan.place(Layout(firsts, starts, counts, torch.from_numpy(table), self.block_size))
-        placed = [
-            (row.slot, stop - row.count, row.start, row.count, self._wants_all(row))
-            for row, stop in zip(rows, stops, strict=True)
-        ]
-        self.rows.place(placed, self.sequences.keys())
+        self.rows.place([self._placed(row, stop) for row, stop in zip(rows, stops, strict=True)], self.sequences.keys())
         return Packed(stops[-1], [stop - 1 for stop in stops])
 
-    def _wants_all(self, row: Row) -> bool:
-        """Whether the results of all of a row's tokens are wanted, not of the last alone."""
+    def _placed(self, row: Row, stop: int) -> StepRow:
         sequence = self.sequences[row.slot]
-        return sequence.pooling is not None or sequence.params.prompt_logprobs is not None
+        wants_all = sequence.pooling is not None or sequence.params.prompt_logprobs is not None
+        return StepRow(row.slot, stop - row.count, row.start, row.count, sequence.num_prompt, wants_all)
 
     def _lay_types(self, rows: list[Row]) -> None:
         parts = []
