@@ -4,6 +4,7 @@
 #   make env      make the environment .venv alone       make clean   remove what these commands made
 #   make bench    measure this engine beside its peers   make peers   install the peers, in .bench
 #   make docs     build the documentation, in docs/build
+#   make conformance  compare every architecture with transformers, and write the table of docs/models.md (ten minutes)
 #   make sanitize run the kernels' tests in a build that checks every access (every night; minutes)
 # PYTHON=python3.12 chooses the interpreter, ARGS="..." is handed on to pytest, the benchmark or the peers' installer.
 
@@ -16,7 +17,7 @@ NATIVE := vllm/ops/native
 KERNELS := $(NATIVE)/sources.py $(NATIVE)/src $(wildcard $(NATIVE)/src/*)
 INSTALLED_BY := pyproject.toml setup.py vllm/version.py tools/environment.sh $(KERNELS)
 
-.PHONY: demo test lint lint-code lint-types lint-imports format env bench peers docs sanitize clean
+.PHONY: conformance demo test lint lint-code lint-types lint-imports format env bench peers docs sanitize clean
 
 demo: $(PACKAGE_STAMP)
 	$(BIN)/vllm run "Hello, my name is"
@@ -50,6 +51,9 @@ peers: $(PACKAGE_STAMP)
 
 docs: $(TEST_STAMP)
 	$(BIN)/python -m sphinx -q -W --keep-going -n -b html docs docs/build
+
+conformance: $(TEST_STAMP)
+	$(BIN)/python -m tests.conformance --write $(ARGS)
 
 sanitize: $(TEST_STAMP)
 	tools/sanitize.sh $(ARGS)

@@ -17,6 +17,8 @@ import time
 import warnings
 from dataclasses import asdict
 
+from tests.conformance.era import FORMATS
+from tests.conformance.page import write
 from tests.conformance.suite import WAYS, Outcome, examine
 
 _SECONDS = 90
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument("--impl", default="auto", choices=("auto", "vllm", "transformers"))
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", help="write what was found to a file")
+    parser.add_argument("--write", action="store_true", help="write the table of docs/models.md")
     options = parser.parse_args()
     import torch
     import transformers
@@ -40,7 +43,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     began = time.monotonic()
-    names = options.model_types or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    names = options.model_types or [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FORMATS]
     outcomes = _all(names, options.impl, options.jobs)
     for outcome in outcomes:
         failed = [way for way in WAYS if not outcome.ways.get(way)]
@@ -49,6 +52,8 @@ def main() -> None:
         )
     passed = sum(outcome.passed for outcome in outcomes)
     print(f"{passed} of {len(outcomes)} agree in every way, after {time.monotonic() - began:.0f} s")
+    if options.write:
+        write(names, outcomes)
     if options.json:
         with open(options.json, "w") as file:
             json.dump([asdict(outcome) for outcome in outcomes], file, indent=1)

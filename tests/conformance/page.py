@@ -1,0 +1,57 @@
+"""The table of docs/models.md, from what the suite found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.conformance.era import ALIASES, UNCHECKED
+from tests.conformance.suite import WAYS, Outcome
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+BEGIN, END = "<!-- by python -m tests.conformance --write -->", "<!-- end -->"
+
+
+def write(names: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+    """Put the table into the page, between its marks."""
+    text = PAGE.read_text("utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text("\n".join([before + BEGIN, *table(names, outcomes), END]) + after, "utf-8")
+
+
+def table(names: Sequence[str], outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Yield what was found, in Markdown: `names` are the model types that were examined."""
+    import transformers
+
+    passed = sum(outcome.passed for outcome in outcomes)
+    yield ""
+    yield (
+        f"{passed} of {len(outcomes)} model types agree in all five ways ({', '.join(WAYS)}); transformers "
+        f"{transformers.__version__}, {time.strftime('%Y-%m-%d')}."
+    )
+    yield ""
+    yield "| architecture | model type | computed by | agrees | largest difference |"
+    yield "|---|---|---|---|---|"
+    for name, outcome in sorted(
+        zip(names, outcomes, strict=True), key=lambda pair: (pair[1].architecture.lower(), pair[0])
+    ):
+        if outcome.passed:
+            ways = "in all ways"
+        else:
+            good = [way for way in WAYS if outcome.ways.get(way)]
+            ways = ", ".join(good) if good else f"not examined: {_cell(outcome.reason)}" if outcome.reason else "no"
+        route = outcome.route or "refused"
+        difference = f"{outcome.worst:.0e}" if outcome.ways else ""
+        yield f"| `{outcome.architecture}` | {name} | {route} | {ways} | {difference} |"
+    for name, other in ALIASES.items():
+        yield f"| `{name}` | | as `{other}` | | |"
+    for name, reason in UNCHECKED.items():
+        yield f"| `{name}` | | family | unchecked: {reason} | |"
+    yield ""
+
+
+def _cell(text: str) -> str:
+    """Return a reason as a table can have it."""
+    return text.replace("|", "/").replace("<", "(").replace(">", ")").replace("`", "'")[:120]
