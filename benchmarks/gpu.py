@@ -412,7 +412,14 @@ def main() -> None:
         print(json.dumps(record), flush=True)
     print("\n".join(lines(record)))
     if options.out:
-        (options.out / GPU).write_text(json.dumps(record, indent=1) + "\n")
+        _keep(options.out / GPU, record)
+
+
+def _keep(file: Path, record: dict[str, Any]) -> None:
+    """Put a record beside those of other shapes, in the place of one of the same."""
+    earlier = json.loads(file.read_text()) if file.is_file() else []
+    kept = [other for other in earlier if other["shapes"].keys() != record["shapes"].keys()]
+    file.write_text(json.dumps([*kept, record], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def write(folder: Path) -> str:
     return page
 
 
-def _beside(path: Path) -> dict[str, Any]:
+def _beside(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -68,10 +68,11 @@ def render(summary: Summary, beside: Mapping[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _gpu(record: dict[str, Any] | None) -> Iterator[str]:
-    if record:
+def _gpu(records: Sequence[dict[str, Any]] | None) -> Iterator[str]:
+    if records:
         yield "## On a GPU\n"
-        yield from gpu_lines(record)
+        for record in records:
+            yield from gpu_lines(record)
 
 
 def _opening(summary: Summary) -> Iterator[str]:

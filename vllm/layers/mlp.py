@@ -60,9 +60,8 @@ class MoE(nn.Module):
         self.top_k = top_k
         self.renormalize = renormalize
         self.activation = activation
-        gate_up = [placement.matrix(2 * inner, outer, gated=True) for _ in experts]
-        self.gate_up = cast("Sequence[Matrix]", nn.ModuleList(gate_up))
-        self.down = cast("Sequence[Matrix]", nn.ModuleList(placement.matrix(outer, inner) for _ in experts))
+        self.gate_up = cast("Sequence[Matrix]", placement.experts(len(experts), 2 * inner, outer, gated=True))
+        self.down = cast("Sequence[Matrix]", placement.experts(len(experts), outer, inner))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         weights, ids = ops.route(self.router(x), self.top_k, self.renormalize)

@@ -35,3 +35,7 @@ class Placement:
     def matrix(self, rows: int, width: int, *, bias: bool = False, gated: bool = False) -> Matrix:
         """Return a matrix whose places are to be filled; see `MatrixShape`."""
         return ops.matrix(MatrixShape(rows, width, self.dtype, self.device, bias, gated, self.format))
+
+    def experts(self, count: int, rows: int, width: int, *, gated: bool = False) -> nn.ModuleList:
+        """Return the matrices of a layer's experts, whose places are to be filled."""
+        return ops.experts(count, MatrixShape(rows, width, self.dtype, self.device, False, gated, self.format))

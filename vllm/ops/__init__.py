@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vllm.errors import ConfigError
 from vllm.kv_cache.spec import CacheSpec
@@ -24,7 +24,8 @@ from vllm.ops.activations import ACTIVATIONS
 from vllm.ops.attention import AttentionBackend
 from vllm.ops.attention_torch import TorchAttention
 from vllm.ops.matrix import DenseMatrix, Matrix, MatrixShape
-from vllm.ops.moe import moe, route
+from vllm.ops.moe import moe as moe_torch
+from vllm.ops.moe import route
 from vllm.ops.native import matrix as native_matrix
 from vllm.ops.native import program as native_program
 from vllm.ops.native import rows as native_rows
@@ -37,6 +38,7 @@ __all__ = [
     "all_finite",
     "attention_backend",
     "choose",
+    "experts",
     "gather",
     "greatest",
     "layer_norm",
@@ -96,6 +98,7 @@ gather = _either(rows.gather, native_rows.gather)
 layer_norm = _either(norms.layer_norm, native_rows.layer_norm, "norms")
 rms_norm = _either(norms.rms_norm, native_rows.rms_norm, "norms")
 rotary = _either(rotary_torch.rotary, native_rows.rotary, "rotary")
+moe = _either(moe_torch, moe_torch, "moe")
 softcap = _either(rows.softcap, native_rows.softcap)
 
 
@@ -150,6 +153,14 @@ def matrix(shape: MatrixShape) -> Matrix:
     if reason is not None and shape.format is not None:
         raise ConfigError(f"quantization={shape.format!r} can't be used: {reason}")
     return kind(shape)
+
+
+def experts(count: int, shape: MatrixShape) -> nn.ModuleList:
+    """Return the matrices of a layer's experts, for `moe`.  Raises ConfigError if they can't be quantized as `shape` asks."""
+    if shape.device.type == "cuda" and shape.format is None:
+        matrices: nn.ModuleList = _gpu("moe").ExpertMatrices(count, shape)
+        return matrices
+    return nn.ModuleList(matrix(shape) for _ in range(count))
 
 
 def record(function: Callable[[int], Tensor], rows: int, device: torch.device) -> Recording | None:

@@ -1,0 +1,50 @@
+"""A mixture of experts for GPUs, in the interpreter, against plain torch."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from vllm.ops.matrix import DenseMatrix, MatrixShape
+from vllm.ops.moe import moe as moe_torch
+from vllm.ops.triton.moe import ExpertMatrices, moe
+
+
+@given(
+    tokens=st.integers(1, 40),
+    experts=st.tuples(st.integers(1, 9), st.integers(1, 4)).map(lambda pair: (pair[0], min(pair))),
+    widths=st.tuples(st.integers(1, 100), st.integers(1, 100)),
+    activation=st.sampled_from(["silu", "gelu"]),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=30, deadline=None)
+def test_each_token_gets_what_its_experts_make_of_it(
+    tokens: int,
+    experts: tuple[int, int],
+    widths: tuple[int, int],
+    activation: str,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    (count, chosen), (outer, inner) = experts, widths
+    cpu = torch.device("cpu")
+    shapes = MatrixShape(2 * inner, outer, dtype, cpu, gated=True), MatrixShape(outer, inner, dtype, cpu)
+    stacked = [ExpertMatrices(count, shape) for shape in shapes]
+    plain = [nn.ModuleList(DenseMatrix(shape) for _ in range(count)) for shape in shapes]
+    for some, others, shape in zip(stacked, plain, shapes, strict=True):
+        for one, other in zip(some, others, strict=True):
+            values = torch.randn(shape.rows, shape.width).to(dtype) / shape.width**0.5
+            one.place(0, shape.rows).put(values)
+            other.place(0, shape.rows).put(values)
+    x, weights = torch.randn(tokens, outer).to(dtype), torch.rand(tokens, chosen)
+    ids = torch.stack([torch.randperm(count)[:chosen] for _ in range(tokens)])
+    got, expected = (
+        moe(x, weights, ids, *stacked, activation=activation),
+        moe_torch(x, weights, ids, *plain, activation=activation),
+    )
+    tolerance = 2e-5 if dtype == torch.float32 else 8e-3
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
