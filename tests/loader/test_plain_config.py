@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from tools import configurations
 from vllm.loader.config import read_config
 from vllm.loader.plain_config import _DERIVED, plain_config
-from vllm.models.registry import ARCHITECTURES
 
 WHERE = Path("/models/one")
 TINY = {"vocab_size": 60000, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 6}
@@ -159,7 +158,7 @@ def _same(left: Any, right: Any) -> bool:
     return _exact(_public(left)) == _exact(_public(right))
 
 
-@pytest.mark.parametrize("architecture", sorted({*ARCHITECTURES, *PUBLISHED}))
+@pytest.mark.parametrize("architecture", sorted(PUBLISHED))
 def test_every_published_configuration_is_that_of_transformers(architecture: str, tmp_path: Path) -> None:
     from transformers import AutoConfig
 
