@@ -226,9 +226,17 @@ def test_a_body_that_cannot_be_embedded_names_its_field(body: Any, param: str, m
     assert __import__("re").search(message, answer.error["message"]), answer.error
 
 
-@pytest.mark.parametrize("path", [PATH, "/pooling", "/classify", "/score", "/rerank", "/v2/embed"])
-def test_a_generative_model_says_that_it_is_one(path: str) -> None:
-    answer = client(None).post(path, {"input": TEXT})
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *((path, {"input": TEXT}) for path in (PATH, "/pooling", "/classify")),
+        ("/score", {"text_1": TEXT, "text_2": TEXT}),
+        ("/rerank", {"query": TEXT, "documents": [TEXT]}),
+        ("/v2/embed", {"texts": [TEXT], "model": "acme/tiny"}),
+    ],
+)
+def test_a_generative_model_says_that_it_is_one(path: str, body: Any) -> None:
+    answer = client(None).post(path, body)
     assert answer.status == 404 and answer.error["type"] == "NotFoundError"
     assert f"acme/tiny is a generative model, and {path} is for models that pool" in answer.error["message"]
 

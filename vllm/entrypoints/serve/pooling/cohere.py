@@ -36,7 +36,6 @@ _PROMPTS = {
 async def embed(call: Call) -> Answer:
     """Embed each text."""
     body: EmbedRequest = call.body
-    call.server.model_named(body.model)
     name = call.id()
     if not body.texts:
         raise RequestError("texts is an empty list; give at least one text", "texts")
