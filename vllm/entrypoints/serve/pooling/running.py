@@ -73,14 +73,14 @@ def check_count(call: Call, count: int, field: str) -> None:
 
 def with_names(prompts: list[Prompt], call: Call) -> list[Prompt]:
     """Put before what is embedded the text that the body names, or the model's default."""
-    pooling, name = pooling_of(call), call.body.prompt_name
+    texts, name = pooling_of(call).texts, call.body.prompt_name
     if name is not None:
-        named_text(name, pooling)  # says what is wrong with it
+        named_text(name, texts)  # says what is wrong with it
     if call.body.messages is not None:
         if name is not None:
             raise RequestError("prompt_name is for input; what goes before messages is the template's", "prompt_name")
         return prompts
-    return with_text_before(prompts, pooling, *([] if name is None else [name]))
+    return with_text_before(prompts, texts, *([] if name is None else [name]))
 
 
 @contextmanager
