@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from vllm.config import EngineArgs
 from vllm.entrypoints.cli import COMMANDS, command_parser
 from vllm.entrypoints.cli.serve import split
+from vllm.entrypoints.serve.lineup import line_up
 from vllm.entrypoints.serve.settings import ServerArgs
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +29,7 @@ METRICS = {
     "prefix_cache_queries_total",
     "prefix_cache_hits_total",
     "num_preemptions_total",
+    "engine_sleep_state",
     "prompt_tokens_total",
     "generation_tokens_total",
     "request_success_total",
@@ -52,9 +53,9 @@ def documents(path: Path) -> list[Any]:
 
 def check_options(arguments: list[str]) -> None:
     """The server would start with these arguments."""
-    engine, server = split(command_parser("serve")[0].parse_args(arguments))
-    EngineArgs(**engine)
-    ServerArgs(**server)
+    shared, models = split(command_parser("serve")[0].parse_args(arguments))
+    line_up(shared, models)
+    ServerArgs(**shared.server)
 
 
 def metrics_in(text: str) -> set[str]:

@@ -315,6 +315,8 @@ class CacheConfig:
     memory_share: float
     memory_bytes: int | None
     num_blocks: int | None
+    free_bytes: int | None = None
+    """What `memory_share` is a share of; None: what is free when the model is loaded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""How one request wants hidden states pooled (`PoolingParams`), and how a model pools (`PoolerConfig`, `Pooling`).
+"""How one request wants hidden states pooled (`PoolingParams`), how a model pools (`PoolerConfig`, `Pooling`), and what
+its texts are like (`PooledTexts`).
 
     hidden states ── pooling ──▶ one vector, or one per token ── head ──▶ embedding, or logits of classes ── activation
 
@@ -136,6 +137,23 @@ class PoolerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PooledTexts:
+    """How texts are prepared for a model that pools, and how what came of two of them is compared."""
+
+    prompts: tuple[tuple[str, str], ...] = ()
+    """Texts that go before a prompt, by name (sentence-transformers)."""
+    default_prompt: str | None = None
+    similarity: Literal["cosine", "dot", "euclidean", "manhattan"] = "cosine"
+    """How two embeddings are compared."""
+    lower_case: bool = False
+    """Texts are lowered before they are tokenized (sentence-transformers)."""
+    num_token_types: int = 0
+    """Texts of a pair that the model can tell apart by a type of their tokens; below 2 it can't."""
+    max_embed_len: int | None = None
+    """Longer prompts than the context are embedded piece by piece, up to this many tokens; None: they are refused."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pooling:
     """How a model pools, with everything settled.  Made once, by `vllm.models.tasks`."""
 
@@ -156,24 +174,18 @@ class Pooling:
     """Tokens whose rows of the vocabulary are the head."""
     label_difference: bool = False
     """There are two such tokens, and one class: what the second has more than the first."""
-    is_cross_encoder: bool = False
-    """It scores a pair of texts in one prompt."""
     dimensions: int | None = None
     matryoshka: bool | tuple[int, ...] = False
     """Whether embeddings may be cut, and to which lengths if not to any."""
     step_tag_id: int | None = None
     returned_token_ids: tuple[int, ...] | None = None
-    max_embed_len: int | None = None
-    """Longer prompts than the context are embedded piece by piece, up to this many tokens; None: they are refused."""
-    prompts: tuple[tuple[str, str], ...] = ()
-    """Texts that go before a prompt, by name (sentence-transformers)."""
-    default_prompt: str | None = None
-    lower_case: bool = False
-    """Texts are lowered before they are tokenized (sentence-transformers)."""
-    similarity: Literal["cosine", "dot", "euclidean", "manhattan"] = "cosine"
-    """How two embeddings are compared."""
-    num_token_types: int = 0
-    """Texts of a pair that the model can tell apart by a type of their tokens; below 2 it can't."""
+    texts: PooledTexts = PooledTexts()
+    """What becomes of texts before their tokens are pooled, and of embeddings afterwards."""
+
+    @property
+    def is_cross_encoder(self) -> bool:
+        """Whether it scores a pair of texts in one prompt."""
+        return self.num_labels == 1 and "classify" in self.tasks
 
     def keeps_all(self, params: PoolingParams) -> bool:
         """Whether a request's result depends on hidden states of other tokens than its last one."""

@@ -197,6 +197,34 @@ async def test_stopping_lets_requests_end_and_then_refuses() -> None:
 
 
 @in_loop
+async def test_an_engine_that_was_stopped_can_be_started_again() -> None:
+    async with running() as engine:
+        before = text(await outputs(engine, request(engine, "a")))
+        await engine.stop()
+        assert engine._process is not None and engine._process.poll() is not None
+        await asyncio.gather(engine.start())
+        assert text(await outputs(engine, request(engine, "b"))) == before
+        assert engine.num_restarts == 0 and engine.health() is None
+
+
+@in_loop
+async def test_an_engine_that_could_not_start_can_be_started_again(tmp_path: Path) -> None:
+    from vllm.engine.setup import DEFAULT_MODEL_PATH
+
+    for file in DEFAULT_MODEL_PATH.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    engine = AsyncEngine(EngineArgs(model=str(tmp_path), max_model_len=512))
+    weights = tmp_path / "model.safetensors"
+    weights.rename(tmp_path / "away")
+    with pytest.raises(ModelError):
+        await engine.start()
+    (tmp_path / "away").rename(weights)
+    await engine.start()
+    assert text(await outputs(engine, request(engine, "a")))
+    await engine.stop()
+
+
+@in_loop
 async def test_stopping_without_patience_tells_who_is_left() -> None:
     async with running() as engine:
         task = asyncio.create_task(outputs(engine, request(engine, "a", 400)))

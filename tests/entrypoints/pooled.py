@@ -13,7 +13,7 @@ from vllm.pooling_params import Pooling
 WIDTH = 8
 EMBEDS = Pooling(("embed", "token_embed"), "LAST", matryoshka=(2, 4))
 CLASSIFIES = Pooling(("classify",), "LAST", normalize=False, num_labels=3)
-RERANKS = Pooling(("classify",), "CLS", activation="sigmoid", num_labels=1, is_cross_encoder=True)
+RERANKS = Pooling(("classify",), "CLS", activation="sigmoid", num_labels=1)
 REWARDS = Pooling(("token_classify",), "ALL", num_labels=2)
 LATE = Pooling(("token_embed",), "ALL")
 

@@ -21,7 +21,7 @@ from vllm.inputs.chat import ChatRenderer
 from vllm.inputs.prepare import Limits, Preparer
 from vllm.inputs.tokenizer import load_tokenizer
 from vllm.messages import EngineRequest
-from vllm.pooling_params import Pooling
+from vllm.pooling_params import PooledTexts, Pooling
 
 
 class FakeLLMEngine:
@@ -123,7 +123,7 @@ def test_a_template_for_pairs_may_be_a_file(load: Any, tmp_path: Path) -> None:
 
 
 def test_texts_of_sentence_transformers_go_before_what_is_embedded(load: Any) -> None:
-    llm = load(EMBEDS, prompts=(("plain", "say: "),), default_prompt="plain")
+    llm = load(EMBEDS, texts=PooledTexts(prompts=(("plain", "say: "),), default_prompt="plain"))
     llm.embed(["the tide", [5, 6]], use_tqdm=False)
     llm.encode("the tide", use_tqdm=False)
     llm.encode("the tide", use_tqdm=False, pooling_task="token_embed")
@@ -153,7 +153,7 @@ def test_long_prompts_are_refused_cut_to_the_context_or_embedded_in_pieces(load:
         load(EMBEDS).embed([long])
     (output,) = load(EMBEDS).embed([long], use_tqdm=False, tokenization_kwargs={"truncation": True})
     assert output.prompt_token_ids == long[:32]
-    llm = load(EMBEDS, max_embed_len=100)
+    llm = load(EMBEDS, texts=PooledTexts(max_embed_len=100))
     short, whole = llm.embed([[5], long], use_tqdm=False)
     assert short.prompt_token_ids == [5] and whole.prompt_token_ids == long
     parts = [llm.embed([long[i : i + 32]], use_tqdm=False)[0].outputs.embedding for i in (0, 32, 64)]

@@ -18,7 +18,7 @@ from vllm.inputs.prompts import Prompt
 from vllm.inputs.tokenizer import FastTokenizer, SlowTokenizer, Tokenizer, load_tokenizer
 from vllm.messages import EngineRequest
 from vllm.outputs import PoolingOutput, PoolingRequestOutput
-from vllm.pooling_params import Pooling, PoolingParams
+from vllm.pooling_params import PooledTexts, Pooling, PoolingParams
 from vllm.sampling_params import SamplingParams
 
 LIMITS = Limits(vocab_size=600, max_model_len=32)
@@ -126,17 +126,19 @@ def test_ids_are_cut_without_asking_what_they_are(bert: Tokenizer) -> None:
 
 
 def test_a_pair_has_the_tokenizers_form_and_its_types(bert: Tokenizer) -> None:
-    pooling = dataclasses.replace(EMBEDS, num_token_types=2)
+    pooling = dataclasses.replace(EMBEDS, texts=PooledTexts(num_token_types=2))
     (request,) = prepare(bert, [Prompt("the tide", pair="came in")], pooling)
     assert shown(bert, request.token_ids) == "[CLS] the tide [SEP] came in [SEP]"
     assert request.token_types == [0, 0, 0, 0, 1, 1, 1]
-    (without,) = prepare(bert, [Prompt("the tide", pair="came in")], dataclasses.replace(pooling, num_token_types=1))
+    (without,) = prepare(
+        bert, [Prompt("the tide", pair="came in")], dataclasses.replace(pooling, texts=PooledTexts(num_token_types=1))
+    )
     assert without.token_ids == request.token_ids and without.token_types == []
 
 
 def test_texts_are_lowered_where_the_model_wants_that(bert: Tokenizer) -> None:
     prompts = [Prompt("The TIDE", pair="Came"), Prompt("The TIDE")]
-    pair, text = prepare(bert, prompts, dataclasses.replace(EMBEDS, lower_case=True))
+    pair, text = prepare(bert, prompts, dataclasses.replace(EMBEDS, texts=PooledTexts(lower_case=True)))
     assert shown(bert, pair.token_ids) == "[CLS] the tide [SEP] came [SEP]"
     assert shown(bert, text.token_ids) == "[CLS] the tide [SEP]" and text.prompt == "The TIDE"
     assert "[UNK]" in shown(bert, prepare(bert, prompts)[1].token_ids)
@@ -187,23 +189,23 @@ def test_the_side_that_loses_tokens_is_the_tokenizers(tokenizer_folders: dict[st
 
 
 def test_texts_before_prompts_go_by_name() -> None:
-    pooling = dataclasses.replace(EMBEDS, prompts=(("query", "query: "), ("passage", "passage: ")))
+    given = PooledTexts(prompts=(("query", "query: "), ("passage", "passage: ")))
     prompts = [Prompt("a"), Prompt(token_ids=[5])]
 
-    def texts(pooling: Pooling, *names: str) -> list[str | None]:
-        return [prompt.text for prompt in with_text_before(prompts, pooling, *names)]
+    def texts(given: PooledTexts, *names: str) -> list[str | None]:
+        return [prompt.text for prompt in with_text_before(prompts, given, *names)]
 
-    assert texts(pooling) == ["a", None]
-    assert texts(pooling, "query") == ["query: a", None]
-    assert texts(pooling, "document", "passage") == ["passage: a", None]
-    default = dataclasses.replace(pooling, default_prompt="passage")
+    assert texts(given) == ["a", None]
+    assert texts(given, "query") == ["query: a", None]
+    assert texts(given, "document", "passage") == ["passage: a", None]
+    default = dataclasses.replace(given, default_prompt="passage")
     assert texts(default) == texts(default, "nonsense") == ["passage: a", None]
     with pytest.raises(RequestError, match="no prompt called 'other'; it has query, passage"):
-        texts(dataclasses.replace(pooling, default_prompt="other"))
+        texts(dataclasses.replace(given, default_prompt="other"))
 
 
 def test_long_prompts_are_embedded_in_pieces_and_averaged() -> None:
-    pooling = dataclasses.replace(EMBEDS, max_embed_len=80)
+    pooling = dataclasses.replace(EMBEDS, texts=PooledTexts(max_embed_len=80))
     prompts = [Prompt(token_ids=[5] * 3), Prompt(token_ids=list(range(70)))]
     requests = prepare(None, prompts, pooling)
     pieces = Pieces(requests, 32, pooling)
@@ -232,7 +234,7 @@ def test_long_prompts_are_embedded_in_pieces_and_averaged() -> None:
 
 
 def test_a_piece_that_failed_fails_its_prompt() -> None:
-    pooling = dataclasses.replace(EMBEDS, max_embed_len=80)
+    pooling = dataclasses.replace(EMBEDS, texts=PooledTexts(max_embed_len=80))
     pieces = Pieces(prepare(None, [Prompt(token_ids=[5] * 40)], pooling), 32, pooling)
     outputs = [PoolingRequestOutput(r.id, PoolingOutput(np.ones(2, np.float32)), r.token_ids) for r in pieces.requests]
     outputs[1].error = "not finite"

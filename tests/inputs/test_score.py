@@ -16,7 +16,7 @@ from vllm.inputs.prepare import Limits, Preparer
 from vllm.inputs.prompts import Prompt
 from vllm.inputs.score import Scorer, Scoring, score_task, texts_of
 from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
-from vllm.pooling_params import Pooling, PoolingParams
+from vllm.pooling_params import PooledTexts, Pooling, PoolingParams
 
 TEMPLATE = "Q:{{ messages[0].content }} D:{{ (messages | selectattr('role', 'eq', 'document') | first).content }}!"
 
@@ -113,7 +113,7 @@ def test_a_cosine_does_not_depend_on_lengths_nor_on_other_pairs(tokenizer: Token
     ],
 )
 def test_embeddings_are_compared_as_the_model_says(tokenizer: Tokenizer, similarity: Any, compare: Any) -> None:
-    pooling = dataclasses.replace(EMBEDS, similarity=similarity)
+    pooling = dataclasses.replace(EMBEDS, texts=PooledTexts(similarity=similarity))
     found = scoring(tokenizer, pooling, "the tide", "came in", params=PoolingParams(normalize=False))
     outputs = [output_of(request, pooling) for request in found.requests]
     query, document = (output.outputs.data.astype(float) for output in outputs)
@@ -121,7 +121,7 @@ def test_embeddings_are_compared_as_the_model_says(tokenizer: Tokenizer, similar
 
 
 def test_queries_and_documents_get_the_texts_that_the_model_wants_before_them(tokenizer: Tokenizer) -> None:
-    pooling = Pooling(("embed",), "LAST", prompts=(("query", "query: "), ("document", "passage: ")))
+    pooling = Pooling(("embed",), "LAST", texts=PooledTexts((("query", "query: "), ("document", "passage: "))))
     assert texts(tokenizer, scoring(tokenizer, pooling, "a", "x")) == ["query: a", "passage: x"]
 
 

@@ -35,6 +35,13 @@ def test_the_cache_is_what_the_share_of_free_memory_leaves() -> None:
     assert plan(room, memory_share=1.0).num_blocks == (26,)
 
 
+def test_the_share_may_be_one_of_memory_that_others_hold_a_part_of_meanwhile() -> None:
+    room = 25 * BLOCK + 1024
+    assert plan(2 * room - 5 * BLOCK, free_bytes=2 * room).num_blocks == plan(2 * room).num_blocks
+    with pytest.raises(ConfigError, match="are more than the .* that are free; lower gpu_memory_utilization"):
+        plan(room - 5 * BLOCK, free_bytes=2 * room)
+
+
 def test_groups_share_the_memory_in_proportion_to_their_needs() -> None:
     window = CacheGroup(Window(kv_heads=2, head_dim=8, value_dim=8, size=17), (2,))
     found = plan(1 << 30, (FULL, window))

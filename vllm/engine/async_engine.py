@@ -3,6 +3,7 @@
     generate ─▶ Add ─▶ (socket) ─▶ engine                      loading ─▶ ready ─▶ stopping
              ◀─ outputs ◀─ OutputProcessor ◀─ News ◀─┘              ▲         │
                                                                   └─ dead ◀─┘
+One that was stopped can be started again.
 
 Text lives here, tensors live there.  No torch is imported on this side.
 """
@@ -63,6 +64,8 @@ class AsyncEngine:
         """Read what the model says of itself.  Raises ConfigError or ModelError for what cannot work."""
         self.args = args
         self.observer: Observer | None = None
+        self.free_bytes: int | None = None
+        """What its share of memory is a share of; None: what is free when the model is loaded."""
         self.config: EngineConfig
         self.config, self.tokenizer = resolve(args)
         self.preparer = make_preparer(self.config.model, self.tokenizer)
@@ -106,10 +109,15 @@ class AsyncEngine:
         it is kept alive.
         """
         loop = asyncio.get_running_loop()
+        self.state = "loading"
         self._loaded = loop.create_future()
         self._running = loop.create_task(self._keep_alive())
         self._running.add_done_callback(self._gave_out)
-        await asyncio.shield(self._loaded)
+        try:
+            await asyncio.shield(self._loaded)
+        except Exception:
+            await self.stop()  # what is left of it must not be taken for part of the next start
+            raise
 
     async def stop(self, timeout: float = 0.0) -> None:
         """Let requests end, for at most `timeout` seconds; then stop the engine.  What is left is told so."""
@@ -296,7 +304,7 @@ class AsyncEngine:
         ours.setblocking(False)
         _, link = await asyncio.get_running_loop().create_connection(lambda: _Link(self), sock=ours)
         self._link = link
-        link.send(wire.Load(wire.options_of(self.args)))
+        link.send(wire.Load(wire.options_of(self.args), self.free_bytes))
         await link.closed
         self._link = None
         cause = await self._reap()

@@ -73,7 +73,7 @@ class EngineProcess:
             with no_collections():
                 args = EngineArgs(**load.options)
                 config, _ = resolve(replace(args, skip_tokenizer_init=True))
-                core = EngineCore.load(config)
+                core = EngineCore.load(replace(config, cache=replace(config.cache, free_bytes=load.free_bytes)))
         except (ConfigError, ModelError) as error:
             kind = "config" if isinstance(error, ConfigError) else "model"
             self._send(wire.Failed(kind, str(error)))
@@ -84,7 +84,8 @@ class EngineProcess:
             return None
         assert core.executor is not None
         plan = core.executor.plan
-        self._send(wire.Ready(str(plan), plan.num_tokens, sum(plan.num_blocks), time.monotonic() - began))
+        seconds = time.monotonic() - began
+        self._send(wire.Ready(str(plan), plan.num_tokens, sum(plan.num_blocks), plan.free, seconds))
         return core
 
     def _take(self, core: EngineCore, message: wire.ToEngine) -> None:

@@ -90,7 +90,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         block_size=args.block_size,
         quantized=args.kv_cache_dtype == "int8",
         prefix_caching=args.enable_prefix_caching,
-        memory_share=args.gpu_memory_utilization or _MEMORY_SHARE[device],
+        memory_share=memory_share(args),
         memory_bytes=args.kv_cache_memory_bytes or (env.cpu_kvcache_bytes() if device == "cpu" else None),
         num_blocks=args.num_gpu_blocks_override,
     )
@@ -105,6 +105,11 @@ def _field(config: Any, name: str) -> Any:
         return getattr(config, name, None)
     except Exception:  # transformers' own error for what differs from layer to layer is no AttributeError
         return None
+
+
+def memory_share(args: EngineArgs) -> float:
+    """Return the share of free memory that an engine may take."""
+    return args.gpu_memory_utilization or _MEMORY_SHARE[choose_device(args.device)]
 
 
 def make_preparer(model: ModelConfig, tokenizer: Tokenizer | None) -> Preparer:

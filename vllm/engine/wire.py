@@ -27,6 +27,7 @@ class Load(Struct, tag=0, array_like=True):
     """Load a model.  The first message."""
 
     options: dict[str, Any]  # fields of EngineArgs
+    free_bytes: int | None = None  # see CacheConfig
 
 
 class Add(Struct, tag=1, array_like=True):
@@ -58,6 +59,7 @@ class Ready(Struct, tag=0, array_like=True):
     memory: str  # the plan in words
     num_cache_tokens: int
     num_blocks: int
+    free_bytes: int  # before it was loaded
     seconds: float
 
 

@@ -230,7 +230,7 @@ class PoolingCalls:
         use_tqdm: Bar,
     ) -> list[Pooled]:
         if (task or pooling.tasks[0]) == "embed":
-            prompts = with_text_before(prompts, pooling)
+            prompts = with_text_before(prompts, pooling.texts)
         requests = self.llm_engine.preparer.prepare_pooling(prompts, params, task=task, pooling=pooling)
         return self._run_pooled(requests, pooling, use_tqdm)
 

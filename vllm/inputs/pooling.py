@@ -18,7 +18,7 @@ from vllm.inputs.prompts import Prompt
 from vllm.inputs.tokenizer import Encoding, Side
 from vllm.messages import EngineRequest
 from vllm.outputs import PoolingOutput, PoolingRequestOutput
-from vllm.pooling_params import Pooling, PoolingParams, PoolingTask
+from vllm.pooling_params import PooledTexts, Pooling, PoolingParams, PoolingTask
 
 Pooled = PoolingRequestOutput[PoolingOutput]
 
@@ -79,23 +79,23 @@ def _check_dimensions(dimensions: int, task: PoolingTask, pooling: Pooling) -> N
         )
 
 
-def with_text_before(prompts: Sequence[Prompt], pooling: Pooling, *names: str) -> list[Prompt]:
+def with_text_before(prompts: Sequence[Prompt], texts: PooledTexts, *names: str) -> list[Prompt]:
     """Put before texts what the model wants there: the first of `names` that it has, else its default, if any."""
-    texts = dict(pooling.prompts)
-    name = next((name for name in names if name in texts), pooling.default_prompt)
+    known = dict(texts.prompts)
+    name = next((name for name in names if name in known), texts.default_prompt)
     if name is None:
         return list(prompts)
-    before = named_text(name, pooling)
+    before = named_text(name, texts)
     return [p if p.text is None else dataclasses.replace(p, text=before + p.text) for p in prompts]
 
 
-def named_text(name: str, pooling: Pooling) -> str:
+def named_text(name: str, texts: PooledTexts) -> str:
     """Return the text that goes before a prompt, by its name.  Raises RequestError if the model has none of that name."""
-    texts = dict(pooling.prompts)
-    if name not in texts:
-        known = ", ".join(texts) or "none at all"
-        raise RequestError(f"the model has no prompt called {name!r}; it has {known}", "prompt_name")
-    return texts[name]
+    known = dict(texts.prompts)
+    if name not in known:
+        shown = ", ".join(known) or "none at all"
+        raise RequestError(f"the model has no prompt called {name!r}; it has {shown}", "prompt_name")
+    return known[name]
 
 
 class Tokens(NamedTuple):

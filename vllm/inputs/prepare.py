@@ -133,12 +133,13 @@ class Preparer:
         ids = None if request_ids is None else _one_each("request ids", request_ids, len(prompts))
         settled = {id(param): settle(param, task, pooling) for param in each}
         most, limit = self.limits.max_model_len, f"max_model_len={self.limits.max_model_len:,} is the most"
-        if pooling.max_embed_len is not None and all(param.task == "embed" for param in settled.values()):
-            most, limit = pooling.max_embed_len, f"max_embed_len={pooling.max_embed_len:,} is the most"
+        if pooling.texts.max_embed_len is not None and all(param.task == "embed" for param in settled.values()):
+            most = pooling.texts.max_embed_len
+            limit = f"max_embed_len={most:,} is the most"
         asked = (param.truncate_prompt_tokens for param in each)
         keeps = [most if keep == -1 else keep for keep in asked]
-        tokens = self._encode(prompts, keeps, pooling.lower_case)
-        has_types = pooling.num_token_types > 1
+        tokens = self._encode(prompts, keeps, pooling.texts.lower_case)
+        has_types = pooling.texts.num_token_types > 1
         arrival = time.monotonic()
         requests = []
         for i, (prompt, param) in enumerate(zip(prompts, each, strict=True)):

@@ -29,7 +29,7 @@ _ROLES = [re.compile(rf"""['"]{role}['"]""") for role in ("query", "document")]
 
 def score_task(pooling: Pooling) -> Literal["classify", "embed", "token_embed"]:
     """Return what a model does to score texts.  Raises RequestError if it can't."""
-    if pooling.is_cross_encoder and "classify" in pooling.tasks:
+    if pooling.is_cross_encoder:
         return "classify"
     if "embed" in pooling.tasks:
         return "embed"
@@ -112,13 +112,13 @@ class Scorer:
         else:
             if template is not None:
                 raise RequestError("a template is for models that read both texts in one prompt", "chat_template")
-            prompts = with_text_before(queries, self._pooling, "query")
-            prompts += with_text_before(documents, self._pooling, "document", "passage")
+            prompts = with_text_before(queries, self._pooling.texts, "query")
+            prompts += with_text_before(documents, self._pooling.texts, "document", "passage")
             pairs = [(first, len(queries) + second) for second, first in enumerate(chosen)]
         requests = self._preparer.prepare_pooling(
             prompts, params, task=self.task, pooling=self._pooling, priority=[priority] * len(prompts)
         )
-        return Scoring(requests, pairs, self._pooling.similarity)
+        return Scoring(requests, pairs, self._pooling.texts.similarity)
 
     def _pairs(
         self,

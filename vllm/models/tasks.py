@@ -21,7 +21,7 @@ from vllm.loader.sentence_transformers import (
     read_sentence_transformer,
 )
 from vllm.models.registry import Architecture, find
-from vllm.pooling_params import PoolerConfig, Pooling, PoolingTask, PoolingType
+from vllm.pooling_params import PooledTexts, PoolerConfig, Pooling, PoolingTask, PoolingType
 
 Activation = Literal["softmax", "sigmoid", "none"]
 
@@ -161,7 +161,8 @@ def _of_head(
         pooling = _embedding(head, architecture, config, stored, folder)
     else:
         pooling = _labels(head, architecture, config, stored)
-    return replace(pooling, num_token_types=types, lower_case=stored is not None and stored.options.lower_case)
+    lower_case = stored is not None and stored.options.lower_case
+    return replace(pooling, texts=replace(pooling.texts, num_token_types=types, lower_case=lower_case))
 
 
 def _embedding(
@@ -185,9 +186,7 @@ def _embedding(
         normalize=stored.normalize if stored and stored.pooling_types else True,
         activation="none",
         matryoshka=tuple(lengths) if lengths else bool(getattr(config, "is_matryoshka", False)),
-        prompts=options.prompts,
-        default_prompt=options.default_prompt,
-        similarity=cast(Any, options.similarity or "cosine"),
+        texts=PooledTexts(options.prompts, options.default_prompt, cast(Any, options.similarity or "cosine")),
     )
 
 
@@ -204,7 +203,6 @@ def _labels(head: str, architecture: Architecture, config: Any, stored: Sentence
             whole,
             activation=_activation(config, num_labels, stored),
             num_labels=num_labels,
-            is_cross_encoder=num_labels == 1,
         )
     activation: Activation = "none" if head == "reward" else "softmax"
     pooling_type: PoolingType = "STEP" if head == "process_reward" else "ALL"
@@ -268,6 +266,7 @@ def _overridden(pooling: Pooling, head: str, user: PoolerConfig, config: Any) ->
         raise ConfigError(
             f"pooler_config: pooling_type={chosen!r} can't replace the types that this model joins, {joined}"
         )
+    most = (user.max_embed_len or 2**20) if user.enable_chunked_processing else None
     return replace(
         pooling,
         pooling_type=chosen or pooling.pooling_type,
@@ -276,7 +275,7 @@ def _overridden(pooling: Pooling, head: str, user: PoolerConfig, config: Any) ->
         dimensions=user.dimensions,
         step_tag_id=step_tag,
         returned_token_ids=tuple(user.returned_token_ids) if user.returned_token_ids else None,
-        max_embed_len=(user.max_embed_len or 2**20) if user.enable_chunked_processing else None,
+        texts=replace(pooling.texts, max_embed_len=most),
     )
 
 
@@ -302,7 +301,6 @@ def _with_label_tokens(pooling: Pooling, config: Any, stored: SentenceTransforme
         label_difference=difference,
         num_labels=num_labels,
         activation="sigmoid" if num_labels == 1 and pooling.activation != "none" else pooling.activation,
-        is_cross_encoder=num_labels == 1,
     )
 
 

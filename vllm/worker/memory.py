@@ -23,6 +23,8 @@ class MemoryPlan:
     """Per cache group, the null block included."""
     num_tokens: int
     """Tokens of the longest sequences that the cache holds at a time."""
+    free: int
+    """What was free before any of it was taken."""
 
     def __str__(self) -> str:
         if not self.num_blocks:
@@ -42,7 +44,7 @@ def plan_memory(
     """Give the cache what `max_num_seqs` sequences of `max_model_len` need, if the memory that is free has it.
 
     `block_bytes` are those of a block over all layers of each group; `weights`, `activations` and `free` are bytes, too.  Raises ConfigError, with the arithmetic, when not even one sequence
-    fits, or when a cache of a given size is more than is free.
+    fits, or when a cache of a given size, or of a share of a given size, is more than is free.
     """
     size = cache.block_size
     needs = [
@@ -54,37 +56,42 @@ def plan_memory(
                 f"not enough memory: {_size(weights)} weights + {_size(activations)} activations are more than the "
                 f"{_size(free)} that are free; lower max_model_len or max_num_batched_tokens, or use a smaller model"
             )
-        return MemoryPlan(weights, activations, 0, (), 0)
+        return MemoryPlan(weights, activations, 0, (), 0, free)
     per_sequence = sum(need * each for need, each in zip(needs, block_bytes, strict=True))
     if cache.num_blocks is not None:
         num_blocks = [cache.num_blocks] * len(groups)
     else:
-        budget = (
-            int(free * cache.memory_share) - weights - activations if cache.memory_bytes is None else cache.memory_bytes
-        )
+        shared = free if cache.free_bytes is None else cache.free_bytes
+        budget = int(shared * cache.memory_share) - weights - activations
+        if cache.memory_bytes is not None:
+            budget = cache.memory_bytes
         share = min(scheduler.max_num_seqs, max(0, budget) / per_sequence)
         if share < 1.0:
-            raise ConfigError(_too_little(cache, scheduler, weights, activations, free, budget, per_sequence))
+            raise ConfigError(_too_little(cache, scheduler, weights, activations, shared, budget, per_sequence))
         num_blocks = [int(need * share) + 1 for need in needs]
     if short := [need + 1 for need, count in zip(needs, num_blocks, strict=True) if need >= count]:
         raise ConfigError(
             f"num_gpu_blocks_override={cache.num_blocks} is too few for one sequence of max_model_len={scheduler.max_model_len}: it needs {max(short)} blocks; raise it or lower max_model_len"
         )
     total = sum(count * each for count, each in zip(num_blocks, block_bytes, strict=True))
-    if cache.num_blocks is not None or cache.memory_bytes is not None:
-        _check_given(cache, weights, total, activations, free)
+    is_given = (cache.num_blocks, cache.memory_bytes, cache.free_bytes) != (None, None, None)
+    if is_given and weights + total + activations > free:
+        raise ConfigError(_too_much(cache, weights, total, activations, free))
     held = min((count - 1) / need for count, need in zip(num_blocks, needs, strict=True))
-    return MemoryPlan(weights, activations, total, tuple(num_blocks), int(held * scheduler.max_model_len))
+    return MemoryPlan(weights, activations, total, tuple(num_blocks), int(held * scheduler.max_model_len), free)
 
 
-def _check_given(cache: CacheConfig, weights: int, total: int, activations: int, free: int) -> None:
-    """Refuse a cache whose size was given and that is more than is free."""
-    if weights + total + activations > free:
-        given = "kv_cache_memory_bytes" if cache.num_blocks is None else "num_gpu_blocks_override"
-        raise ConfigError(
-            f"not enough memory: {_size(weights)} weights + {_size(total)} KV cache + {_size(activations)} activations "
-            f"are more than the {_size(free)} that are free; lower {given}, or use a smaller model"
-        )
+def _too_much(cache: CacheConfig, weights: int, total: int, activations: int, free: int) -> str:
+    """Say that a cache of the size that was given is more than is free."""
+    given = "gpu_memory_utilization"
+    if cache.num_blocks is not None:
+        given = "num_gpu_blocks_override"
+    elif cache.memory_bytes is not None:
+        given = "kv_cache_memory_bytes"
+    return (
+        f"not enough memory: {_size(weights)} weights + {_size(total)} KV cache + {_size(activations)} activations "
+        f"are more than the {_size(free)} that are free; lower {given}, or use a smaller model"
+    )
 
 
 def _too_little(

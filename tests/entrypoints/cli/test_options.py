@@ -15,6 +15,7 @@ from vllm.entrypoints.cli import command_parser, main
 from vllm.entrypoints.cli import serve as serve_command
 from vllm.entrypoints.cli.options import GROUPS, add_options
 from vllm.entrypoints.cli.parser import Parser
+from vllm.entrypoints.serve.lineup import Options
 from vllm.entrypoints.serve.settings import SERVER_UNSUPPORTED, SERVER_WITHOUT_EFFECT, ServerArgs
 
 
@@ -36,7 +37,11 @@ def parsed(*arguments: str) -> dict[str, Any]:
 
 
 def served(*arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    return serve_command.split(command_parser("serve")[0].parse_args(arguments))
+    """What was given for the one model of a server, and for the server."""
+    shared, models = serve_command.split(command_parser("serve")[0].parse_args(arguments))
+    (own,) = models or [Options({}, {})]
+    assert not own.server
+    return {**own.engine, **shared.engine}, dict(shared.server)
 
 
 def test_what_is_not_given_is_not_there() -> None:
@@ -111,14 +116,67 @@ def test_serve_without_a_model_says_which_there_are(
     (folder / "config.json").write_text("{}")
     assert main(["serve", "--download-dir", str(tmp_path), "--port", "9"]) == 3
     assert "vllm serve some/model" in capsys.readouterr().err
-    (engine, server) = calls.pop()
-    assert (engine.model, server.port) == ("", 9)
+    ((model,), server) = calls.pop()
+    assert (model.engine.model, model.names, server.port) == ("", ("default",), 9)
     assert main(["serve", "--api-key", "secret", "some/model"]) == 1
     err = capsys.readouterr().err
     assert "no model is named, and --api-key has 2 values; name the model first" in err and "secret" not in err
     assert main(["serve", "named", "--download-dir", str(tmp_path)]) == 3
     assert capsys.readouterr().err == ""
-    assert calls.pop()[0].model == "named"
+    assert calls.pop()[0][0].names == ("named",)
+
+
+class TestSeveralModels:
+    def models(self, *arguments: str) -> list[Any]:
+        shared, models = serve_command.split(command_parser("serve")[0].parse_args(arguments))
+        return [*map(tuple, models)] + [tuple(shared)]
+
+    def test_the_flag_may_be_repeated(self) -> None:
+        assert self.models("a", "--model", "b", "--model=c", "--seed", "3") == [
+            *(({"model": name}, {}) for name in "abc"),
+            ({"seed": 3}, {}),
+        ]
+
+    def test_a_model_may_have_options_of_its_own(self) -> None:
+        entry = (
+            '{"model": "b", "served-model-name": ["x", "y"], "max_model_len": 64, "unload_after": 5, "task": "embed"}'
+        )
+        assert self.models("a", "--model", entry, "--unload-after", "60") == [
+            ({"model": "a"}, {}),
+            (
+                {"model": "b", "max_model_len": 64, "task": "embed"},
+                {"served_model_name": ["x", "y"], "unload_after": 5.0},
+            ),
+            ({}, {"unload_after": 60.0}),
+        ]
+
+    def test_a_file_has_them_as_a_list(self, tmp_path: Path) -> None:
+        file = tmp_path / "server.yaml"
+        file.write_text(
+            "model:\n- a\n- {model: b, dtype: float32, enable-prefix-caching: false, hf-overrides: {x: 1}}\nport: 81\n"
+        )
+        own = {"model": "b", "dtype": "float32", "enable_prefix_caching": False, "hf_overrides": {"x": 1}}
+        shared = ({}, {"port": 81})
+        assert self.models("--config", str(file)) == [({"model": "a"}, {}), (own, {}), shared]
+        for named in (["c"], ["--model", "c"], ["--model", '{"model": "c"}']):
+            assert self.models("--config", str(file), *named) == [({"model": "c"}, {}), shared]
+
+    @pytest.mark.parametrize(
+        ("entry", "message"),
+        [
+            ('{"model": "b", "port": 8000}', "--model b: --port is for the whole server; give it beside the models"),
+            ('{"model": "b", "dtpye": "float32"}', "--model b: unknown option 'dtpye'. Did you mean 'dtype'?"),
+            ('{"model": 3}', "must be a folder or a name"),
+            ('{"model": "b", "dtype": "int"}', "argument --dtype: invalid choice: 'int'"),
+            ('{"model": ', "is not JSON"),
+        ],
+    )
+    def test_a_mistake_is_one_line(self, entry: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        try:
+            assert main(["serve", "a", "--model", entry]) == 1
+        except SystemExit as stop:
+            assert stop.code == 2
+        assert message in capsys.readouterr().err
 
 
 class TestConfigFile:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.entrypoints.fake_openai import FakeOpenAI
+from tests.entrypoints.pooled import EMBEDS, RERANKS
 from tests.entrypoints.serve.fakes import FakeEngine
 from tests.entrypoints.serve.serving import POISON, ROOT
 from vllm.config import EngineArgs
@@ -19,6 +20,7 @@ from vllm.entrypoints.batch.lines import read_lines
 from vllm.entrypoints.batch.remote import answer_remotely
 from vllm.entrypoints.cli import main
 from vllm.errors import EngineDeadError
+from vllm.pooling_params import Pooling
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 4, "temperature": 0}
@@ -139,6 +141,31 @@ def test_a_line_may_ask_for_whatever_the_server_answers(batch: Any, fake: FakeEn
     assert body(answers["two"])["model"] == "default" and body(answers["named"])["model"] == "somebody's"
     assert body(answers["response"])["output"][0]["content"][0]["text"] == " and so on"
     assert body(answers["template"]) and "Hello!?" in [request.prompt for request in fake.seen]
+
+
+def test_texts_are_embedded_scored_and_ranked(batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["the tide", "came in"]
+
+    def run(pooling: Pooling, *lines: str) -> dict[str | None, Any]:
+        engine = FakeEngine(pooling=pooling)
+        monkeypatch.setattr(local, "make_engine", lambda args: engine)
+        return batch([*lines])[1]
+
+    embed = line("embed", "/v1/embeddings", {"input": texts, "dimensions": 4, "model": "mine"})
+    chat, wrong = line("chat", CHAT, HI), line("wrong", "/v1/embeddings", {"input": "a", "dimension": 4})
+    answers = run(EMBEDS, embed, line("score", "/v1/score", {"text_1": "a", "text_2": texts}), chat, wrong)
+    embedded = body(answers["embed"])
+    assert embedded["model"] == "mine" and [len(entry["embedding"]) for entry in embedded["data"]] == [4, 4]
+    assert [entry["index"] for entry in body(answers["score"])["data"]] == [0, 1]
+    assert (
+        answers["chat"]["response"]["status_code"] == 404
+        and "is a pooling model" in answers["chat"]["error"]["message"]
+    )
+    assert "Did you mean 'dimensions'?" in answers["wrong"]["error"]["message"]
+
+    answers = run(RERANKS, line("rank", "/v1/rerank", {"query": "a", "documents": texts, "top_n": 1}))
+    (result,) = body(answers["rank"])["results"]
+    assert result["document"]["text"] == texts[result["index"]]
 
 
 def test_a_line_whose_engine_died_says_so_and_the_next_waits_for_another(batch: Any, fake: FakeEngine) -> None:

@@ -10,8 +10,9 @@ import json
 import sys
 from typing import Any
 
-from tests.entrypoints.serve.fakes import FakeEngine
+from tests.entrypoints.serve.fakes import FakeEngine, FakeLoaded
 from vllm.config import EngineArgs
+from vllm.entrypoints.serve.lineup import one_model
 from vllm.entrypoints.serve.server import run_server
 from vllm.entrypoints.serve.settings import ServerArgs
 from vllm.errors import ModelError, VllmError
@@ -25,7 +26,7 @@ class LoadingEngine(FakeEngine):
         await asyncio.sleep(self.load_seconds)
         if self.cannot_load is not None:
             raise ModelError(self.cannot_load)
-        self.state = "ready"
+        self.state, self.ready = "ready", FakeLoaded()
 
     async def stop(self, timeout: float) -> None:
         print("stopped", json.dumps({"aborted": len(self.aborted), "finished": len(self.finished)}), flush=True)
@@ -34,13 +35,14 @@ class LoadingEngine(FakeEngine):
 def main(server_args: dict[str, Any], attributes: dict[str, Any]) -> int:
     def make(_: EngineArgs) -> LoadingEngine:
         engine = LoadingEngine(attributes.pop("script", "one two three four five six seven eight"))
-        engine.state = "loading"
+        engine.state, engine.ready = "loading", None
         for name, value in attributes.items():
             setattr(engine, name, value)
         return engine
 
     try:
-        return run_server(EngineArgs(model="acme/tiny"), ServerArgs(**server_args), make)
+        args = ServerArgs(**server_args)
+        return run_server([one_model(EngineArgs(model="acme/tiny"), args)], args, make)
     except VllmError as error:
         print(error, file=sys.stderr)
         return 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +13,11 @@ from typing import Any
 
 import vllm
 from tests.entrypoints.pooled import output_of
+from vllm.config import EngineArgs
 from vllm.engine.output_processor import OutputProcessor
 from vllm.entrypoints.serve.app import App
 from vllm.entrypoints.serve.context import Server
+from vllm.entrypoints.serve.lineup import ModelArgs, one_model
 from vllm.entrypoints.serve.routes import routes
 from vllm.entrypoints.serve.settings import ServerArgs
 from vllm.inputs.chat import ChatRenderer
@@ -53,6 +55,7 @@ class FakeLoaded:
     memory: str = "no weights"
     num_blocks: int = 10
     num_cache_tokens: int = 160
+    free_bytes: int = 1000
 
 
 class FakeEngine:
@@ -65,8 +68,9 @@ class FakeEngine:
         self.preparer = Preparer(self.tokenizer, limits, eos_token_ids=())
         self.state = "ready"
         self.template = TEMPLATE
-        self.ready = FakeLoaded()
+        self.ready: FakeLoaded | None = FakeLoaded()
         self.observer: Any = None
+        self.free_bytes: int | None = None
         self.script = script
         self.sizes: Sequence[int] = (1,)
         self.together = 1
@@ -214,10 +218,24 @@ class Answer:
 class Client:
     """Calls an application in this process."""
 
-    def __init__(self, engine: Any = None, keys: Sequence[str] = (), max_num_seqs: int = 4, **settings: Any) -> None:
+    def __init__(
+        self,
+        engine: Any = None,
+        keys: Sequence[str] = (),
+        max_num_seqs: int = 4,
+        others: Mapping[str, FakeEngine] | None = None,
+        **settings: Any,
+    ) -> None:
+        """`others`: further models, by name."""
         self.engine = FakeEngine() if engine is None else engine
         args = ServerArgs(**settings)
-        self.server = Server(args, self.engine, model="acme/tiny", max_num_seqs=max_num_seqs)
+        first = one_model(EngineArgs(model="acme/tiny", max_num_seqs=max_num_seqs), args)
+        others = others or {}
+        further = [ModelArgs(EngineArgs(model=name), (name,), args.unload_after) for name in others]
+        self.server = Server(args, [first, *further])
+        self.model = self.server.models[0]
+        for model, one in zip(self.server.models, [self.engine, *others.values()], strict=True):
+            model.engine = one
         self.app = App(self.server, routes(args), keys)
 
     def post(self, path: str, body: Any = None, **options: Any) -> Answer:

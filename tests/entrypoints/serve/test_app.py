@@ -118,7 +118,7 @@ def test_until_the_model_is_ready_there_is_503_with_a_time_to_come_back() -> Non
         assert answer.status == 503 and reason in answer.error["message"] and int(answer.headers["retry-after"]) >= 1
         assert client.get("/health").status == client.get("/ping").status == 503
         assert client.get("/version").status == 200
-    client.server.engine = None
+    client.model.engine = None
     assert client.post(COMPLETE, BODY).status == client.get("/health").status == client.get("/v1/models").status == 503
 
 

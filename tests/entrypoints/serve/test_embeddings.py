@@ -20,7 +20,7 @@ from tests.entrypoints.pooled import CLASSIFIES, EMBEDS, LATE, REWARDS, WIDTH, p
 from tests.entrypoints.serve.fakes import Client, FakeEngine, tokenizer
 from vllm.entrypoints.serve.pooling.numbers import BY_TYPE, as_base64, as_bytes, as_json
 from vllm.errors import EngineDeadError
-from vllm.pooling_params import Pooling
+from vllm.pooling_params import PooledTexts, Pooling
 
 PATH = "/v1/embeddings"
 TEXT = "The tide"
@@ -168,7 +168,7 @@ def test_an_answer_may_carry_the_name_of_its_request() -> None:
 
 
 def test_fields_reach_the_engine() -> None:
-    using = client(Pooling(("embed",), "MEAN", prompts=(("query", "ask: "),)))
+    using = client(Pooling(("embed",), "MEAN", texts=PooledTexts(prompts=(("query", "ask: "),))))
     ask(using=using, input="a", prompt_name="query", normalize=False, priority=3, cache_salt="s")
     ask(using=using, input="a", use_activation=False)
     using.post(PATH, {"input": "a"}, headers={"x-vllm-priority": "-2"})
@@ -189,7 +189,7 @@ def test_long_inputs_are_cut_where_it_is_asked_for() -> None:
 
 
 def test_long_inputs_are_embedded_in_pieces_if_the_model_may() -> None:
-    using = client(Pooling(("embed",), "LAST", max_embed_len=2000))
+    using = client(Pooling(("embed",), "LAST", texts=PooledTexts(max_embed_len=2000)))
     reply = ask(using=using, input=[[5] * 1100, [6]]).json
     assert [len(request.token_ids) for request in using.engine.seen] == [512, 512, 76, 1]
     assert reply["usage"]["prompt_tokens"] == 1101 and len(reply["data"]) == 2
@@ -226,9 +226,17 @@ def test_a_body_that_cannot_be_embedded_names_its_field(body: Any, param: str, m
     assert __import__("re").search(message, answer.error["message"]), answer.error
 
 
-@pytest.mark.parametrize("path", [PATH, "/pooling", "/classify", "/score", "/rerank", "/v2/embed"])
-def test_a_generative_model_says_that_it_is_one(path: str) -> None:
-    answer = client(None).post(path, {"input": TEXT})
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *((path, {"input": TEXT}) for path in (PATH, "/pooling", "/classify")),
+        ("/score", {"text_1": TEXT, "text_2": TEXT}),
+        ("/rerank", {"query": TEXT, "documents": [TEXT]}),
+        ("/v2/embed", {"texts": [TEXT], "model": "acme/tiny"}),
+    ],
+)
+def test_a_generative_model_says_that_it_is_one(path: str, body: Any) -> None:
+    answer = client(None).post(path, body)
     assert answer.status == 404 and answer.error["type"] == "NotFoundError"
     assert f"acme/tiny is a generative model, and {path} is for models that pool" in answer.error["message"]
 
@@ -258,7 +266,7 @@ def test_a_task_that_the_model_does_not_have_is_refused() -> None:
 
 
 def test_a_name_of_a_prompt_that_could_not_be_put_anywhere_is_refused() -> None:
-    using = client(dataclasses.replace(EMBEDS, prompts=(("query", "ask: "),)))
+    using = client(dataclasses.replace(EMBEDS, texts=PooledTexts(prompts=(("query", "ask: "),))))
     messages = [{"role": "user", "content": "a"}]
     answer = using.post(PATH, {"messages": messages, "prompt_name": "query"})
     assert answer.status == 400 and "the template's" in answer.error["message"]
@@ -380,7 +388,7 @@ def test_cohere_texts_are_cut_unless_that_is_forbidden() -> None:
 
 def test_cohere_says_what_a_text_is_for() -> None:
     prompts = (("query", "ask: "), ("passage", "text: "), ("code", "code: "))
-    using = client(Pooling(("embed",), "LAST", prompts=prompts))
+    using = client(Pooling(("embed",), "LAST", texts=PooledTexts(prompts=prompts)))
     for kind in ("search_query", "search_document", "clustering", "code", None):
         assert using.post("/v2/embed", {"texts": ["a"], "input_type": kind}).status == 200
     assert [request.prompt for request in using.engine.seen] == ["ask: a", "text: a", "a", "code: a", "a"]

@@ -10,7 +10,10 @@ from typing import Any
 
 from vllm.errors import ConfigError
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+ENDPOINTS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses"),
+    *("/v1/embeddings", "/v1/score", "/v1/rerank"),
+)
 
 
 @dataclass(frozen=True, slots=True)

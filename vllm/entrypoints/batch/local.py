@@ -19,9 +19,10 @@ import msgspec
 from vllm.config import EngineArgs
 from vllm.entrypoints.batch.lines import ENDPOINTS, Answer, Line
 from vllm.entrypoints.serve.app import App
-from vllm.entrypoints.serve.context import DEFAULT_NAME, Server
+from vllm.entrypoints.serve.context import Server
 from vllm.entrypoints.serve.engine import Engine
 from vllm.entrypoints.serve.http import JSON, WHOLE
+from vllm.entrypoints.serve.lineup import DEFAULT_NAME, one_model
 from vllm.entrypoints.serve.route import Route
 from vllm.entrypoints.serve.routes import routes
 from vllm.entrypoints.serve.settings import ServerArgs
@@ -63,7 +64,8 @@ class _Batch:
         names = [*dict.fromkeys([args.model or DEFAULT_NAME, *named])]
         # The file and the engine are the same user's, who may bring templates.
         settings = ServerArgs(served_model_name=names, trust_request_chat_template=True)
-        self.server = Server(settings, engine, max_num_seqs=args.max_num_seqs)
+        self.server = Server(settings, [one_model(args, settings)])
+        self.server.models[0].engine = engine
         self.app = App(self.server, [_strict(route) for route in routes(settings) if route.path in ENDPOINTS])
         self.answers: asyncio.Queue[Answer] = asyncio.Queue()
         self._engine = engine

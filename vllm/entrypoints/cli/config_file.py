@@ -2,7 +2,7 @@
 
     model: Qwen/Qwen3-0.6B
     port: 8080
-    served-model-name: [small, qwen]     # several values are a list
+    served-model-name: [small, qwen]     # several values are a list, and so are several models
     hf-overrides: {rope_theta: 10000}    # what is JSON on the command line is a mapping
     enable-prefix-caching: false         # a switch is true or false
 
@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm.entrypoints.cli.options import Repeated
 from vllm.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,9 +29,14 @@ def arguments_of(path: str, parser: Parser, without: Container[str] = ()) -> lis
 
     Raises ConfigError naming the file and the key.
     """
+    return arguments_in(_read(path), path, parser, without)
+
+
+def arguments_in(content: Mapping[Any, Any], path: str, parser: Parser, without: Container[str] = ()) -> list[str]:
+    """Return what keys and values say as arguments for `parser`; `path` is where they stand."""
     flags = {flag: action for flag, action in parser.flags().items() if flag not in ("--help", "--config")}
     arguments: list[str] = []
-    for key, value in _read(path).items():
+    for key, value in content.items():
         name = str(key).replace("_", "-")
         flag = f"--{name}"
         if flag not in flags:
@@ -69,6 +75,8 @@ def _one(path: str, flag: str, action: argparse.Action, value: Any, negatable: b
         if value:
             return [flag]
         return [f"--no-{flag.removeprefix('--')}"] if negatable else []
+    if isinstance(action, Repeated):
+        return [f"{flag}={_text(each)}" for each in (value if isinstance(value, list) else [value])]
     if isinstance(value, list):
         if action.nargs not in ("+", "*"):
             raise ConfigError(f"{path}: {flag.removeprefix('--')} takes one value, got a list of {len(value)}")

@@ -124,6 +124,13 @@ def _add_option(group: Any, option: dataclasses.Field[Any], hint: Any) -> None:
     group.add_argument(flag_of(option.name), type=kind, choices=choices, metavar=metavar, **common)
 
 
+class Repeated(argparse.Action):
+    """A flag that may be given several times, once for each value."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), values])
+
+
 class _Items(argparse.Action):
     """Several values; one that is a JSON list stands for its items."""
 

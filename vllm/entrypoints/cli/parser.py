@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         from vllm.entrypoints.cli.config_file import arguments_of
 
         try:
-            named = ("model",) if getattr(options, "model_tag", None) else ()  # by position, which wins like any flag
+            named = ("model",) if {"model", "model_tag"} & vars(options).keys() else ()  # else it would be one more
             from_file = arguments_of(options.config, self, named)
         except ConfigError as error:
             self.exit(1, f"vllm: {error}\n")

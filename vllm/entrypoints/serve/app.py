@@ -1,6 +1,6 @@
 """The ASGI application: a table of routes, and for each request one way through it.
 
-    guard ─▶ route ─▶ body ─▶ handler ─▶ reply or events
+    guard ─▶ route ─▶ body ─▶ model ─▶ handler ─▶ reply or events
 A request ends early when its client leaves, when its time is up, or when the server is interrupted.  Each of these
 cancels the task that answers it, which closes the engine's iterator, which aborts the work.
 """
@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
-from vllm.entrypoints.serve.context import RETRY_AFTER, Call, Server, request_id
-from vllm.entrypoints.serve.errors import HttpError, explain
+from vllm.entrypoints.serve.context import Call, Server, request_id
+from vllm.entrypoints.serve.errors import RETRY_AFTER, HttpError, explain
 from vllm.entrypoints.serve.guard import Guard, Place
 from vllm.entrypoints.serve.http import ClientGone, EventStream, Receive, Reply, Send, decoder, read_body
 from vllm.entrypoints.serve.route import Route, Router
@@ -68,10 +68,6 @@ class App:
                 await Reply(b"", headers=[(b"allow", allow), exchange.named]).send(scope, send)
                 return
             route, parameters = self.router.find(scope["method"], path)
-            if route.needs_engine:
-                self.server.ready()
-            if route.purpose is not None:
-                self.server.check_purpose(route.purpose, path)
             call = Call(self.server, exchange.request_id, headers, parameters, scope["query_string"].decode("latin-1"))
             call.owner = owner
             await self._handle(route, call, scope, exchange, send)
@@ -98,12 +94,16 @@ class App:
         if route.body is not None:
             call.raw = await read_body(exchange.receive, call.headers, settings.max_body_bytes, settings.body_timeout)
             call.body = self._decoders[route.path](call.raw)
+            call.choose(call.body.model)
+        _check(route, call)
         if settings.enable_log_requests or (self.server.tracing and route.computes):
             call.facts = {}
         begun = time.time_ns()
         exchange.watch(settings.request_timeout)
-        with Place(self.server) if route.computes else _NO_PLACE:
+        with Place(call) if route.computes else _NO_PLACE:
             try:
+                if route.computes and call.model.is_unloaded:
+                    await call.model.awake()
                 answer = await route.handler(call)
                 exchange.request_id = call.request_id
                 answer.headers = [*answer.headers, exchange.named]
@@ -125,8 +125,7 @@ class App:
             _log(scope, facts, (span[1] - span[0]) / 1e9, exchange)
         if self.server.tracing is not None and route.computes:
             why = exchange.why.message if exchange.why is not None else "client gone" if exchange.ended else None
-            model = getattr(call.body, "model", None) or self.server.names[0]
-            self.server.tracing.record(route.path, call.headers, {"model": model, **facts}, span, why)
+            self.server.tracing.record(route.path, call.headers, {"model": call.model_name, **facts}, span, why)
 
 
 class Exchange:
@@ -187,6 +186,16 @@ class Exchange:
         while (await self.receive())["type"] != "http.disconnect":
             pass
         self.end(None)
+
+
+def _check(route: Route, call: Call) -> None:
+    """Raise HttpError if the model can't do, or not now, what a route is for."""
+    if route.needs_model:
+        call.engine = call.model.known()
+    if route.purpose is not None:
+        call.model.check_purpose(route.purpose, route.path)
+    if route.computes:
+        call.model.check_ready()
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -38,18 +38,19 @@ _IN_WORDS = {"prompt": "messages", "logprobs": "top_logprobs"}
 async def chat(call: Call) -> Answer:
     """Answer a conversation, whole or as a stream."""
     body: ChatRequest = call.body
-    model = call.server.model_named(body.model)
     name = f"chatcmpl-{call.id(body.request_id)}"
     requests = await _prepare(call, body, [body.messages])
     writer = _Writer(call, body, body.messages)
     created = int(time.time())
     if body.stream:
-        chunks = Chunks("chat.completion.chunk", name, created, model, body, call.settings.enable_force_include_usage)
+        chunks = Chunks(
+            "chat.completion.chunk", name, created, call.model_name, body, call.settings.enable_force_include_usage
+        )
         return EventStream(stream_chunks(call, requests, chunks, writer.deltas))
-    (output,) = await finals(call.server.ready(), requests)
+    (output,) = await finals(call.engine, requests)
     count = Count.of([output], call.settings.enable_prompt_tokens_details)
     choices = [writer.choice(completion) for completion in output.outputs]
-    reply = ChatCompletion(name, "chat.completion", created, model, choices, count.usage())
+    reply = ChatCompletion(name, "chat.completion", created, call.model_name, choices, count.usage())
     if body.return_token_ids:
         reply.prompt_token_ids = output.prompt_token_ids or []
     if body.prompt_logprobs is not None:
@@ -64,7 +65,6 @@ async def chat(call: Call) -> Answer:
 async def chat_batch(call: Call) -> Answer:
     """Answer several conversations in one go: the choices of the first, then those of the second, and so on."""
     body: BatchChatRequest = call.body
-    model = call.server.model_named(body.model)
     if body.stream:
         raise RequestError("the answers to several conversations can't be streamed; leave stream out", "stream")
     if not body.messages:
@@ -74,7 +74,7 @@ async def chat_batch(call: Call) -> Answer:
     name = f"chatcmpl-{call.id(body.request_id)}"
     requests = await _prepare(call, body, body.messages)
     created = int(time.time())
-    outputs = await finals(call.server.ready(), requests)
+    outputs = await finals(call.engine, requests)
     count = Count.of(outputs, call.settings.enable_prompt_tokens_details)
     choices: list[ChatChoice] = []
     for messages, output in zip(body.messages, outputs, strict=True):
@@ -89,7 +89,7 @@ async def chat_batch(call: Call) -> Answer:
             choices.append(choice)
     if call.facts is not None:
         call.facts["completion_tokens"] = count.completion
-    return json_reply(ChatCompletion(name, "chat.completion", created, model, choices, count.usage()))
+    return json_reply(ChatCompletion(name, "chat.completion", created, call.model_name, choices, count.usage()))
 
 
 async def _prepare(call: Call, body: ChatFields, conversations: Sequence[list[Message]]) -> list[EngineRequest]:
@@ -98,9 +98,9 @@ async def _prepare(call: Call, body: ChatFields, conversations: Sequence[list[Me
     _check(body)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if max_tokens is None:
-        max_tokens = call.server.sampling.defaults.get("max_tokens")
+        max_tokens = call.model.sampling.defaults.get("max_tokens")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = call.server.sampling.params(body, max_tokens, logprobs, body.prompt_logprobs)
+    params = call.model.sampling.params(body, max_tokens, logprobs, body.prompt_logprobs)
     special = bool(body.add_special_tokens)
     with in_words_of(_IN_WORDS):
         texts = [await _render(call, conversations, index) for index in range(len(conversations))]
@@ -139,7 +139,7 @@ class _Writer:
         self._begun: set[int] = set()
         self.start = _echoed(messages[-1], self.role) if body.echo else ""
         self.logprobs = LogprobWriter(
-            call.server.ready().tokenizer, call.settings.return_tokens_as_token_ids if as_ids is None else as_ids
+            call.engine.tokenizer, call.settings.return_tokens_as_token_ids if as_ids is None else as_ids
         )
 
     def choice(self, completion: CompletionOutput) -> ChatChoice:
@@ -209,6 +209,7 @@ ROUTES = [
         "Answer several conversations in one go.",
         body=BatchChatRequest,
         reply=ChatCompletion,
+        purpose="generate",
         computes=True,
     ),
 ]

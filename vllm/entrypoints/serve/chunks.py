@@ -52,7 +52,7 @@ async def stream_chunks(
     count = Count(call.settings.enable_prompt_tokens_details)
     begun: set[int] = set()
     running = len(requests)
-    async with aclosing(deltas(call.server.ready(), requests)) as news:
+    async with aclosing(deltas(call.engine, requests)) as news:
         async for position, outputs in news:
             if position not in begun:
                 begun.add(position)

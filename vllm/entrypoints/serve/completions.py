@@ -28,26 +28,25 @@ _MAX_TOKENS = 16  # the interface's default for completions, which is not that f
 async def completions(call: Call) -> Answer:
     """Answer a request, whole or as a stream."""
     body: CompletionRequest = call.body
-    server = call.server
-    engine = server.ready()
-    model = server.model_named(body.model)
     check_stream(body)
     name = f"cmpl-{call.id(body.request_id)}"
-    max_tokens = _max_tokens(body, server.sampling.defaults.get("max_tokens", _MAX_TOKENS))
+    max_tokens = _max_tokens(body, call.model.sampling.defaults.get("max_tokens", _MAX_TOKENS))
     if isinstance(body.logprobs, bool):
         body.logprobs = 1 if body.logprobs else None
     echoed = body.logprobs if body.echo else None
     asked = body.prompt_logprobs if body.prompt_logprobs is not None else echoed
-    params = server.sampling.params(body, max_tokens, body.logprobs, asked)
+    params = call.model.sampling.params(body, max_tokens, body.logprobs, asked)
     with in_words_of(_IN_WORDS):
         requests = await prepare(call, _prompts(body, call.settings.max_prompts), params)
     writer = _Writer(call, requests)
     created = int(time.time())
     if body.stream:
-        chunks = Chunks("text_completion", name, created, model, body, call.settings.enable_force_include_usage)
+        chunks = Chunks(
+            "text_completion", name, created, call.model_name, body, call.settings.enable_force_include_usage
+        )
         seen = _without_text if writer.is_silent else None
         return EventStream(stream_chunks(call, requests, chunks, writer.deltas, seen))
-    outputs = await finals(engine, requests)
+    outputs = await finals(call.engine, requests)
     if writer.is_silent:
         outputs = [_without_text(output) for output in outputs]
     count = Count.of(outputs, call.settings.enable_prompt_tokens_details)
@@ -56,7 +55,7 @@ async def completions(call: Call) -> Answer:
         for position, output in enumerate(outputs)
         for completion in output.outputs
     ]
-    reply = Completion(name, "text_completion", created, model, choices, count.usage())
+    reply = Completion(name, "text_completion", created, call.model_name, choices, count.usage())
     if call.settings.enable_per_request_metrics and len(outputs) == 1:
         reply.metrics = metrics_of(outputs[0], count.completion)
     if call.facts is not None:
@@ -96,7 +95,7 @@ class _Writer:
 
     def __init__(self, call: Call, requests: Sequence[EngineRequest]) -> None:
         body: CompletionRequest = call.body
-        tokenizer = call.server.ready().tokenizer
+        tokenizer = call.engine.tokenizer
         as_ids = body.return_tokens_as_token_ids
         self.body = body
         self.tokenizer = tokenizer

@@ -1,4 +1,4 @@
-"""What a handler works with: the `Server` that it belongs to, and the `Call` that it answers."""
+"""What a handler works with: the `Server` that it belongs to, and the `Call` that it answers with one of its models."""
 
 from __future__ import annotations
 
@@ -8,107 +8,64 @@ import functools
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qs
 
 from vllm.entrypoints.serve.engine import Engine
 from vllm.entrypoints.serve.errors import HttpError
+from vllm.entrypoints.serve.lineup import ModelArgs
+from vllm.entrypoints.serve.served import ServedModel
 from vllm.entrypoints.serve.settings import ServerArgs
-from vllm.inputs.chat import ChatRenderer
 
 if TYPE_CHECKING:
     from vllm.entrypoints.serve.metrics import Metrics
     from vllm.entrypoints.serve.route import Route
-    from vllm.entrypoints.serve.sampling import Sampling
     from vllm.entrypoints.serve.tracing import Tracing
 
 T = TypeVar("T")
 
-DEFAULT_NAME = "default"
-"""What the model inside the package is called."""
-RETRY_AFTER = 1.0
-"""Seconds: models of this kind load, and queues move, within a few of these."""
 _LARGE = 16 * 1024  # bytes; what is made of smaller bodies takes well under a millisecond
 _IDS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/=+")
 
 
 class Server:
-    """What all calls share.  `engine` is None until the model's folder has been found and read."""
+    """What all calls share."""
 
-    def __init__(
-        self, settings: ServerArgs, engine: Engine | None = None, *, model: str = "", max_num_seqs: int = 256
-    ) -> None:
-        """`model` is the name that the user gave; `max_num_seqs` how many sequences the engine runs at a time."""
+    def __init__(self, settings: ServerArgs, models: Sequence[ModelArgs]) -> None:
         self.settings = settings
-        self.engine = engine
-        self.names = settings.served_model_name or [model or DEFAULT_NAME]
-        queued = settings.max_num_queued_reqs
-        self.max_waiting = max_num_seqs + (4 * max_num_seqs if queued is None else queued)
+        self.models = [ServedModel(args, settings) for args in models]
+        """The first is asked where a request names none."""
+        self._by_name = {name: model for model in self.models for name in model.names}
         self.created = int(time.time())
-        self.num_running = 0
-        """Requests that are worked on: computed, or waiting for it."""
         self.routes: list[Route] = []
         self.tracing: Tracing | None = None
         self.sandboxes = asyncio.Semaphore(2)
         """Processes for templates of requests."""
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="text")
 
-    def ready(self) -> Engine:
-        """Return the engine.  Raises HttpError: 503 while it can't run anything."""
-        engine = self.engine
-        if engine is None:
-            raise HttpError(503, "the model is still loading; try again", retry_after=RETRY_AFTER)
-        if engine.state != "ready":
-            why = {
-                "loading": "the model is still loading",
-                "dead": "the engine died and is being started again",
-                "stopping": "the server is shutting down",
-            }.get(engine.state, f"the engine is {engine.state}")
-            raise HttpError(503, f"{why}; try again", retry_after=RETRY_AFTER)
-        return engine
+    @property
+    def num_running(self) -> int:
+        """Requests that are worked on, with any model."""
+        return sum(model.num_running for model in self.models)
 
-    def model_named(self, name: str | None) -> str:
-        """Return the name that an answer carries.  Raises HttpError: 404 for a model that is not served."""
-        if not name or name in self.names:
-            return name or self.names[0]
-        shown = name if len(name) <= 100 else name[:97] + "..."
-        raise HttpError(404, f"the model {shown!r} does not exist; this server has {', '.join(self.names)}", "model")
-
-    def check_purpose(self, purpose: Literal["generate", "pool"], what: str) -> None:
-        """Raise HttpError: 404 if the model is not for that.  `what` is the path or field that needs it."""
-        pooling = self.ready().model_config.pooling
-        if (pooling is None) is (purpose == "generate"):
-            return
-        if pooling is None:
-            raise HttpError(
-                404,
-                f"{self.names[0]} is a generative model, and {what} is for models that pool; to make it one, start the "
-                "server with --runner pooling",
-                "model",
-            )
-        raise HttpError(
-            404,
-            f"{self.names[0]} is a pooling model, which can {', '.join(pooling.tasks)}, and {what} is for models that "
-            "generate; ask /v1/embeddings, /classify, /score, /rerank or /pooling",
-            "model",
-        )
-
-    @functools.cached_property
-    def renderer(self) -> ChatRenderer:
-        return self.ready().chat_renderer()
+    def model_named(self, name: str | None) -> ServedModel:
+        """Return a model by its name.  Raises HttpError: 404 for one that is not served."""
+        if not name:
+            return self.models[0]
+        model = self._by_name.get(name)
+        if model is None:
+            shown = name if len(name) <= 100 else name[:97] + "..."
+            known = ", ".join(self._by_name)
+            raise HttpError(404, f"the model {shown!r} does not exist; this server has {known}", "model")
+        return model
 
     @functools.cached_property
     def metrics(self) -> Metrics:
         from vllm.entrypoints.serve.metrics import Metrics
 
-        return Metrics(self.names[0])
-
-    @functools.cached_property
-    def sampling(self) -> Sampling:
-        from vllm.entrypoints.serve.sampling import Sampling
-
-        return Sampling(self.ready().model_config, self.settings)
+        return Metrics()
 
     async def work(self, size: int, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run a function of text: at once if `size`, the bytes it comes from, is small, else in a thread."""
@@ -126,7 +83,12 @@ class Server:
 class Call:
     """One request to the server."""
 
-    __slots__ = ("body", "facts", "headers", "owner", "parameters", "query", "raw", "request_id", "server")
+    __slots__ = (
+        *("body", "engine", "facts", "headers", "model", "model_name", "owner", "parameters", "query", "raw"),
+        *("request_id", "server"),
+    )
+    engine: Engine
+    """The model's engine, where the route needs a model."""
 
     def __init__(
         self,
@@ -137,6 +99,10 @@ class Call:
         query: str = "",
     ) -> None:
         self.server = server
+        self.model = server.models[0]
+        """The model that it is about."""
+        self.model_name = self.model.names[0]
+        """What its answer calls the model."""
         self.request_id = request_id
         """What its answer calls the request."""
         self.headers = headers
@@ -155,6 +121,19 @@ class Call:
     @property
     def settings(self) -> ServerArgs:
         return self.server.settings
+
+    def choose(self, name: str | None) -> None:
+        """Let the call be about a model; None: the first.  Raises HttpError: 404 for one that is not served."""
+        self.model = self.server.model_named(name)
+        self.model_name = name or self.model.names[0]
+
+    def models(self) -> Sequence[ServedModel]:
+        """Return the models that a call without a body is about: the one of its query's `model`, or all.
+
+        Raises HttpError: 404 for one that is not served.
+        """
+        names = parse_qs(self.query).get("model")
+        return self.server.models if names is None else [self.server.model_named(names[0])]
 
     def header(self, name: bytes) -> str | None:
         """Return a header's value; `name` in small letters."""

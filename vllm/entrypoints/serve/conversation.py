@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 
-from vllm.entrypoints.serve.context import RETRY_AFTER, Call
-from vllm.entrypoints.serve.errors import HttpError
+from vllm.entrypoints.serve.context import Call
+from vllm.entrypoints.serve.errors import RETRY_AFTER, HttpError
 from vllm.entrypoints.serve.generation import prepare
 from vllm.entrypoints.serve.http import encode
 from vllm.entrypoints.serve.protocol import ChatRequest
@@ -30,7 +30,7 @@ def as_chat(call: Call, body: ChatRequest) -> Call:
 async def prepare_chat(chat: Call, logprobs: int | None = None) -> EngineRequest:
     """Return the engine's request for a chat.  `logprobs`: how many per position.  Raises RequestError."""
     body: ChatRequest = chat.body
-    sampling = chat.server.sampling
+    sampling = chat.model.sampling
     max_tokens = sampling.defaults.get("max_tokens") if body.max_tokens is None else body.max_tokens
     params = sampling.params(body, max_tokens, logprobs, None)
     text = await render(chat, body.messages)
@@ -40,7 +40,7 @@ async def prepare_chat(chat: Call, logprobs: int | None = None) -> EngineRequest
 
 async def count_tokens(chat: Call) -> int:
     """Return how many tokens a chat's prompt has.  Raises RequestError."""
-    tokenizer = chat.server.ready().tokenizer
+    tokenizer = chat.engine.tokenizer
     if tokenizer is None:
         raise RequestError("the engine runs without a tokenizer (skip_tokenizer_init)", "model")
     text = await render(chat, chat.body.messages)

@@ -91,7 +91,7 @@ def _any_of(schemas: list[Any]) -> Any:
 
 
 ROUTES = [
-    Route("GET", "/openapi.json", openapi, "This description.", reply=dict[str, Any], needs_engine=False),
-    Route("GET", "/docs", docs, "A page that shows it.", needs_engine=False),
+    Route("GET", "/openapi.json", openapi, "This description.", reply=dict[str, Any], needs_model=False),
+    Route("GET", "/docs", docs, "A page that shows it.", needs_model=False),
 ]
-CHAT_ROUTES = [Route("GET", "/", chat_page, "A page to chat with the model.", needs_engine=False)]
+CHAT_ROUTES = [Route("GET", "/", chat_page, "A page to chat with the model.", needs_model=False)]

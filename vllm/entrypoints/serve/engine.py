@@ -60,12 +60,18 @@ class Loaded(Protocol):
     def num_cache_tokens(self) -> int:
         """Tokens that the KV cache holds."""
 
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of memory that were free before it was loaded."""
+
 
 class Engine(Protocol):
     """An engine behind a border: asked and heard, never looked into."""
 
     observer: Observer | None
     """Who counts what it does."""
+    free_bytes: int | None
+    """What its share of memory is a share of; None: what is free when the model is loaded."""
 
     @property
     def model_config(self) -> Model: ...
@@ -78,7 +84,7 @@ class Engine(Protocol):
 
     @property
     def state(self) -> str:
-        """loading, ready, dead (it is being started again) or stopping."""
+        """loading, ready, dead (it is being started again) or stopping, also when it has stopped."""
 
     @property
     def ready(self) -> Loaded | None: ...
@@ -99,7 +105,7 @@ class Engine(Protocol):
         """
 
     async def start(self) -> None:
-        """Load the model; return when it is ready."""
+        """Load the model; return when it is ready.  An engine that was stopped, or could not start, may start again."""
 
     async def stop(self, timeout: float) -> None:
         """End the engine, after what is running or after `timeout` seconds."""

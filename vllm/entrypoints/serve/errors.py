@@ -27,6 +27,8 @@ _TYPES = {
     503: "ServiceUnavailableError",
 }
 STATUSES = tuple(_TYPES)
+RETRY_AFTER = 1.0
+"""Seconds: models of this kind load, and queues move, within a few of these."""
 _LONGEST = 1000  # characters of a message, which may quote what a client sent
 
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 async def prepare(call: Call, prompts: Sequence[Prompt], params: Params) -> list[EngineRequest]:
     """Return the engine's requests of a call.  Raises RequestError."""
-    preparer = call.server.ready().preparer
+    preparer = call.engine.preparer
     priority = priority_of(call)
     requests = await call.server.work(
         len(call.raw), preparer.prepare, prompts, params, priority=[priority] * len(prompts)

@@ -8,8 +8,8 @@ import hmac
 from collections.abc import Sequence
 from typing import Any
 
-from vllm.entrypoints.serve.context import RETRY_AFTER, Server
-from vllm.entrypoints.serve.errors import HttpError
+from vllm.entrypoints.serve.context import Call
+from vllm.entrypoints.serve.errors import RETRY_AFTER, HttpError
 from vllm.entrypoints.serve.settings import ServerArgs
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -87,29 +87,30 @@ def _digest(key: bytes) -> bytes:
 
 
 class Place:
-    """A place for a request that computes.  Entering raises HttpError: 503, 429 when there is none.
+    """A place with its model for a request that computes.  Entering raises HttpError: 503, 429 when there is none.
 
     A request is let in whenever the queue is not full, however many prompts it brings: one that is larger than the
     queue would else never get in.
     """
 
-    __slots__ = ("_server",)
+    __slots__ = ("_model", "_server")
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, call: Call) -> None:
+        self._server, self._model = call.server, call.model
 
     def __enter__(self) -> None:
-        server = self._server
-        running, most = server.num_running, server.settings.max_concurrent_requests
-        if most is not None and running >= most:
+        model, most = self._model, self._server.settings.max_concurrent_requests
+        if most is not None and self._server.num_running >= most:
             raise HttpError(503, f"max_concurrent_requests={most} are under way; try again", retry_after=RETRY_AFTER)
-        if running >= server.max_waiting:
-            message = f"{running} requests run and wait, which is all that max_num_queued_reqs allows; try again"
+        if model.num_running >= model.max_waiting:
+            message = (
+                f"{model.num_running} requests run and wait, which is all that max_num_queued_reqs allows; try again"
+            )
             raise HttpError(429, message, retry_after=RETRY_AFTER)
-        server.num_running += 1
+        model.num_running += 1
 
     def __exit__(self, *_: object) -> None:
-        self._server.num_running -= 1
+        self._model.leave()
 
 
 def with_cors(app: Any, settings: ServerArgs) -> Any:

@@ -39,14 +39,14 @@ _PROMPTS: dict[str, tuple[BodyDecoder, Callable[[Call], Awaitable[Answer]]]] = {
 
 async def invocations(call: Call) -> Answer:
     """Answer as the endpoint does that a body fits and the model is for."""
-    server, body = call.server, call.body
+    model, body = call.model, call.body
     if isinstance(body, CompletionRequest):
-        server.check_purpose("generate", "prompt")
+        model.check_purpose("generate", "prompt")
         return await completions(call)
-    pools = server.ready().model_config.pooling
+    pools = call.engine.model_config.pooling
     if isinstance(body, ChatRequest) and pools is None:
         return await chat(call)
-    server.check_purpose("pool", "this body")
+    model.check_purpose("pool", "this body")
     if isinstance(body, ScoreRequest):
         return await score(call)
     if isinstance(body, RerankRequest):

@@ -34,7 +34,7 @@ logger = get_logger(__name__)
 
 LOG_EVERY = 10.0
 ENGINE = "0"
-"""The label `engine`: there is one."""
+"""The label `engine`: a model has one."""
 _LABELS = ("model_name", "engine")
 
 # Seconds.  A token takes from a millisecond to some seconds, a request up to an hour.
@@ -121,7 +121,8 @@ HISTOGRAMS: dict[str, tuple[str, Sequence[float]]] = {
     "request_params_n": ("Outputs asked for.", _COUNTS),
     "request_params_max_tokens": ("Tokens asked for at most.", _TOKENS),
 }
-METRICS = [f"vllm:{name}" for name in (*GAUGES, *COUNTERS, *HISTOGRAMS, "request_success", "cache_config_info")]
+_OTHERS = ("request_success", "cache_config_info", "engine_sleep_state")
+METRICS = [f"vllm:{name}" for name in (*GAUGES, *COUNTERS, *HISTOGRAMS, *_OTHERS)]
 """Every name; counters get `_total` at the end, histograms `_bucket`, `_sum` and `_count`."""
 
 
@@ -138,38 +139,59 @@ class _Under:
 
 
 class Metrics:
-    """Counts what an engine does."""
+    """The figures of all models of a server."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self) -> None:
         disable_created_metrics()  # else every series has a second one that says when it began
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        registry = self.registry
+        self.gauges = {name: Gauge(f"vllm:{name}", text, _LABELS, registry=registry) for name, text in GAUGES.items()}
+        self.counters = {
+            name: Counter(f"vllm:{name}", text, _LABELS, registry=registry) for name, text in COUNTERS.items()
+        }
+        self.histograms = {
+            name: Histogram(f"vllm:{name}", text, _LABELS, registry=registry, buckets=buckets)
+            for name, (text, buckets) in HISTOGRAMS.items()
+        }
+        labels = (*_LABELS, "finished_reason")
+        self.ended = Counter("vllm:request_success", "Requests that ended.", labels, registry=registry)
+        labels = (*_LABELS, "sleep_state")
+        text = "Whether the model is loaded (awake) or was unloaded (discard_all)."
+        self.sleep_state = Gauge("vllm:engine_sleep_state", text, labels, registry=registry)
+        self.cache_config = Info("vllm:cache_config", "The KV cache.", _LABELS, registry=registry)
+
+    def page(self, accept: str) -> Reply:
+        """Return all figures in the format that is asked for."""
+        encode, content_type = choose_encoder(accept)
+        return Reply(encode(self.registry), content_type=content_type.encode())
+
+
+class ModelMetrics:
+    """Counts what one model's engine does."""
+
+    def __init__(self, metrics: Metrics, model_name: str) -> None:
         labels = (model_name, ENGINE)
-        made: Any
-        self._gauges: dict[str, Any] = {}
-        self._counters: dict[str, Any] = {}
-        self._histograms: dict[str, Any] = {}
-        for name, text in GAUGES.items():
-            made = Gauge(f"vllm:{name}", text, _LABELS, registry=self.registry)
-            self._gauges[name] = made.labels(*labels)
-        for name, text in COUNTERS.items():
-            made = Counter(f"vllm:{name}", text, _LABELS, registry=self.registry)
-            self._counters[name] = made.labels(*labels)
-        for name, (text, buckets) in HISTOGRAMS.items():
-            made = Histogram(f"vllm:{name}", text, _LABELS, registry=self.registry, buckets=buckets)
-            self._histograms[name] = made.labels(*labels)
-        ended = Counter(
-            "vllm:request_success", "Requests that ended.", (*_LABELS, "finished_reason"), registry=self.registry
-        )
-        self._ended = {reason: ended.labels(*labels, reason) for reason in ("stop", "length", "abort", "error")}
+        self._gauges = {name: made.labels(*labels) for name, made in metrics.gauges.items()}
+        self._counters = {name: made.labels(*labels) for name, made in metrics.counters.items()}
+        self._histograms = {name: made.labels(*labels) for name, made in metrics.histograms.items()}
+        reasons = ("stop", "length", "abort", "error")
+        self._ended = {reason: metrics.ended.labels(*labels, reason) for reason in reasons}
+        self._sleep_state = {state: metrics.sleep_state.labels(*labels, state) for state in ("awake", "discard_all")}
+        self._cache_config = metrics.cache_config.labels(*labels)
         self._under: dict[str, _Under] = {}
         self._stats = EngineStats()
-        self._log = _BusyLog()
+        self._log = _BusyLog(model_name)
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Tell how the engine's cache is made."""
-        info = Info("vllm:cache_config", "The KV cache.", registry=self.registry)
-        info.info({name: str(value) for name, value in facts.items()} | {"engine": ENGINE})
+        self._cache_config.info({name: str(value) for name, value in facts.items()})
+
+    def loaded(self, is_loaded: bool) -> None:
+        """The model was loaded, or unloaded."""
+        self._sleep_state["awake"].set(is_loaded)
+        self._sleep_state["discard_all"].set(not is_loaded)
+        self._take_stats(EngineStats(), stepped=False)  # an engine that was started again begins at 0
 
     def added(self, request: EngineRequest) -> None:
         """A request was handed to the engine."""
@@ -201,11 +223,6 @@ class Metrics:
         """The engine died."""
         self._counters["engine_restarts"].inc()
         self._take_stats(EngineStats(), stepped=False)
-
-    def page(self, accept: str) -> Reply:
-        """Return all figures in the format that is asked for."""
-        encode, content_type = choose_encoder(accept)
-        return Reply(encode(self.registry), content_type=content_type.encode())
 
     def _take_events(self, events: Sequence[Event], now: float) -> int:
         count, observe = 0, self._histograms["inter_token_latency_seconds"].observe
@@ -282,7 +299,8 @@ class Metrics:
 class _BusyLog:
     """Writes a line every ten seconds in which something happened."""
 
-    def __init__(self) -> None:
+    def __init__(self, model_name: str) -> None:
+        self._name = model_name
         self._began: float | None = None
         self._num_step = self._num_new = 0
         self._hits = self._queries = 0
@@ -298,7 +316,8 @@ class _BusyLog:
             return
         queries, hits = stats.prefix_queries - self._queries, stats.prefix_hits - self._hits
         logger.info(
-            "%d running, %d waiting; %.0f prompt and %.0f output tokens/s; cache %.0f %% in use, %s prefix hits",
+            "%s: %d running, %d waiting; %.0f prompt and %.0f output tokens/s; cache %.0f %% in use, %s prefix hits",
+            self._name,
             stats.num_running,
             stats.num_waiting,
             max(0, self._num_step - self._num_new) / seconds,
@@ -315,4 +334,4 @@ async def metrics(call: Call) -> Answer:
     return call.server.metrics.page(call.header(b"accept") or "")
 
 
-ROUTES = [Route("GET", "/metrics", metrics, "Figures for Prometheus.", needs_engine=False)]
+ROUTES = [Route("GET", "/metrics", metrics, "Figures for Prometheus.", needs_model=False)]

@@ -1,4 +1,4 @@
-"""GET /v1/models: what is served."""
+"""GET /v1/models: what is served, loaded or not."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.http import json_reply
 from vllm.entrypoints.serve.protocol import ModelCard, ModelList
 from vllm.entrypoints.serve.route import Answer, Route
+from vllm.entrypoints.serve.served import ServedModel
 
 
 async def models(call: Call) -> Answer:
-    """List the model under each of its names."""
-    return json_reply(ModelList([_card(call, name) for name in call.server.names]))
+    """List every model under each of its names."""
+    return json_reply(ModelList([_card(call, model, name) for model in call.models() for name in model.names]))
 
 
 async def model(call: Call) -> Answer:
     """Describe one model."""
-    return json_reply(_card(call, call.server.model_named(call.parameters["model"])))
+    name = call.parameters["model"]
+    return json_reply(_card(call, call.server.model_named(name), name))
 
 
-def _card(call: Call, name: str) -> ModelCard:
-    server = call.server
-    model = server.ready().model_config
-    root = model.model or server.names[0]
-    return ModelCard(id=name, created=server.created, root=root, max_model_len=model.max_model_len)
+def _card(call: Call, model: ServedModel, name: str) -> ModelCard:
+    config = model.known().model_config
+    root = config.model or model.names[0]
+    return ModelCard(id=name, created=call.server.created, root=root, max_model_len=config.max_model_len)
 
 
 ROUTES = [

@@ -13,7 +13,7 @@ from vllm.inputs.chat_template import choose_template
 
 async def render(call: Call, messages: list[Message]) -> str:
     """Return the text of a conversation, with the options that the call's body has.  Raises RequestError."""
-    body, renderer = call.body, call.server.renderer
+    body, renderer = call.body, call.model.renderer
     continues = bool(body.continue_final_message)
     given = body.add_generation_prompt
     variables: dict[str, Any] = dict(body.chat_template_kwargs or {})
@@ -38,7 +38,7 @@ async def render(call: Call, messages: list[Message]) -> str:
 def _template(call: Call) -> str | None:
     """Return the template that a request brings, if it may bring one; it may always name one of the model's."""
     given = call.body.chat_template
-    if given is None or given in call.server.renderer.templates:
+    if given is None or given in call.model.renderer.templates:
         return given
     if not call.settings.trust_request_chat_template:
         raise RequestError(

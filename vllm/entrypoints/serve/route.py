@@ -32,8 +32,8 @@ class Route:
     """What a request's body is; where there are several kinds, by the field that tells them apart."""
     reply: Any = None
     """The type of what a successful answer holds, or a tuple of types; None: no JSON, or none that is described."""
-    needs_engine: bool = True
-    """Whether it is answered with 503 until the model is loaded."""
+    needs_model: bool = True
+    """Whether it is answered with 503 until the model has been loaded."""
     purpose: Literal["generate", "pool"] | None = None
     """What the model must be loaded for; None: that doesn't matter, or the handler sees to it."""
     computes: bool = False

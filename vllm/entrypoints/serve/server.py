@@ -1,6 +1,6 @@
 """`run_server`: a server from its first moment to its last.
 
-    bind ─▶ listen (503, loading) ─▶ find the model ─▶ load it ─▶ ready ─▶ signal ─▶ drain or interrupt ─▶ gone
+    bind ─▶ listen (503, loading) ─▶ find the models ─▶ load them ─▶ ready ─▶ signal ─▶ drain or interrupt ─▶ gone
 SIGTERM lets running requests finish within shutdown_timeout; SIGINT, or a second signal, ends them at once, each with an
 error of its own.
 """
@@ -13,7 +13,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from vllm import env
@@ -22,12 +23,16 @@ from vllm.entrypoints.serve.app import App
 from vllm.entrypoints.serve.context import Server, apart
 from vllm.entrypoints.serve.engine import Engine
 from vllm.entrypoints.serve.guard import with_cors
+from vllm.entrypoints.serve.lineup import ModelArgs
 from vllm.entrypoints.serve.listen import Listener, bind, url_of
 from vllm.entrypoints.serve.logs import use_format
+from vllm.entrypoints.serve.metrics import ModelMetrics
 from vllm.entrypoints.serve.rendering import check_template
 from vllm.entrypoints.serve.routes import routes
+from vllm.entrypoints.serve.served import ServedModel
 from vllm.entrypoints.serve.settings import ServerArgs
 from vllm.entrypoints.serve.tracing import Tracing
+from vllm.errors import VllmError
 from vllm.logging import get_logger
 
 logger = get_logger(__name__)
@@ -38,9 +43,9 @@ _LOOPBACK = ("127.", "::1", "localhost")
 
 
 def run_server(
-    engine_args: EngineArgs, server_args: ServerArgs, make_engine: Callable[[EngineArgs], Engine] | None = None
+    models: Sequence[ModelArgs], server_args: ServerArgs, make_engine: Callable[[EngineArgs], Engine] | None = None
 ) -> int:
-    """Serve a model until a signal comes; return the exit status.
+    """Serve models until a signal comes; return the exit status.
 
     Raises ConfigError or ModelError for what cannot work.  `make_engine` makes another engine than the usual one.
     """
@@ -48,7 +53,7 @@ def run_server(
     listener = bind(server_args)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_serve(engine_args, server_args, listener, make_engine or _make_engine))
+            return runner.run(_serve(models, server_args, listener, make_engine or _make_engine))
     finally:
         listener.close()
 
@@ -68,27 +73,31 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 async def _serve(
-    engine_args: EngineArgs, args: ServerArgs, socket_: socket.socket, make_engine: Callable[[EngineArgs], Engine]
+    models: Sequence[ModelArgs],
+    args: ServerArgs,
+    socket_: socket.socket,
+    make_engine: Callable[[EngineArgs], Engine],
 ) -> int:
     begun = time.monotonic()
-    server = Server(args, model=engine_args.model, max_num_seqs=engine_args.max_num_seqs)
+    server = Server(args, models)
+    names = ", ".join(model.names[0] for model in models)
     if args.otlp_traces_endpoint:
-        server.tracing = Tracing(args.otlp_traces_endpoint, server.names[0])
+        server.tracing = Tracing(args.otlp_traces_endpoint, names)
     keys = [*args.api_key, *filter(None, [env.api_key()])]
     app = App(server, routes(args), keys)
     listener = Listener(with_cors(app, args), socket_, args)
     signals = Signals()
     await listener.open()
     url = url_of(socket_, args)
-    logger.info("listening at %s, loading %s", url, server.names[0])
+    logger.info("listening at %s, loading %s", url, names)
     if not keys and not args.uds and not args.host.startswith(_LOOPBACK):
         logger.warning("there is no API key: whoever reaches this machine may use the model; --api-key asks for one")
-    loading = asyncio.create_task(_load(server, engine_args, make_engine))
+    loading = asyncio.create_task(load(server, make_engine))
     try:
         await signals.wait_with(loading)
         if loading.done():
             loading.result()  # raises what went wrong
-            _log_ready(server, server.engine, url, time.monotonic() - begun)
+            _log_ready(server, url, time.monotonic() - begun)
             await signals.wait()
     finally:
         await _end(app, listener, signals, loading)
@@ -96,31 +105,64 @@ async def _serve(
     return 0
 
 
-async def _load(server: Server, engine_args: EngineArgs, make_engine: Callable[[EngineArgs], Engine]) -> None:
-    """Find the model, which may mean to download it, and load it."""
-    engine = await apart(make_engine, engine_args)
-    server.engine, engine.observer = engine, server.metrics
-    await asyncio.gather(engine.start(), apart(check_template, engine.chat_renderer()))
-    if (loaded := engine.ready) is not None:
-        cache = {"block_size": engine_args.block_size, "cache_dtype": engine_args.kv_cache_dtype}
-        cache |= {"enable_prefix_caching": engine_args.enable_prefix_caching, "num_gpu_blocks": loaded.num_blocks}
-        server.metrics.describe({**cache, "num_tokens": loaded.num_cache_tokens})
+async def load(server: Server, make_engine: Callable[[EngineArgs], Engine]) -> None:
+    """Find the models, which may mean to download them, and load one after another."""
+    for model in server.models:
+        with _named(model, server):
+            engine = await apart(make_engine, model.args.engine)
+        metrics = ModelMetrics(server.metrics, model.names[0])
+        model.engine, model.metrics, engine.observer = engine, metrics, metrics
+    free: dict[str, int] = {}
+    for model in server.models:
+        with _named(model, server):
+            await _load_one(model, free if len(server.models) > 1 else None)
     gc.collect()
     gc.freeze()  # what is there now stays: there is nothing in it to look for
 
 
-def _log_ready(server: Server, engine: Engine | None, url: str, seconds: float) -> None:
-    assert engine is not None and engine.ready is not None, "an engine that has started says what it has planned"
+@contextmanager
+def _named(model: ServedModel, server: Server) -> Iterator[None]:
+    """Have errors say which of several models they are about."""
+    try:
+        yield
+    except VllmError as error:
+        if len(server.models) == 1:
+            raise
+        raise type(error)(f"{model.names[0]}: {error}") from error
+
+
+async def _load_one(model: ServedModel, free: dict[str, int] | None) -> None:
+    """Load a model.  `free`: what was free of each device's memory before the first of several models took some.
+
+    Of that each has its share, whenever it is started, and whoever else is loaded then.
+    """
+    engine, args = model.engine, model.args.engine
+    assert engine is not None, "it has been found"
+    if free is not None:
+        engine.free_bytes = free.get(args.device)
+    await asyncio.gather(engine.start(), apart(check_template, engine.chat_renderer()))
+    loaded = model.known().ready
+    assert loaded is not None and model.metrics is not None, "an engine that has started says what it has planned"
+    if free is not None:
+        engine.free_bytes = free.setdefault(args.device, loaded.free_bytes)
+    cache = {"block_size": args.block_size, "cache_dtype": args.kv_cache_dtype}
+    cache |= {"enable_prefix_caching": args.enable_prefix_caching, "num_gpu_blocks": loaded.num_blocks}
+    model.metrics.describe({**cache, "num_tokens": loaded.num_cache_tokens})
+    model.metrics.loaded(True)
+    model.watch()
+
+
+def _log_ready(server: Server, url: str, seconds: float) -> None:
     paths = {route.path for route in server.routes}
-    logger.info(
-        "ready in %.1f s: %s, %s tokens of context, %s; at %s (%s)",
-        seconds,
-        ", ".join(server.names),
-        f"{engine.model_config.max_model_len:,}",
-        engine.ready.memory,
-        url,
-        ", ".join(name for path, name in _PAGES.items() if path in paths),
-    )
+    pages = ", ".join(name for path, name in _PAGES.items() if path in paths)
+    logger.info("ready in %.1f s: %s; at %s (%s)", seconds, "; ".join(map(_facts, server.models)), url, pages)
+
+
+def _facts(model: ServedModel) -> str:
+    engine = model.known()
+    assert engine.ready is not None, "an engine that has started says what it has planned"
+    length = f"{engine.model_config.max_model_len:,} tokens of context"
+    return ", ".join([*model.names, length, engine.ready.memory])
 
 
 async def _end(app: App, listener: Listener, signals: Signals, loading: asyncio.Task[None]) -> None:
@@ -139,9 +181,8 @@ async def _end(app: App, listener: Listener, signals: Signals, loading: asyncio.
     await listener.hang_up(_LAST_WORDS)
     loading.cancel()
     await asyncio.gather(loading, return_exceptions=True)
-    if server.engine is not None:
-        left = timeout - (time.monotonic() - started) if signals.drains else 0.0
-        await server.engine.stop(max(0.0, left))
+    left = timeout - (time.monotonic() - started) if signals.drains else 0.0
+    await asyncio.gather(*(model.stop(max(0.0, left)) for model in server.models))
     server.close()
 
 

@@ -71,6 +71,10 @@ class ServerArgs:
     served_model_name: list[str] = option(
         [], "Names that requests may call the model by, the first of which answers carry; by default the model's own."
     )
+    unload_after: float = option(
+        0.0,
+        "Seconds without a request after which a model is unloaded; the next request waits until it is loaded; 0: never.",
+    )
     api_key: list[str] = option([], "Keys of which a request must bring one, beside VLLM_API_KEY; none: no key.")
     allowed_origins: list[str] = option([], "Origins of web pages that may call the server (CORS); *: all.")
     allowed_methods: list[str] = option(["*"], "Methods that such pages may use.")

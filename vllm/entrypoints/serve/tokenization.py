@@ -19,7 +19,6 @@ from vllm.inputs.tokenizer_files import read_json
 async def tokenize(call: Call) -> Answer:
     """Return the token ids of a prompt, or of what the chat template makes of messages."""
     body: TokenizeRequest = call.body
-    call.server.model_named(body.model)
     tokenizer = _tokenizer(call)
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either prompt or messages", "prompt")
@@ -28,15 +27,14 @@ async def tokenize(call: Call) -> Answer:
     special = not is_chat if body.add_special_tokens is None else body.add_special_tokens
     tokens = await call.server.work(len(call.raw), tokenizer.encode, text, special)
     names = [tokenizer.token_text(token) for token in tokens] if body.return_token_strs else None
-    return json_reply(Tokens(len(tokens), call.server.ready().model_config.max_model_len, tokens, names))
+    return json_reply(Tokens(len(tokens), call.engine.model_config.max_model_len, tokens, names))
 
 
 async def detokenize(call: Call) -> Answer:
     """Return the text of token ids, special ones included."""
     body: DetokenizeRequest = call.body
-    call.server.model_named(body.model)
     tokenizer = _tokenizer(call)
-    size = call.server.ready().model_config.vocab_size
+    size = call.engine.model_config.vocab_size
     for token in body.tokens:
         if token >= size:
             raise RequestError(f"tokens holds {token}, but the vocabulary has {size:,} entries", "tokens")
@@ -46,8 +44,10 @@ async def detokenize(call: Call) -> Answer:
 
 async def info(call: Call) -> Answer:
     """Return what tokenizer_config.json says, but for the places of files, with the chat template that is in use."""
-    tokenizer, renderer = _tokenizer(call), call.server.renderer
-    folder = call.server.ready().model_config.tokenizer
+    call.choose(call.models()[0].names[0])
+    call.engine = call.model.known()
+    tokenizer, renderer = _tokenizer(call), call.model.renderer
+    folder = call.engine.model_config.tokenizer
     config = read_json(Path(folder) / "tokenizer_config.json") if folder is not None else {}
     told = {name: value for name, value in config.items() if not name.endswith(_PLACES)}
     template = None
@@ -58,7 +58,7 @@ async def info(call: Call) -> Answer:
 
 
 def _tokenizer(call: Call) -> Tokenizer:
-    tokenizer = call.server.ready().tokenizer
+    tokenizer = call.engine.tokenizer
     if tokenizer is None:
         raise RequestError("the engine runs without a tokenizer (skip_tokenizer_init)", "model")
     return tokenizer
@@ -70,4 +70,6 @@ ROUTES = [
     Route("POST", "/tokenize", tokenize, "Turn text into token ids.", body=TokenizeRequest, reply=Tokens),
     Route("POST", "/detokenize", detokenize, "Turn token ids into text.", body=DetokenizeRequest, reply=Detokenized),
 ]
-INFO_ROUTES = [Route("GET", "/tokenizer_info", info, "How the tokenizer is set up.", reply=dict[str, Any])]
+INFO_ROUTES = [
+    Route("GET", "/tokenizer_info", info, "How the tokenizer of a model (?model=NAME) is set up.", reply=dict[str, Any])
+]

@@ -28,13 +28,12 @@ from vllm.messages import EngineRequest
 async def messages(call: Call) -> Answer:
     """Answer a conversation, whole or as a stream."""
     body: MessagesRequest = call.body
-    model = call.server.model_named(body.model)
     with in_words_of(IN_WORDS):
         request = await prepare_chat(chat_of(call))
-    writer = Writer(f"msg_{call.id()}", model, body.max_tokens)
+    writer = Writer(f"msg_{call.id()}", call.model_name, body.max_tokens)
     if body.stream:
         return EventStream(_events(call, request, writer), failed)
-    (output,) = await finals(call.server.ready(), [request])
+    (output,) = await finals(call.engine, [request])
     reply = writer.message(output)
     _note(call, writer)
     return json_reply(reply)
@@ -42,13 +41,12 @@ async def messages(call: Call) -> Answer:
 
 async def count(call: Call) -> Answer:
     """Return how many tokens a conversation takes."""
-    call.server.model_named(call.body.model)
     with in_words_of(IN_WORDS):
         return json_reply(InputTokens(await count_tokens(chat_of(call))))
 
 
 async def _events(call: Call, request: EngineRequest, writer: Writer) -> AsyncGenerator[bytes, None]:
-    async with aclosing(deltas(call.server.ready(), [request])) as news:
+    async with aclosing(deltas(call.engine, [request])) as news:
         async for _, outputs in news:
             shown = b"".join([writer.events(output) for output in outputs])
             if shown:

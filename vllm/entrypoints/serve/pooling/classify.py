@@ -18,11 +18,10 @@ from vllm.entrypoints.serve.route import Answer, Route
 async def classify(call: Call) -> Answer:
     """Classify each input."""
     body: ClassifyRequest = call.body
-    model = call.server.model_named(body.model)
     name = f"classify-{call.id(body.request_id)}"
     outputs = await pool(call, await prompts_of(call), params_of(body), "classify")
-    head = ClassesList(name, "list", now(), model, [], usage_of(call, outputs))
-    labels = getattr(call.server.ready().model_config.hf_config, "id2label", None) or {}
+    head = ClassesList(name, "list", now(), call.model_name, [], usage_of(call, outputs))
+    labels = getattr(call.engine.model_config.hf_config, "id2label", None) or {}
     return await write(call, outputs, _json, [output.outputs.data for output in outputs], labels, head)
 
 

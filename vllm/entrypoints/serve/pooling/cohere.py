@@ -22,7 +22,7 @@ from vllm.entrypoints.serve.route import Answer, Route
 from vllm.errors import RequestError
 from vllm.inputs.pooling import with_text_before
 from vllm.inputs.prompts import Prompt
-from vllm.pooling_params import Pooling, PoolingParams
+from vllm.pooling_params import PooledTexts, PoolingParams
 
 _PROMPTS = {
     "search_query": ("search_query", "query"),
@@ -36,7 +36,6 @@ _PROMPTS = {
 async def embed(call: Call) -> Answer:
     """Embed each text."""
     body: EmbedRequest = call.body
-    call.server.model_named(body.model)
     name = call.id()
     if not body.texts:
         raise RequestError("texts is an empty list; give at least one text", "texts")
@@ -44,8 +43,9 @@ async def embed(call: Call) -> Answer:
     cut = body.truncate or "END"
     params = PoolingParams(truncate_prompt_tokens=None if cut == "NONE" else -1, dimensions=body.output_dimension)
     side = {"START": "left", "END": "right"}.get(cut)
+    texts = pooling_of(call).texts
     prompts = [Prompt(text, truncation_side=side) for text in body.texts]  # type: ignore[arg-type]
-    prompts = with_text_before(prompts, pooling_of(call), *_names(body.input_type, pooling_of(call)))
+    prompts = with_text_before(prompts, texts, *_names(body.input_type, texts))
     outputs = await pool(call, prompts, params, "embed", "texts")
     meta = EmbedMeta(ApiVersion("2"), InputTokens(usage_of(call, outputs).prompt_tokens))
     head = EmbeddingsByType(name, {}, body.texts, meta)
@@ -53,11 +53,11 @@ async def embed(call: Call) -> Answer:
     return await write(call, outputs, _json, arrays, body.embedding_types or ["float"], head)
 
 
-def _names(input_type: str | None, pooling: Pooling) -> Sequence[str]:
+def _names(input_type: str | None, texts: PooledTexts) -> Sequence[str]:
     """Return the names of prompts for a kind of text.  Raises RequestError for a kind that there is not."""
     if input_type is None:
         return ()
-    own = [name for name, _ in pooling.prompts]
+    own = [name for name, _ in texts.prompts]
     if input_type not in _PROMPTS and input_type not in own:
         raise RequestError(f"input_type={input_type!r} is none of {', '.join([*_PROMPTS, *own])}", "input_type")
     return _PROMPTS.get(input_type, (input_type,))

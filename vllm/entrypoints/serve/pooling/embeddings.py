@@ -15,12 +15,11 @@ from vllm.entrypoints.serve.route import Answer, Route
 async def embeddings(call: Call) -> Answer:
     """Embed each input."""
     body: EmbeddingRequest = call.body
-    model = call.server.model_named(body.model)
     check_form(body)
     name = f"embd-{call.id(body.request_id)}"
     prompts = with_names(await prompts_of(call), call)
     outputs = await pool(call, prompts, params_of(body), "embed")
-    head = Embeddings(name, "list", now(), model, [], usage_of(call, outputs))
+    head = Embeddings(name, "list", now(), call.model_name, [], usage_of(call, outputs))
     arrays = [output.outputs.data for output in outputs]
     as_text = body.encoding_format in (None, "float", "base64")
     return await write(call, outputs, _json if as_text else binary, arrays, body, head)

@@ -25,7 +25,6 @@ from vllm.errors import RequestError
 async def pooling(call: Call) -> Answer:
     """Pool each input."""
     body: PoolingRequest = call.body
-    model = call.server.model_named(body.model)
     check_form(body)
     name = f"pool-{call.id(body.request_id)}"
     prompts = await prompts_of(call)
@@ -34,7 +33,7 @@ async def pooling(call: Call) -> Answer:
     elif body.prompt_name is not None:
         raise RequestError("prompt_name is for embeddings of whole inputs", "prompt_name")
     outputs = await pool(call, prompts, params_of(body), body.task)
-    head = PooledList(name, "list", now(), model, [], usage_of(call, outputs))
+    head = PooledList(name, "list", now(), call.model_name, [], usage_of(call, outputs))
     arrays = [output.outputs.data for output in outputs]
     as_text = body.encoding_format in (None, "float", "base64")
     return await write(call, outputs, _json if as_text else binary, arrays, body, head)

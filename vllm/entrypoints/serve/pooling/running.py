@@ -29,7 +29,7 @@ _PARAMS = ("truncate_prompt_tokens", "dimensions", "normalize", "use_activation"
 
 def pooling_of(call: Call) -> Pooling:
     """Return how the model pools; a route's purpose is what sees to it that it does."""
-    pooling = call.server.ready().model_config.pooling
+    pooling = call.engine.model_config.pooling
     assert pooling is not None
     return pooling
 
@@ -73,14 +73,14 @@ def check_count(call: Call, count: int, field: str) -> None:
 
 def with_names(prompts: list[Prompt], call: Call) -> list[Prompt]:
     """Put before what is embedded the text that the body names, or the model's default."""
-    pooling, name = pooling_of(call), call.body.prompt_name
+    texts, name = pooling_of(call).texts, call.body.prompt_name
     if name is not None:
-        named_text(name, pooling)  # says what is wrong with it
+        named_text(name, texts)  # says what is wrong with it
     if call.body.messages is not None:
         if name is not None:
             raise RequestError("prompt_name is for input; what goes before messages is the template's", "prompt_name")
         return prompts
-    return with_text_before(prompts, pooling, *([] if name is None else [name]))
+    return with_text_before(prompts, texts, *([] if name is None else [name]))
 
 
 @contextmanager
@@ -100,11 +100,10 @@ async def pool(
     call: Call, prompts: Sequence[Prompt], params: PoolingParams, task: PoolingTask | None, field: str = "input"
 ) -> list[Pooled]:
     """Pool prompts; return what came out, in order.  `field` is where they came in.  Raises RequestError, HttpError."""
-    server = call.server
     with named(field):
-        requests = await server.work(
+        requests = await call.server.work(
             len(call.raw),
-            server.ready().preparer.prepare_pooling,
+            call.engine.preparer.prepare_pooling,
             prompts,
             params,
             task=task,
@@ -116,7 +115,7 @@ async def pool(
 
 async def run(call: Call, requests: Sequence[EngineRequest]) -> list[Pooled]:
     """Run a call's requests side by side; the first error ends all.  Raises HttpError for one that failed."""
-    engine = call.server.ready()
+    engine = call.engine
     pieces = Pieces(requests, engine.model_config.max_model_len, pooling_of(call))
     outputs = pieces.join(await together([engine.encode(request) for request in pieces.requests]))
     for position, output in enumerate(outputs):

@@ -48,7 +48,6 @@ _DOCUMENTS_OF_A_UNIT = 100  # what a search unit is at those who bill by it
 async def score(call: Call) -> Answer:
     """Score one text with others, or as many with as many."""
     body: ScoreRequest = call.body
-    model = call.server.model_named(body.model)
     name = f"score-{call.id(body.request_id)}"
     chosen = [pair for pair in _SIDES if any(getattr(body, side) is not None for side in pair)]
     if len(chosen) != 1 or any(getattr(body, side) is None for side in chosen[0]):
@@ -57,13 +56,12 @@ async def score(call: Call) -> Answer:
     first, second = (_texts(call, getattr(body, side), side) for side in chosen[0])
     scores, usage = await _scores(call, first, second, chosen[0][1])
     data = [Score(index, "score", value) for index, value in enumerate(scores)]
-    return json_reply(Scores(name, "list", now(), model, data, usage))
+    return json_reply(Scores(name, "list", now(), call.model_name, data, usage))
 
 
 async def rerank(call: Call) -> Answer:
     """Order documents by how well they answer a query."""
     body: RerankRequest = call.body
-    model = call.server.model_named(body.model)
     name = f"rerank-{call.id(body.request_id)}"
     documents = _texts(call, body.documents, "documents")
     scores, usage = await _scores(call, _texts(call, body.query, "query"), documents, "documents")
@@ -74,7 +72,7 @@ async def rerank(call: Call) -> Answer:
             result.document = RankedDocument(documents[result.index].text or "")
     units = -(-len(documents) // _DOCUMENTS_OF_A_UNIT)
     meta = RankMeta(SearchUnits(units), InputTokens(usage.prompt_tokens))
-    return json_reply(Ranking(name, model, usage, meta, results))
+    return json_reply(Ranking(name, call.model_name, usage, meta, results))
 
 
 def _texts(call: Call, given: Any, field: str) -> list[Prompt]:
@@ -93,10 +91,10 @@ async def _scores(
     call: Call, queries: list[Prompt], documents: list[Prompt], field: str
 ) -> tuple[list[float], PooledUsage]:
     """Return the score of each pair, and what it took."""
-    server, body = call.server, call.body
-    scorer = Scorer(server.ready().preparer, pooling_of(call), server.renderer)
+    body = call.body
+    scorer = Scorer(call.engine.preparer, pooling_of(call), call.model.renderer)
     with named(field):
-        scoring = await server.work(
+        scoring = await call.server.work(
             len(call.raw) + sum(len(document.text or "") for document in documents) * 4,
             scorer.prepare,
             queries,
@@ -108,13 +106,13 @@ async def _scores(
         )
     outputs = await run(call, scoring.requests)
     size = sum(output.outputs.data.nbytes for output in outputs)
-    scores = await server.work(size, scoring.scores, outputs)
+    scores = await call.server.work(size, scoring.scores, outputs)
     return scores, usage_of(call, outputs)
 
 
 def _template(call: Call) -> str | None:
     """Return the model's template that a request names."""
-    given, templates = call.body.chat_template, call.server.renderer.templates
+    given, templates = call.body.chat_template, call.model.renderer.templates
     if given is None:
         return None
     if given not in templates:

@@ -34,8 +34,6 @@ class Responses:
     async def create(self, call: Call) -> Answer:
         """Answer a request: whole, as a stream, or later."""
         body: ResponsesRequest = call.body
-        server = call.server
-        server.model_named(body.model)
         check(body)
         keeps = body.store is not False and self.store.most > 0
         if body.background and not keeps:
@@ -56,7 +54,7 @@ class Responses:
             return self._start(call, request, record, events)
         if body.stream:
             return EventStream(self._stream(call, request, record, events), self._failing(record, events))
-        (output,) = await finals(server.ready(), [request])
+        (output,) = await finals(call.engine, [request])
         record.add(output)
         self._ended(call, record)
         return Reply(record.body)
@@ -106,7 +104,7 @@ class Responses:
                 self.retrieve,
                 "Return a response that is kept.",
                 reply=Response,
-                needs_engine=False,
+                needs_model=False,
             ),
             Route(
                 "POST",
@@ -114,7 +112,7 @@ class Responses:
                 self.cancel,
                 "End a response that is computed in the background.",
                 reply=Response,
-                needs_engine=False,
+                needs_model=False,
             ),
         ]
 
@@ -150,7 +148,7 @@ class Responses:
     async def _compute(
         self, call: Call, request: EngineRequest, record: Record, events: Events
     ) -> AsyncGenerator[bytes, None]:
-        async with aclosing(deltas(call.server.ready(), [request])) as news:
+        async with aclosing(deltas(call.engine, [request])) as news:
             async for _, outputs in news:
                 shown = b""
                 for output in outputs:
@@ -180,25 +178,25 @@ class Responses:
 
         It takes over the place in the queue that its request has.
         """
-        server = call.server
+        model = call.model
 
         async def run() -> None:
             record.response.status = "in_progress"
             async with asyncio.timeout(call.settings.request_timeout):
                 if record.log is None:
-                    record.add((await finals(server.ready(), [request]))[0])
+                    record.add((await finals(call.engine, [request]))[0])
                     return
                 async with aclosing(self._compute(call, request, record, events)) as news:
                     async for _ in news:
                         pass  # the log has it
 
         def book(task: asyncio.Task[None]) -> None:
-            server.num_running -= 1
+            model.leave()
             record.task = None
             self._settle(task, call, record, events)
             self._ended(call, record)
 
-        server.num_running += 1
+        model.num_running += 1
         if call.body.stream:
             record.log = EventLog()
             events.beginning()

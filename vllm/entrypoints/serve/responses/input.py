@@ -99,7 +99,7 @@ async def chat_of(call: Call, messages: list[Message]) -> Call:
             **{name: getattr(body, name) for name in _SAME},
         ),
     )
-    if body.truncation == "auto" and call.server.ready().tokenizer is not None:
+    if body.truncation == "auto" and call.engine.tokenizer is not None:
         await _shorten(chat, head, rest)
     return chat
 
@@ -109,7 +109,7 @@ async def _shorten(chat: Call, head: list[Message], rest: list[Message]) -> None
 
     Some room is kept for the answer: as much as it asks for, but at most half of the context.
     """
-    body, length = chat.body, chat.server.ready().model_config.max_model_len
+    body, length = chat.body, chat.engine.model_config.max_model_len
     room = length - max(1, min(body.max_tokens or 1, length // 2))
 
     async def fits(start: int) -> bool:

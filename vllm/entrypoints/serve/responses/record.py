@@ -162,7 +162,7 @@ def new_record(call: Call, request: EngineRequest, conversation: Sequence[Messag
         instructions=body.instructions,
         max_output_tokens=body.max_output_tokens,
         metadata=body.metadata or {},
-        model=call.server.model_named(body.model),
+        model=call.model_name,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         previous_response_id=body.previous_response_id,
         reasoning=ReasoningShown((body.reasoning or {}).get("effort")),
@@ -178,5 +178,5 @@ def new_record(call: Call, request: EngineRequest, conversation: Sequence[Messag
     )
     writer = None
     if LOGPROBS in (body.include or ()):
-        writer = LogprobWriter(call.server.ready().tokenizer, call.settings.return_tokens_as_token_ids)
+        writer = LogprobWriter(call.engine.tokenizer, call.settings.return_tokens_as_token_ids)
     return Record(response, conversation, size, writer, call.owner)
