@@ -153,6 +153,26 @@ def test_a_model_that_cannot_be_loaded_is_named_where_there_are_others() -> None
         asyncio.run(load(three().server, make))
 
 
+def test_no_model_is_unloaded_while_others_are_loading() -> None:
+    class Engine(FakeEngine):
+        stopped = False
+
+        async def start(self) -> None:
+            await asyncio.sleep(0.1 if self.model_config.model == "reranker" else 0.0)
+
+        async def stop(self, timeout: float) -> None:
+            self.stopped = True
+
+    async def scene() -> None:
+        client = three(unload_after=0.02)
+        await load(client.server, lambda args: Engine(model=args.model))
+        engines: Any = [model.engine for model in client.server.models]
+        assert not any(engine.stopped for engine in engines)
+        await until(lambda: all(engine.stopped for engine in engines))
+
+    asyncio.run(scene())
+
+
 # ── names and shares ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -203,6 +223,7 @@ class Sleeper(FakeEngine):
 
     async def start(self) -> None:
         assert self.state != "ready"
+        self.state = "loading"
         self.log.append("start")
         await asyncio.sleep(self.seconds)
         if self.broken is not None:
@@ -211,7 +232,7 @@ class Sleeper(FakeEngine):
         self.state = "ready"
 
     async def stop(self, timeout: float) -> None:
-        assert self.state == "ready" and len(self.seen) == len(self.finished) + len(self.aborted)
+        assert len(self.seen) == len(self.finished) + len(self.aborted), "it was stopped under a request"
         self.state = "stopping"
         self.log.append("stop")
         await asyncio.sleep(self.seconds)
@@ -244,7 +265,6 @@ async def watched(unload_after: float, **settings: Any) -> AsyncIterator[tuple[C
     try:
         yield client, engine
     finally:
-        engine.state = "ready"
         await client.model.stop(0.0)
 
 
@@ -337,6 +357,25 @@ async def test_a_model_that_cannot_be_loaded_again_says_why_and_is_tried_again()
         engine.broken = None
         assert (await chat(client)).status == 200
         assert (await client.request("GET", "/health")).status == 200
+
+
+@pytest.mark.parametrize("begun", ["stop", "start"])
+@in_loop
+async def test_a_server_that_ends_meanwhile_has_nothing_started_after_its_end(begun: str) -> None:
+    async with watched(0.02) as (client, engine):
+        if begun == "start":
+            await until(lambda: engine.log == ["start", "stop"])
+        engine.seconds = 0.1
+        await until(lambda: client.model.is_unloaded)
+        waiting = asyncio.create_task(chat(client))
+        await until(lambda: engine.log[-1] == begun)
+        await asyncio.sleep(0.01)
+        client.app.interrupt()
+        assert (await waiting).status == 503
+        await client.model.stop(0.0)
+        count = len(engine.log)
+        await asyncio.sleep(0.15)
+        assert engine.log[count:] == [] and engine.log[-1] == "stop" and engine.state == "stopping"
 
 
 @in_loop

@@ -110,7 +110,7 @@ class ServedModel:
         self._last_used = time.monotonic()
 
     def watch(self) -> None:
-        """Unload the model when nobody has asked for it long enough, if that is wanted.  Call it when it is loaded."""
+        """Unload the model when nobody has asked for it long enough, if that is wanted.  Call it once it is loaded."""
         after = self.args.unload_after
         if after > 0:
             self._last_used = time.monotonic()
@@ -129,9 +129,12 @@ class ServedModel:
             raise HttpError(503, message, retry_after=RETRY_AFTER)
 
     async def stop(self, timeout: float) -> None:
-        """End the engine, after what is running or after `timeout` seconds."""
+        """End the engine for good, after what is running or after `timeout` seconds."""
         if self._look is not None:
             self._look.cancel()
+        if self._loading is not None:
+            self._loading.cancel()  # else it would start an engine after this one's end
+            await asyncio.gather(self._loading, return_exceptions=True)
         if self.engine is not None:
             await self.engine.stop(timeout)
 

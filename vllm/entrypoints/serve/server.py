@@ -116,6 +116,8 @@ async def load(server: Server, make_engine: Callable[[EngineArgs], Engine]) -> N
     for model in server.models:
         with _named(model, server):
             await _load_one(model, free if len(server.models) > 1 else None)
+    for model in server.models:
+        model.watch()  # from now on: none is unloaded while others are still loading
     gc.collect()
     gc.freeze()  # what is there now stays: there is nothing in it to look for
 
@@ -149,7 +151,6 @@ async def _load_one(model: ServedModel, free: dict[str, int] | None) -> None:
     cache |= {"enable_prefix_caching": args.enable_prefix_caching, "num_gpu_blocks": loaded.num_blocks}
     model.metrics.describe({**cache, "num_tokens": loaded.num_cache_tokens})
     model.metrics.loaded(True)
-    model.watch()
 
 
 def _log_ready(server: Server, url: str, seconds: float) -> None:
