@@ -85,7 +85,7 @@ class EngineProcess:
         assert core.executor is not None
         plan = core.executor.plan
         seconds = time.monotonic() - began
-        self._send(wire.Ready(str(plan), plan.num_tokens, sum(plan.num_blocks), plan.free, seconds))
+        self._send(wire.Ready(str(plan), plan.num_tokens, sum(plan.num_blocks), plan.num_bytes, plan.free, seconds))
         return core
 
     def _take(self, core: EngineCore, message: wire.ToEngine) -> None:

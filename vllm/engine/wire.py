@@ -59,6 +59,7 @@ class Ready(Struct, tag=0, array_like=True):
     memory: str  # the plan in words
     num_cache_tokens: int
     num_blocks: int
+    num_bytes: int  # that it may take
     free_bytes: int  # before it was loaded
     seconds: float
 

@@ -26,6 +26,11 @@ class MemoryPlan:
     free: int
     """What was free before any of it was taken."""
 
+    @property
+    def num_bytes(self) -> int:
+        """All that it may take."""
+        return self.weights + self.activations + self.cache
+
     def __str__(self) -> str:
         if not self.num_blocks:
             return f"weights {_size(self.weights)}, activations up to {_size(self.activations)}"

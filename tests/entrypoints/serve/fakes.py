@@ -55,6 +55,7 @@ class FakeLoaded:
     memory: str = "no weights"
     num_blocks: int = 10
     num_cache_tokens: int = 160
+    num_bytes: int = 100
     free_bytes: int = 1000
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.checkpoints import save_checkpoint
 from tests.entrypoints.pooled import EMBEDS, RERANKS
-from tests.entrypoints.serve.fakes import Answer, Client, FakeEngine
+from tests.entrypoints.serve.fakes import Answer, Client, FakeEngine, FakeLoaded
 from tests.entrypoints.serve.serving import starting
 from vllm.entrypoints.serve.lineup import Options, line_up
 from vllm.entrypoints.serve.server import load
@@ -151,6 +151,17 @@ def test_a_model_that_cannot_be_loaded_is_named_where_there_are_others() -> None
 
     with pytest.raises(ModelError, match="^embedder: no weights$"):
         asyncio.run(load(three().server, make))
+
+
+def test_models_that_together_plan_more_than_was_free_are_refused() -> None:
+    def make(args: Any) -> FakeEngine:
+        engine = FakeEngine(model=args.model)
+        engine.ready = FakeLoaded(num_bytes=9 * 2**29, free_bytes=2**33)
+        return engine
+
+    with pytest.raises(ConfigError, match=r"^embedder: .* 9.0 GiB .* 8.0 GiB were free; lower kv_"):
+        asyncio.run(load(three().server, make))
+    asyncio.run(load(Client().server, make))
 
 
 def test_no_model_is_unloaded_while_others_are_loading() -> None:

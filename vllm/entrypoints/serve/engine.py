@@ -61,6 +61,10 @@ class Loaded(Protocol):
         """Tokens that the KV cache holds."""
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that it may take."""
+
+    @property
     def free_bytes(self) -> int:
         """Bytes of memory that were free before it was loaded."""
 

@@ -33,6 +33,25 @@ class ModelArgs:
     """Seconds without a request after which it is unloaded; 0: never."""
 
 
+@dataclass(slots=True)
+class Room:
+    """A device's memory, in bytes, which several models are to have together."""
+
+    free: int
+    """What was free before the first of them was loaded.  Each has a share of that, whenever it is started."""
+    taken: int = 0
+    """What they may take.  The system shows less: it gives out main memory when that is written to for the first time."""
+
+    def take(self, num_bytes: int) -> None:
+        """Take a part.  Raises ConfigError where that is more than there is."""
+        self.taken += num_bytes
+        if self.taken > self.free:
+            raise ConfigError(
+                f"with the models before it, it may take {self.taken / 2**30:.1f} GiB of memory, and {self.free / 2**30:.1f} "
+                "GiB were free; lower kv_cache_memory_bytes or max_model_len, or serve fewer models"
+            )
+
+
 class Options(NamedTuple):
     """What a user said: fields of EngineArgs and of ServerArgs, by name."""
 

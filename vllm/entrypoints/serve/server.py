@@ -23,7 +23,7 @@ from vllm.entrypoints.serve.app import App
 from vllm.entrypoints.serve.context import Server, apart
 from vllm.entrypoints.serve.engine import Engine
 from vllm.entrypoints.serve.guard import with_cors
-from vllm.entrypoints.serve.lineup import ModelArgs
+from vllm.entrypoints.serve.lineup import ModelArgs, Room
 from vllm.entrypoints.serve.listen import Listener, bind, url_of
 from vllm.entrypoints.serve.logs import use_format
 from vllm.entrypoints.serve.metrics import ModelMetrics
@@ -112,10 +112,10 @@ async def load(server: Server, make_engine: Callable[[EngineArgs], Engine]) -> N
             engine = await apart(make_engine, model.args.engine)
         metrics = ModelMetrics(server.metrics, model.names[0])
         model.engine, model.metrics, engine.observer = engine, metrics, metrics
-    free: dict[str, int] = {}
+    rooms: dict[str, Room] = {}
     for model in server.models:
         with _named(model, server):
-            await _load_one(model, free if len(server.models) > 1 else None)
+            await _load_one(model, rooms if len(server.models) > 1 else None)
     for model in server.models:
         model.watch()  # from now on: none is unloaded while others are still loading
     gc.collect()
@@ -133,20 +133,19 @@ def _named(model: ServedModel, server: Server) -> Iterator[None]:
         raise type(error)(f"{model.names[0]}: {error}") from error
 
 
-async def _load_one(model: ServedModel, free: dict[str, int] | None) -> None:
-    """Load a model.  `free`: what was free of each device's memory before the first of several models took some.
-
-    Of that each has its share, whenever it is started, and whoever else is loaded then.
-    """
+async def _load_one(model: ServedModel, rooms: dict[str, Room] | None) -> None:
+    """Load a model.  `rooms`: those of the devices that several models are on."""
     engine, args = model.engine, model.args.engine
     assert engine is not None, "it has been found"
-    if free is not None:
-        engine.free_bytes = free.get(args.device)
+    if rooms is not None and args.device in rooms:
+        engine.free_bytes = rooms[args.device].free
     await asyncio.gather(engine.start(), apart(check_template, engine.chat_renderer()))
     loaded = model.known().ready
     assert loaded is not None and model.metrics is not None, "an engine that has started says what it has planned"
-    if free is not None:
-        engine.free_bytes = free.setdefault(args.device, loaded.free_bytes)
+    if rooms is not None:
+        room = rooms.setdefault(args.device, Room(loaded.free_bytes))
+        room.take(loaded.num_bytes)
+        engine.free_bytes = room.free
     cache = {"block_size": args.block_size, "cache_dtype": args.kv_cache_dtype}
     cache |= {"enable_prefix_caching": args.enable_prefix_caching, "num_gpu_blocks": loaded.num_blocks}
     model.metrics.describe({**cache, "num_tokens": loaded.num_cache_tokens})
