@@ -91,12 +91,21 @@ def test_one_model_that_is_not_well_is_named_and_the_others_go_on() -> None:
     client = three()
     client.server.models[1].engine.state = "dead"  # type: ignore[union-attr]
     answer = client.get("/health")
-    assert answer.status == 503 and answer.error["message"] == "embedder: dead"
+    assert answer.status == 503 and answer.error["message"] == "dead"
     assert client.get("/health?model=reranker").status == 200
-    assert client.get("/ping?model=embedder").status == 503
+    assert client.get("/ping").error["message"] == "embedder: dead"
+    assert client.get("/ping?model=embedder").error["message"] == "dead"
     assert client.post("/v1/embeddings", EMBED).status == 503
     assert client.post("/v1/chat/completions", CHAT).status == client.post("/rerank", RANK).status == 200
     assert len(client.get("/v1/models").json["data"]) == 3
+
+
+def test_without_a_key_health_tells_no_names() -> None:
+    client = three()
+    client.server.models[1].engine.state = "dead"  # type: ignore[union-attr]
+    told = (client.get("/health").body + client.get("/health?model=guess").body).decode()
+    assert client.get("/health?model=guess").status == client.get("/ping?model=guess").status == 404
+    assert not any(name in told for model in client.server.models for name in model.names)
 
 
 def test_a_models_queue_is_its_own() -> None:
@@ -364,7 +373,7 @@ async def test_a_model_that_cannot_be_loaded_again_says_why_and_is_tried_again()
             assert answer.status == 503 and int(answer.headers["retry-after"]) >= 1
             assert "acme/tiny was unloaded and can't be loaded again: the weights are gone" in answer.error["message"]
         assert engine.log == ["start", "stop", "start"]
-        assert (await client.request("GET", "/health")).error["message"] == "the weights are gone"
+        assert (await client.request("GET", "/health")).error["message"] == "the model can't be loaded again"
         engine.broken = None
         assert (await chat(client)).status == 200
         assert (await client.request("GET", "/health")).status == 200

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.errors import RETRY_AFTER, HttpError
 from vllm.entrypoints.serve.http import Reply, json_reply
 from vllm.entrypoints.serve.route import Answer, Route
+from vllm.entrypoints.serve.served import ServedModel
 from vllm.version import __version__
 
 
 async def health(call: Call) -> Answer:
-    """Answer 200 while requests to every model can be served, else 503 with the reasons."""
+    """Answer 200 while requests to every model can be served, else 503 with the reasons.
+
+    Nobody needs a key for it, so it names no model.
+    """
+    try:
+        models = call.models()
+    except HttpError:
+        raise HttpError(404, "there is no such model; /v1/models lists those there are", "model") from None
+    return _well(dict.fromkeys(reason for _, reason in _wrong(models)))
+
+
+async def ping(call: Call) -> Answer:
+    """Answer as /health does, and say which models the reasons are about."""
     models = call.models()
-    wrong = [(model.names[0], reason) for model in models if (reason := model.health()) is not None]
-    if wrong:
-        shown = [reason if len(models) == 1 else f"{name}: {reason}" for name, reason in wrong]
-        raise HttpError(503, "; ".join(shown), retry_after=RETRY_AFTER)
+    return _well(reason if len(models) == 1 else f"{name}: {reason}" for name, reason in _wrong(models))
+
+
+def _wrong(models: Iterable[ServedModel]) -> list[tuple[str, str]]:
+    """Return the name of each model that is not well, and why."""
+    return [(model.names[0], reason) for model in models if (reason := model.health()) is not None]
+
+
+def _well(reasons: Iterable[str]) -> Answer:
+    """Return the answer where nothing is wrong.  Raises HttpError: 503 where there are `reasons`."""
+    if why := "; ".join(reasons):
+        raise HttpError(503, why, retry_after=RETRY_AFTER)
     return Reply(b"", content_type=b"text/plain; charset=utf-8")
 
 
@@ -29,6 +52,7 @@ async def load(call: Call) -> Answer:
     return json_reply({"server_load": sum(model.num_running for model in call.models())})
 
 
+_PING = "The same as /health, with the names of the models that are not well."
 ROUTES = [
     Route(
         "GET",
@@ -38,8 +62,8 @@ ROUTES = [
         needs_model=False,
         is_open=True,
     ),
-    Route("GET", "/ping", health, "The same as /health.", needs_model=False),
-    Route("POST", "/ping", health, "The same as /health.", needs_model=False),
+    Route("GET", "/ping", ping, _PING, needs_model=False),
+    Route("POST", "/ping", ping, _PING, needs_model=False),
     Route("GET", "/version", version, "The server's version.", reply=dict[str, str], needs_model=False),
     Route(
         "GET",

@@ -89,10 +89,12 @@ class ServedModel:
         )
 
     def health(self) -> str | None:
-        """Return what is wrong, in words; None if all is well, as with a model that is unloaded."""
+        """Return what is wrong, in words for everybody; None if all is well, as with a model that is unloaded."""
         if self.engine is None:
             return "the model is being loaded"
-        return self._failure if self.is_unloaded else self.engine.health()
+        if self.is_unloaded:
+            return None if self._failure is None else "the model can't be loaded again"
+        return self.engine.health()
 
     @functools.cached_property
     def renderer(self) -> ChatRenderer:
