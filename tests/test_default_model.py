@@ -1,6 +1,8 @@
 """The embedded default model is an ordinary Hugging Face folder: transformers loads it, it is small, it talks and it stops."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,13 @@ def english_words() -> set[str]:
     from pydoc_data.topics import topics
 
     return set(re.findall(r"[a-z]+", " ".join(topics.values()).lower()))
+
+
+def test_loading_it_needs_no_compiler() -> None:
+    code = (
+        "import sys, vllm\n"
+        "vllm.LLM('').generate(['a'], vllm.SamplingParams(max_tokens=2), use_tqdm=False)\n"
+        "print([name for name in ('torch._dynamo', 'triton') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n", "torch's compiler takes a second to import, and 150 MB of each engine's memory"

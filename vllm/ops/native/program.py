@@ -65,6 +65,11 @@ def record(function: Callable[[], Tensor]) -> Program:
 class _OnlyViews(TorchDispatchMode):
     """Refuses everything that computes."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say that nothing is compiled here: torch would import its compiler first, for about a second."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returns = func._schema.returns
         if returns and all(r.alias_info is not None and not r.alias_info.is_write for r in returns):
