@@ -32,10 +32,10 @@ def test_nothing_is_collected_meanwhile_and_all_is_old_afterwards() -> None:
     gc.collect()
     with no_collections():
         assert not gc.isenabled()
-        made = [[] for _ in range(5000)]
         before = [entry["collections"] for entry in gc.get_stats()]
+        made = [[] for _ in range(5000)]
+        assert [entry["collections"] for entry in gc.get_stats()] == before
     assert gc.isenabled() and len(made) == 5000
-    assert [entry["collections"] for entry in gc.get_stats()] == before
     assert gc.get_count()[0] < 1000 and len(gc.get_objects(generation=0)) < 1000 < len(gc.get_objects(generation=2))
 
 
