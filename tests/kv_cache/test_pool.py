@@ -7,9 +7,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.hashing import chain_root, extend_chain
 from vllm.kv_cache.pool import BlockPool
-from vllm.kv_cache.spec import Full, Window, group_layers
+from vllm.kv_cache.spec import NULL_BLOCK, CacheGroup, Full, State, Window, group_layers
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -122,3 +123,27 @@ def test_layers_with_equal_needs_form_a_group() -> None:
     full, window = Full(2, 8, 8), Window(2, 8, 8, 4)
     groups = group_layers([window, full, window, full])
     assert [(group.spec, group.layers) for group in groups] == [(window, (0, 2)), (full, (1, 3))]
+
+
+@pytest.mark.parametrize("interval", [8, 12, 512])
+@pytest.mark.parametrize("step", [1, 3, 4, 9, 30])
+def test_a_sequence_holds_as_many_states_as_is_said(interval: int, step: int) -> None:
+    state = State((), interval=interval)
+    cache = KVCache([CacheGroup(state, (0,))], [40], 4, step, prefix_caching=True)
+    tables = cache.new_tables()
+    for start in range(0, 100, step):
+        cache.trim(tables, max(0, start - step), start)
+        assert cache.extend(tables, start + step)
+        held = [index for index, block in enumerate(tables[0]) if block != NULL_BLOCK]
+        assert len(held) <= state.blocks_at_most(start + step, step, 4)
+        last = (start + step - 1) // 4
+        assert last in held and (last == 0 or last - 1 in held)
+        cache.check([tables])
+
+
+def test_a_step_leaves_states_at_intervals_and_at_its_last_border() -> None:
+    state = State((), interval=12)
+    assert list(state.fills(0, 10, 4)) == [2, 5, 8, 9]
+    assert list(state.fills(3, 11, 4)) == [5, 8, 9, 10]
+    assert list(state.fills(6, 7, 4)) == [6]
+    assert list(state.fills(6, 6, 4)) == []

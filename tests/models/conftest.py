@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests import checkpoints
 from tests.models.dense_attention import DenseAttention
-from vllm.kv_cache.spec import group_layers
+from vllm.kv_cache.spec import CacheSpec, State, group_layers
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler, PoolingRow
 from vllm.layers.step import Step
@@ -28,10 +28,11 @@ from vllm.models.heads import head_files
 from vllm.models.registry import build
 from vllm.models.tasks import resolve_pooling
 from vllm.ops import attention_backend, native, record
-from vllm.ops.attention import AttentionBackend, Layout
+from vllm.ops.attention import AttentionBackend, CacheBackend, Layout
 from vllm.ops.attention_torch import PagedCache, TorchAttention
 from vllm.ops.matrix import Matrix
 from vllm.ops.native.attention import NativeAttention
+from vllm.ops.states import StateMemory
 from vllm.pooling_params import PoolingParams
 
 BLOCK_SIZE = 16
@@ -176,7 +177,8 @@ def _dtype(model: Transformer) -> torch.dtype:
 
 
 def _compute(decoder: Transformer, sequences: list[Tensor], chunk: int | None = None) -> list[Tensor]:
-    backend = attention_backend(decoder.cache_specs, _dtype(decoder), torch.device("cpu"), BLOCK_SIZE)
+    paged = [spec for spec in decoder.cache_specs if not isinstance(spec, State)]
+    backend = attention_backend(paged, _dtype(decoder), torch.device("cpu"), BLOCK_SIZE)
     longest = max(map(len, sequences))
     memory = Memory(decoder, backend, len(sequences), longest)
     logits: list[list[Tensor]] = [[] for _ in sequences]
@@ -202,12 +204,16 @@ class Memory:
         num_blocks = 1 + per_row * num_rows
         self.backend = backend
         self.group_of = tuple(next(g for g, group in enumerate(groups) if i in group.layers) for i in range(len(specs)))
-        self.caches = tuple(backend.allocate(spec, num_blocks, BLOCK_SIZE, dtype) for spec in specs)
+        self.caches = tuple(self.memory(spec).allocate(spec, num_blocks, BLOCK_SIZE, dtype) for spec in specs)
         for cache in self.caches:  # no result may depend on what was in a block before
             for memory in _memories(cache, dtype):
                 memory.fill_(torch.nan)
         self.tables = [(torch.randperm(num_blocks - 1) + 1).view(num_rows, per_row).int() for _ in groups]
-        self.plans = tuple(backend.plan(num_rows, num_rows * longest, per_row) for _ in groups)
+        sizes = (num_rows, num_rows * longest, per_row)
+        self.plans = tuple(self.memory(group.spec).plan(*sizes) for group in groups)
+
+    def memory(self, spec: CacheSpec) -> CacheBackend:
+        return StateMemory(torch.device("cpu")) if isinstance(spec, State) else self.backend
 
     def place(self, rows: Tensor, start: Tensor, count: Tensor) -> None:
         """Plan a step of `count` tokens from `start` on of each of the rows."""
@@ -221,4 +227,6 @@ class Memory:
 def _memories(cache: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
     if isinstance(cache, PagedCache):
         return cache.keys, cache.values
+    if isinstance(cache, tuple):
+        return cache
     return () if cache is None else (cache.pages.view(dtype),)

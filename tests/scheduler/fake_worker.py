@@ -1,7 +1,8 @@
 """A worker without tensors: its cache holds token ids, so that whatever the scheduler confuses shows at once.
 
 Computing a token means writing its id into the block that the table names.  Before the next token is chosen, every
-position that attention would read is read back through the tables and compared with the sequence itself.
+position that attention would read is read back through the tables and compared with the sequence itself.  A state is all the
+tokens that it remembers.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from vllm.kv_cache.spec import CacheSpec, Window
+from vllm.kv_cache.spec import CacheSpec, State, Window
 from vllm.messages import Batch, Pooled, Row, RowOutput, Sequence, StepOutput
 
 VOCAB = 11
@@ -47,7 +48,7 @@ class Slot:
 class FakeWorker:
     def __init__(self, specs: list[CacheSpec], num_blocks: list[int], block_size: int) -> None:
         self.specs, self.block_size = specs, block_size
-        self.memory = [[[-1] * block_size for _ in range(count)] for count in num_blocks]
+        self.memory: list[list[list[int]]] = [[[-1] * block_size for _ in range(count)] for count in num_blocks]
         self.slots: dict[int, Slot] = {}
 
     def execute(self, batch: Batch) -> StepOutput:
@@ -71,15 +72,31 @@ class FakeWorker:
             slot.tables[group] += blocks
             for index in range(row.stale[group] if row.stale else 0):
                 slot.tables[group][index] = 0
+            if isinstance(self.specs[group], State):
+                self.advance(slot, group, row)
+                continue
             for position in range(row.start, end):
                 block = slot.tables[group][position // self.block_size]
                 assert block != 0, "a token was written to the null block"
                 self.memory[group][block][position % self.block_size] = slot.tokens[position]
 
+    def advance(self, slot: Slot, group: int, row: Row) -> None:
+        """Go on from the state before the row; leave states at the borders that have a block, and at the end."""
+        table, memory, size, end = slot.tables[group], self.memory[group], self.block_size, row.start + row.count
+        if row.start:
+            held = memory[table[(row.start - 1) // size]]
+            assert held == slot.tokens[: row.start], f"group {group}: {held} is not the state before {row.start}"
+        for index in range(row.start // size, -(-end // size)):
+            if table[index] != 0:
+                memory[table[index]] = slot.tokens[: min(end, (index + 1) * size)]
+        assert table[(end - 1) // size] != 0, "a state was written to the null block"
+
     def read(self, row: Row) -> RowOutput:
         slot = self.slots[row.slot]
         end = row.start + row.count
         for group, spec in enumerate(self.specs):
+            if isinstance(spec, State):
+                continue
             first = max(0, row.start - spec.size + 1) if isinstance(spec, Window) else 0
             for position in range(first, end):
                 block = slot.tables[group][position // self.block_size]

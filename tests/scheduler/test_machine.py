@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from vllm.kv_cache import hashing
 from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.pool import BlockPool
-from vllm.kv_cache.spec import Window
+from vllm.kv_cache.spec import CacheSpec, State, Window
 from vllm.messages import Batch
 from vllm.scheduler import scheduler as scheduler_module
 from vllm.scheduler.request import sibling_seed
@@ -23,6 +23,13 @@ from vllm.scheduler.scheduler import Scheduler
 from .conftest import FULL, Toy
 from .fake_worker import generate
 from .test_scheduler import search
+
+
+def specs_of(kind: str, size: int) -> tuple[CacheSpec, ...]:
+    """The cache groups of a kind of model."""
+    window, state = Window(1, 1, 1, size=size), State((), interval=8)
+    return {"full": (FULL,), "window": (FULL, window), "state": (state,), "hybrid": (FULL, state)}[kind]
+
 
 STEMS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 9, 9], [4, 3, 2, 1] * 3]
 
@@ -43,16 +50,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_blocks=st.integers(9, 24),
         seqs=st.integers(1, 5),
         budget=st.integers(1, 20),
-        window=st.none() | st.integers(2, 9),
+        kind=st.sampled_from(["full", "window", "state", "hybrid"]),
+        size=st.integers(2, 9),
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
         depth=st.integers(1, 3),
     )
     def start(
-        self, num_blocks: int, seqs: int, budget: int, window: int | None, caching: bool, policy: str, depth: int
+        self, *, num_blocks: int, seqs: int, budget: int, kind: str, size: int, caching: bool, policy: str, depth: int
     ) -> None:
-        specs = (FULL, Window(1, 1, 1, size=window)) if window else (FULL,)
-        blocks = [num_blocks, max(8, num_blocks - 2)] if window else [num_blocks]
+        specs = specs_of(kind, size)
+        blocks = [num_blocks, *(max(8, num_blocks - 2) for _ in specs[1:])]
         limits = {"max_num_seqs": seqs, "max_num_batched_tokens": budget, "max_model_len": 32}
         self.toy = Toy(blocks, specs=specs, prefix_caching=caching, policy=policy, depth=depth, **limits)
         self.toy.fault = self.fault
@@ -161,7 +169,7 @@ def random_lives(lives: int = 40) -> None:
     """A quicker driver than hypothesis for the seeded bugs: no shrinking."""
     for seed in range(lives):
         rng = random.Random(seed)
-        specs = (FULL, Window(1, 1, 1, size=5)) if seed % 3 == 2 else (FULL,)
+        specs = specs_of(("full", "state", "window", "hybrid")[seed % 4], size=5)
         limits = {"max_num_seqs": rng.randint(1, 5), "max_num_batched_tokens": rng.randint(4, 20), "max_model_len": 32}
         toy = Toy(rng.randint(9, 14), specs=specs, depth=rng.randint(1, 3), **limits)
         expected: dict[tuple[str, int], list[int]] = {}
@@ -249,9 +257,9 @@ def fork_without_copy(patch: pytest.MonkeyPatch) -> None:
     fork = KVCache.fork
 
     def bug(
-        self: KVCache, tables: list[list[int]], num_tokens: int
+        self: KVCache, tables: list[list[int]], num_computed: int, num_tokens: int
     ) -> tuple[int, list[list[int]], list[tuple[int, int, int]]]:
-        count, forked, _ = fork(self, tables, num_tokens)
+        count, forked, _ = fork(self, tables, num_computed, num_tokens)
         return count, forked, []
 
     patch.setattr(KVCache, "fork", bug)
@@ -263,6 +271,17 @@ def window_freed_too_early(patch: pytest.MonkeyPatch) -> None:
         "num_stale",
         lambda self, num_computed, block_size: -(-max(0, num_computed - self.size + 1) // block_size),
     )
+
+
+def state_forked_as_it_is(patch: pytest.MonkeyPatch) -> None:
+    fork = KVCache.fork
+    patch.setattr(
+        KVCache, "fork", lambda self, tables, num_computed, num_tokens: fork(self, tables, num_tokens, num_tokens)
+    )
+
+
+def state_given_back_too_early(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(State, "num_stale", lambda self, num_computed, block_size: num_computed // block_size)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +297,8 @@ def window_freed_too_early(patch: pytest.MonkeyPatch) -> None:
         over_budget,
         fork_without_copy,
         window_freed_too_early,
+        state_forked_as_it_is,
+        state_given_back_too_early,
     ],
 )
 def test_the_machine_catches(seed_bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:

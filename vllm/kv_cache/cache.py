@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from vllm.kv_cache.pool import BlockPool
-from vllm.kv_cache.spec import NULL_BLOCK, CacheGroup
+from vllm.kv_cache.spec import NULL_BLOCK, CacheGroup, State
 
 Tables = list[list[int]]
 
@@ -66,24 +66,28 @@ class KVCache:
     def extend(self, tables: Tables, num_tokens: int) -> bool:
         """Take the blocks that `tables` lack for `num_tokens`.  False, and nothing is taken: a pool has too few."""
         total = -(-num_tokens // self.block_size)
-        missing = [max(0, total - len(table)) for table in tables]
-        if not any(missing):
+        if all(len(table) >= total for table in tables):
             return True
-        if any(count > pool.num_free for count, pool in zip(missing, self.pools, strict=True)):
+        filled = [
+            spec.fills(len(table), total, self.block_size) for spec, table in zip(self.specs, tables, strict=True)
+        ]
+        if any(len(indices) > pool.num_free for indices, pool in zip(filled, self.pools, strict=True)):
             return False
-        for table, count, pool in zip(tables, missing, self.pools, strict=True):
-            table.extend(pool.take(count))
+        for table, indices, pool in zip(tables, filled, self.pools, strict=True):
+            table.extend([NULL_BLOCK] * (total - len(table)))
+            for index, block in zip(indices, pool.take(len(indices)), strict=True):
+                table[index] = block
         return True
 
-    def trim(self, tables: Tables, num_computed: int) -> None:
-        """Release the blocks that no token from position `num_computed` on will read."""
+    def trim(self, tables: Tables, num_trimmed: int, num_computed: int) -> int:
+        """Release what a sequence no longer needs that had all it needed at `num_trimmed` tokens; return `num_computed`."""
         for spec, pool, table in zip(self.specs, self.pools, tables, strict=True):
-            first = count = min(spec.num_stale(num_computed, self.block_size), len(table))
-            while first > 0 and table[first - 1] != NULL_BLOCK:
-                first -= 1
-            if first < count:
-                pool.release(table[first:count])
-                table[first:count] = [NULL_BLOCK] * (count - first)
+            first = spec.num_spare(num_trimmed, self.block_size)
+            end = min(spec.num_spare(num_computed, self.block_size), len(table))
+            if first < end:
+                pool.release(table[first:end])
+                table[first:end] = [NULL_BLOCK] * (end - first)
+        return num_computed
 
     def release(self, tables: Tables) -> None:
         """Give everything back; a sequence's last blocks are the first to be evicted."""
@@ -94,10 +98,10 @@ class KVCache:
     def find_prefix(self, hashes: Sequence[bytes]) -> tuple[int, Tables]:
         """Return the longest cached prefix, in tokens, and its tables, with a reference to each block.
 
-        Full attention needs every block of it; a window only those that the next token can see.
+        Full attention needs every block of it; a window only those that the next token can see, a state only the last.
         """
         for count in range(self._longest(hashes), 0, -1):
-            tables = self._tables_of(hashes[:count])
+            tables = self._tables_of(hashes, count)
             if tables is not None:
                 for pool, table in zip(self.pools, tables, strict=True):
                     pool.share(table)
@@ -111,16 +115,19 @@ class KVCache:
                 if table[index] != NULL_BLOCK:
                     pool.register(table[index], hashes[index])
 
-    def fork(self, tables: Tables, num_tokens: int) -> tuple[int, Tables, list[tuple[int, int, int]]]:
-        """Share the first `num_tokens` of a sequence with a new one.
+    def fork(
+        self, tables: Tables, num_computed: int, num_tokens: int
+    ) -> tuple[int, Tables, list[tuple[int, int, int]]]:
+        """Share the first `num_tokens` of a sequence, of which `num_computed` are computed, with a new one.
 
         Whole blocks are shared; a partial one is copied.  Returns how many tokens the fork has, its tables, and the
         copies (group, source, target) that must be made before either writes.  When a pool has no block for the copy,
-        the fork starts at the end of the whole blocks and has the rest computed again; if a window has moved on from
-        what it would see, it starts with nothing.
+        or a state is ahead of the fork, the fork starts at the end of the whole blocks and has the rest computed again;
+        if the sequence no longer has what it would see, it starts with nothing.
         """
         whole, partial = divmod(num_tokens, self.block_size)
-        if partial and not all(pool.num_free for pool in self.pools):
+        is_ahead = num_tokens < num_computed and any(isinstance(spec, State) for spec in self.specs)
+        if partial and (is_ahead or not all(pool.num_free for pool in self.pools)):
             num_tokens, partial = whole * self.block_size, 0
         if not self._can_resume(tables, num_tokens):
             return 0, self.new_tables(), []
@@ -161,12 +168,12 @@ class KVCache:
                 longest = min(longest, found)
         return longest
 
-    def _tables_of(self, hashes: Sequence[bytes]) -> Tables | None:
-        """The tables of a prefix of exactly these blocks, or None when a block that is needed is gone."""
-        num_tokens, tables = len(hashes) * self.block_size, []
+    def _tables_of(self, hashes: Sequence[bytes], count: int) -> Tables | None:
+        """The tables of a prefix of exactly `count` blocks, or None when a block that is needed is gone."""
+        num_tokens, tables = count * self.block_size, []
         for spec, pool in zip(self.specs, self.pools, strict=True):
             first = spec.num_stale(num_tokens, self.block_size)
-            found = [pool.find(name) for name in hashes[first:]]
+            found = [pool.find(name) for name in hashes[first:count]]
             if None in found:
                 return None
             tables.append([NULL_BLOCK] * first + [block for block in found if block is not None])

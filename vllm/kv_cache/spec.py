@@ -1,4 +1,4 @@
-"""What memory a layer's attention needs, and for how long.
+"""What memory a layer needs of a sequence, and for how long.
 
 A layer says what it needs with a spec; layers with equal specs form a cache group and share one set of block tables.
 Block 0 of every group is the null block: tables point at it where a sequence no longer needs its tokens.
@@ -28,6 +28,14 @@ class Full:
         """The number of leading blocks that no token from position `num_computed` on will read."""
         return 0
 
+    def num_spare(self, num_computed: int, block_size: int) -> int:
+        """The number of leading blocks that a sequence of which `num_computed` tokens are computed gives back."""
+        return self.num_stale(num_computed, block_size)
+
+    def fills(self, first: int, end: int, block_size: int) -> Sequence[int]:
+        """Which of the blocks [first, end) a step that reaches block end - 1 fills, in order; the others stay null."""
+        return range(first, end)
+
 
 @dataclass(frozen=True, slots=True)
 class Window(Full):
@@ -51,7 +59,59 @@ class Scratch(Full):
     """
 
 
-CacheSpec = Full | Window | Scratch
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """A part of a layer's state; `dtype` is the name of one, such as float32."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that a recurrent layer remembers of the tokens before, in tensors whose size does not grow.
+
+    A block holds one state: that after the block's last token, or after the sequence's newest one while the block is not
+    full.  A token is computed on top of the state before it, so the last block is all that a sequence needs.  It has the one
+    before it too, the state at the border: from there a fork goes on whose parent is ahead of it.
+
+        tokens   0 … 3  4 … 7  8 … 11  12 … 15  16 17
+        table    null   null   null    border   newest
+
+    A step that crosses many borders leaves states at the last one and at every `interval` tokens, for others to find.
+    """
+
+    tensors: tuple[StateTensor, ...]
+    interval: int = 512
+
+    def blocks_at_most(self, num_tokens: int, max_step_tokens: int, block_size: int) -> int:
+        """The most blocks that one sequence of `num_tokens` holds while it is computed in steps of `max_step_tokens`."""
+        total, in_step = -(-num_tokens // block_size), -(-min(num_tokens, max_step_tokens) // block_size)
+        return min(total, 4 + -(-in_step // self._every(block_size)))
+
+    def num_stale(self, num_computed: int, block_size: int) -> int:
+        """The number of leading blocks that no token from position `num_computed` on will read."""
+        return max(0, num_computed - 1) // block_size
+
+    def num_spare(self, num_computed: int, block_size: int) -> int:
+        """The number of leading blocks that a sequence of which `num_computed` tokens are computed gives back."""
+        return max(0, self.num_stale(num_computed, block_size) - 1)
+
+    def fills(self, first: int, end: int, block_size: int) -> Sequence[int]:
+        """Which of the blocks [first, end) a step that reaches block end - 1 fills, in order; the others stay null."""
+        every = self._every(block_size)
+        at_intervals = range(first + -(first + 1) % every, end - 2, every)
+        return [*at_intervals, *range(max(first, end - 2), end)]
+
+    def _every(self, block_size: int) -> int:
+        """The interval in blocks."""
+        return max(1, self.interval // block_size)
+
+
+PagedSpec = Full | Window | Scratch
+"""What attention needs: keys and values of single tokens."""
+
+CacheSpec = PagedSpec | State
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vllm.ops.attention import AttentionBackend, AttentionPlan
+from vllm.ops.attention import AttentionBackend, CachePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,14 @@ class Step:
     """[T] int64: which of a pair of texts a token is of; 0 where there is no pair"""
     positions: Tensor
     """[T] int64"""
-    plans: tuple[AttentionPlan, ...]
+    plans: tuple[CachePlan, ...]
     """One per cache group, placed for this step."""
     caches: tuple[Any, ...]
-    """One per attention layer in call order."""
+    """One per layer that has a cache, in call order."""
     group_of: tuple[int, ...]
-    """The cache group of each attention layer."""
+    """The cache group of each of them."""
     attention: AttentionBackend
-    """Made the caches and the plans."""
+    """Made the caches and plans of keys and values."""
     rows: Rows = field(default_factory=Rows)
 
     def first(self, num_tokens: int) -> Step:

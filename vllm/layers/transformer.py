@@ -8,7 +8,6 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from vllm.kv_cache.spec import CacheSpec, Scratch
-from vllm.layers.attention import Attention
 from vllm.layers.embedding import Head
 from vllm.layers.pooler import Pooler
 from vllm.layers.step import Step
@@ -22,6 +21,15 @@ class HasWindows(Protocol):
 
     def windows(self) -> Iterator[Window]:
         """Yield a window for each of the checkpoint's tensors that belongs into this module."""
+
+
+@runtime_checkable
+class HasCache(Protocol):
+    """A module that keeps something of the tokens it has seen."""
+
+    index: int
+    """Its place among these, in call order"""
+    cache_spec: CacheSpec
 
 
 class Transformer(nn.Module):
@@ -60,8 +68,8 @@ class Transformer(nn.Module):
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:
-        """What memory the attention layers need, in call order."""
-        layers = [module for module in self.modules() if isinstance(module, Attention)]
+        """What memory the layers that have a cache need, in call order."""
+        layers = [module for module in self.modules() if isinstance(module, HasCache)]
         return tuple(layer.cache_spec for layer in sorted(layers, key=lambda layer: layer.index))
 
     @property

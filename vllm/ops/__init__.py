@@ -1,8 +1,8 @@
 """One function per operation.  Layers import from here and never ask which device they run on.
 
 Every operation here is batch invariant: what it computes for a token is the same to the last bit whatever else is in
-the step.  The plain-torch versions (`linear`, `norms`, `activations`, `rotary`, `moe`, `attention_torch`) are the
-truth of the tests and the fallback on any device.
+the step.  The plain-torch versions (`linear`, `norms`, `activations`, `rotary`, `moe`, `attention_torch`, `recurrent`) are
+the truth of the tests and the fallback on any device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vllm.errors import ConfigError
-from vllm.kv_cache.spec import CacheSpec
+from vllm.kv_cache.spec import PagedSpec
 from vllm.logging import get_logger
 from vllm.ops import native, norms, rows
 from vllm.ops import rotary as rotary_torch
@@ -30,6 +30,7 @@ from vllm.ops.native import matrix as native_matrix
 from vllm.ops.native import program as native_program
 from vllm.ops.native import rows as native_rows
 from vllm.ops.native.attention import NativeAttention
+from vllm.ops.recurrent import causal_conv, selective_scan, softplus
 
 __all__ = [
     "ACTIVATIONS",
@@ -37,6 +38,7 @@ __all__ = [
     "add",
     "all_finite",
     "attention_backend",
+    "causal_conv",
     "choose",
     "experts",
     "gather",
@@ -49,7 +51,9 @@ __all__ = [
     "rms_norm",
     "rotary",
     "route",
+    "selective_scan",
     "softcap",
+    "softplus",
 ]
 
 
@@ -121,7 +125,7 @@ def rising_keys(logits: Tensor) -> Tensor:
 
 
 def attention_backend(
-    specs: Sequence[CacheSpec], dtype: torch.dtype, device: torch.device, block_size: int, quantized: bool = False
+    specs: Sequence[PagedSpec], dtype: torch.dtype, device: torch.device, block_size: int, quantized: bool = False
 ) -> AttentionBackend:
     """Return the best attention backend that can serve such layers of a model of `dtype`.
 

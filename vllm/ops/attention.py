@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vllm.kv_cache.spec import CacheSpec
+from vllm.kv_cache.spec import PagedSpec
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class AttentionOptions:
     https://arxiv.org/abs/1910.10683"""
 
 
-class AttentionPlan(Protocol):
+class CachePlan(Protocol):
     """What all layers of a cache group share in a step.  It lives as long as the engine; each step fills it."""
 
     replayable: bool
@@ -60,24 +60,13 @@ class AttentionPlan(Protocol):
         """Prepare for a step.  What the layout holds must not change until the step is computed."""
 
 
-class AttentionBackend(Protocol):
-    """Kernels that read and write one layout of the paged cache."""
+class CacheBackend(Protocol):
+    """One layout of a layer's cache in memory."""
 
-    recordable: bool
-    """`run` is made of kernels that can be recorded, in `ops.record`."""
-
-    def refuses(self, spec: CacheSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
-        """Return the reason, in words, why this backend can't serve such a layer of a model of `dtype`; None if it can.
-
-        `quantized`: the cache holds 8-bit integers.
-        """
-
-    def allocate(
-        self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
-    ) -> Any:
+    def allocate(self, spec: Any, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False) -> Any:
         """Return one layer's cache in this backend's layout.  Its content is finite from the start."""
 
-    def block_bytes(self, spec: CacheSpec, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
+    def block_bytes(self, spec: Any, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
         """Return the bytes of a block of one layer's cache."""
 
     def copy_block(self, cache: Any, source: int, target: int) -> None:
@@ -85,6 +74,19 @@ class AttentionBackend(Protocol):
 
     def plan(self, rows: int, tokens: int, blocks: int) -> Any:
         """Return a plan that has yet to be placed, for at most so many rows and tokens in a step and blocks in a sequence."""
+
+
+class AttentionBackend(CacheBackend, Protocol):
+    """Kernels that read and write one layout of the paged cache."""
+
+    recordable: bool
+    """`run` is made of kernels that can be recorded, in `ops.record`."""
+
+    def refuses(self, spec: PagedSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
+        """Return the reason, in words, why this backend can't serve such a layer of a model of `dtype`; None if it can.
+
+        `quantized`: the cache holds 8-bit integers.
+        """
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, cache: Any, plan: Any, options: AttentionOptions) -> Tensor:
         """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vllm.kv_cache.spec import NULL_BLOCK, CacheSpec
+from vllm.kv_cache.spec import NULL_BLOCK, PagedSpec
 from vllm.ops.attention import AttentionOptions, Layout
 from vllm.ops.memory import zeros
 
@@ -105,7 +105,7 @@ class TorchAttention:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def refuses(self, spec: CacheSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
+    def refuses(self, spec: PagedSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
         """Return the reason, in words, why this backend can't serve such a layer; None if it can."""
         if quantized:
             return "the torch attention backend has no int8 cache; use one of the model's dtype"
@@ -114,7 +114,7 @@ class TorchAttention:
         return f"the torch attention backend has no cache of {dtype}; use float32, bfloat16 or float16"
 
     def allocate(
-        self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
+        self, spec: PagedSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
     ) -> PagedCache:
         """Return one layer's cache, zeroed."""
 
@@ -123,7 +123,7 @@ class TorchAttention:
 
         return PagedCache(paged(spec.head_dim), paged(spec.value_dim))
 
-    def block_bytes(self, spec: CacheSpec, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
+    def block_bytes(self, spec: PagedSpec, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
         """Return the bytes of a block of one layer's cache."""
         return block_size * spec.kv_heads * (spec.head_dim + spec.value_dim) * dtype.itemsize
 

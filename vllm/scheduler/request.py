@@ -53,6 +53,8 @@ class Request:
     """Chained hashes of its full blocks, as far as they were needed."""
     num_registered: int = 0
     """Leading blocks whose content has been offered to the prefix cache."""
+    num_trimmed: int = 0
+    """How many tokens were computed when it last gave back blocks that it no longer needed."""
     num_prompt_logprobs: int = 0
     """Prompt positions whose log-probabilities have been given out."""
     num_inflight: int = 0

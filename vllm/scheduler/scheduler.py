@@ -129,7 +129,7 @@ class Scheduler:
 
     def _make_room(self, request: Request, count: int) -> bool:
         """Take the blocks for `count` more tokens; if need be from those that come last.  False: it came last itself."""
-        self.cache.trim(request.tables, request.num_computed)
+        request.num_trimmed = self.cache.trim(request.tables, request.num_trimmed, request.num_computed)
         while not self.cache.extend(request.tables, request.num_computed + count):
             if self._drop_waiting_forks():
                 continue
@@ -314,7 +314,7 @@ class Scheduler:
 
     def _fork(self, parent: Request, child: Request, num_tokens: int) -> None:
         """Let a waiting request start with the first `num_tokens` of another's cache."""
-        num_tokens, tables, copies = self.cache.fork(parent.tables, num_tokens)
+        num_tokens, tables, copies = self.cache.fork(parent.tables, parent.num_computed, num_tokens)
         child.tables = tables if num_tokens else []
         self._copies += [BlockCopy(group, source, target) for group, source, target in copies]
         child.num_computed = num_tokens
@@ -442,7 +442,7 @@ class Scheduler:
         if request.tables:
             self.cache.release(request.tables)
             request.tables = []
-        request.num_computed = request.num_registered = 0
+        request.num_computed = request.num_registered = request.num_trimmed = 0
 
     def check(self) -> None:
         """Assert every invariant of scheduler and cache, between steps."""

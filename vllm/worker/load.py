@@ -15,7 +15,7 @@ from torch import Tensor
 from vllm.config import CacheConfig, EngineConfig, SchedulerConfig
 from vllm.device import free_memory
 from vllm.errors import ConfigError
-from vllm.kv_cache.spec import CacheGroup, Scratch, group_layers
+from vllm.kv_cache.spec import CacheGroup, CacheSpec, Scratch, State, group_layers
 from vllm.layers.embedding import Head
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
@@ -29,10 +29,11 @@ from vllm.logging import get_logger
 from vllm.models.heads import head_files
 from vllm.models.registry import build
 from vllm.ops import attention_backend
-from vllm.ops.attention import AttentionBackend
+from vllm.ops.attention import AttentionBackend, CacheBackend
 from vllm.ops.matrix import Matrix
 from vllm.ops.native import set_threads
 from vllm.ops.parallel import Group, join
+from vllm.ops.states import StateMemory
 from vllm.sampling.device import DeviceSampler
 from vllm.sampling.sampler import Sampler
 from vllm.worker.forward import HiddenStates, Logits
@@ -88,18 +89,16 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     kept = tuple(group for group in groups if not isinstance(group.spec, Scratch))
     scratch = tuple(group for group in groups if isinstance(group.spec, Scratch))
     scheduler = _whole_prompts(config.scheduler) if model.whole_prompts else config.scheduler
-    memory = _CacheMemory(
-        attention_backend(model.cache_specs, dtype, device, config.cache.block_size, config.cache.quantized),
-        config.cache,
-        dtype,
-    )
+    paged = [spec for spec in model.cache_specs if not isinstance(spec, State)]
+    attention = attention_backend(paged, dtype, device, config.cache.block_size, config.cache.quantized)
+    memory = _CacheMemory(attention, StateMemory(device), config.cache, dtype)
     tables = SlotTables(_tokens(scheduler, device, group), kept + scratch, config.cache.block_size)
     num_scratch = scheduler.max_num_batched_tokens // config.cache.block_size + scheduler.max_num_seqs + 1
     if device.type == "cpu":
         activations = _activations(config, scheduler, model)
     else:
         tiny = memory.allocate_shared(kept + scratch, 1)
-        activations = -group.least(-measure(model, _step(tables, memory.backend, kept + scratch, tiny), tables), device)
+        activations = -group.least(-measure(model, _step(tables, memory, kept + scratch, tiny), tables), device)
         del tiny
     plan = plan_memory(
         kept,
@@ -115,8 +114,9 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     logger.info("%s: %s, %s, %s; %s", name, settings.architecture, settings.dtype, where, plan)
     _fill(config, model, files, progress)
     caches = memory.allocate(kept, plan.num_blocks) | memory.allocate_shared(scratch, num_scratch)
-    hidden = HiddenStates(model, _step(tables, memory.backend, kept + scratch, caches))
-    runner = ModelRunner(kept, hidden.step.caches, memory.backend, tables, hidden, _purpose(config, hidden, tables))
+    hidden = HiddenStates(model, _step(tables, memory, kept + scratch, caches))
+    backends = tuple(memory.backend(group.spec) for group in kept)
+    runner = ModelRunner(kept, hidden.step.caches, backends, tables, hidden, _purpose(config, hidden, tables))
     logger.info("ready after %.2f s", time.monotonic() - began)
     return Loaded(runner, plan, kept, scheduler, group)
 
@@ -149,19 +149,20 @@ def _whole_prompts(scheduler: SchedulerConfig) -> SchedulerConfig:
     return replace(scheduler, chunked_prefill=False, max_num_batched_tokens=step_tokens)
 
 
-def _step(
-    tables: SlotTables, backend: AttentionBackend, groups: tuple[CacheGroup, ...], caches: dict[int, Any]
-) -> Step:
+def _step(tables: SlotTables, memory: _CacheMemory, groups: tuple[CacheGroup, ...], caches: dict[int, Any]) -> Step:
     """Make the buffers that every step is written to."""
     group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
     return Step(
         tables.store.token_ids,
         tables.store.token_types,
         tables.store.positions,
-        tuple(backend.plan(tables.num_slots, len(tables.store.token_ids), tables.num_blocks) for _ in groups),
+        tuple(
+            memory.backend(group.spec).plan(tables.num_slots, len(tables.store.token_ids), tables.num_blocks)
+            for group in groups
+        ),
         tuple(caches[layer] for layer in range(len(caches))),
         tuple(group_of[layer] for layer in range(len(caches))),
-        backend,
+        memory.attention,
         tables.rows,
     )
 
@@ -206,13 +207,19 @@ def _head_tensors(config: EngineConfig) -> Iterator[tuple[str, Tensor]]:
 class _CacheMemory:
     """The layers' caches before they are made."""
 
-    backend: AttentionBackend
+    attention: AttentionBackend
+    states: StateMemory
     config: CacheConfig
     dtype: torch.dtype
 
+    def backend(self, spec: CacheSpec) -> CacheBackend:
+        """Return what makes the caches of a spec."""
+        return self.states if isinstance(spec, State) else self.attention
+
     def block_bytes(self, group: CacheGroup) -> int:
         """Return the bytes of a block of one of a group's layers."""
-        return self.backend.block_bytes(group.spec, self.config.block_size, self.dtype, self.config.quantized)
+        backend = self.backend(group.spec)
+        return backend.block_bytes(group.spec, self.config.block_size, self.dtype, self.config.quantized)
 
     def allocate(self, groups: tuple[CacheGroup, ...], num_blocks: tuple[int, ...]) -> dict[int, Any]:
         """Make one cache per attention layer, by its number in call order."""
@@ -226,7 +233,9 @@ class _CacheMemory:
 
     def _allocate(self, group: CacheGroup, num_blocks: int) -> Any:
         config = self.config
-        return self.backend.allocate(group.spec, num_blocks, config.block_size, self.dtype, config.quantized)
+        return self.backend(group.spec).allocate(
+            group.spec, num_blocks, config.block_size, self.dtype, config.quantized
+        )
 
 
 def _activations(config: EngineConfig, scheduler: SchedulerConfig, model: Transformer) -> int:

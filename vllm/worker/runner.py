@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vllm.kv_cache.spec import CacheGroup
 from vllm.messages import Batch, RowOutput, Sequence, StepOutput
-from vllm.ops.attention import AttentionBackend
+from vllm.ops.attention import CacheBackend
 from vllm.worker.forward import HiddenStates
 from vllm.worker.tables import Packed, SlotTables
 
@@ -51,15 +51,15 @@ class ModelRunner:
         self,
         groups: tuple[CacheGroup, ...],
         caches: tuple[Any, ...],
-        backend: AttentionBackend,
+        backends: tuple[CacheBackend, ...],
         tables: SlotTables,
         hidden: HiddenStates,
         purpose: Purpose,
     ) -> None:
-        """`caches` holds one cache per attention layer, made by `backend`."""
+        """`caches` holds one cache per layer that has one, made by its group's backend."""
         self.groups = groups
         self.caches = caches
-        self.backend = backend
+        self.backends = backends
         self.tables = tables
         self.hidden = hidden
         self.purpose = purpose
@@ -74,7 +74,7 @@ class ModelRunner:
             self.purpose.admit(sequence)
         for copy in batch.copies:
             for layer in self.groups[copy.group].layers:
-                self.backend.copy_block(self.caches[layer], copy.source, copy.target)
+                self.backends[copy.group].copy_block(self.caches[layer], copy.source, copy.target)
         packed = self.tables.pack(batch, self.hidden.step.plans)
         hidden = self.hidden.compute(packed.num_tokens)
         return Started(batch.step, self.purpose.start(batch, packed, hidden))

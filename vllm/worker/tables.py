@@ -17,7 +17,7 @@ from torch import Tensor
 from vllm.kv_cache.spec import NULL_BLOCK, CacheGroup, Scratch
 from vllm.layers.step import Rows, StepRow
 from vllm.messages import Batch, Row, Sequence
-from vllm.ops.attention import AttentionPlan, Layout
+from vllm.ops.attention import CachePlan, Layout
 from vllm.worker.tokens import Tokens
 
 
@@ -69,7 +69,7 @@ class SlotTables:
         for row in batch.rows:
             self._apply_row(row)
 
-    def pack(self, batch: Batch, plans: tuple[AttentionPlan, ...]) -> Packed:
+    def pack(self, batch: Batch, plans: tuple[CachePlan, ...]) -> Packed:
         """Lay the rows' tokens and positions one after another, and place the cache groups' plans for them."""
         rows = batch.rows
         stops = list(accumulate(row.count for row in rows))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.kv_cache.spec import CacheSpec
+from vllm.kv_cache.spec import PagedSpec
 from vllm.ops.attention import AttentionOptions, Layout
 from vllm.ops.memory import empty, zeros
 from vllm.ops.native import TYPES, address, library
@@ -60,7 +60,7 @@ class NativeAttention:
 
     recordable = True
 
-    def refuses(self, spec: CacheSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
+    def refuses(self, spec: PagedSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
         """Return the reason, in words, why the kernels can't serve such a layer; None if they can."""
         if dtype not in TYPES:
             return f"the kernels' attention computes in float32 and bfloat16, not in {dtype}"
@@ -73,7 +73,7 @@ class NativeAttention:
         return None
 
     def allocate(
-        self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
+        self, spec: PagedSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
     ) -> NativeCache:
         """Return one layer's cache, zeroed."""
         block_bytes = self.block_bytes(spec, block_size, dtype, quantized)
@@ -82,7 +82,7 @@ class NativeAttention:
         first = -memory.data_ptr() % _MEMORY_PAGE
         return NativeCache(memory[first : first + size].view(num_blocks, block_bytes), quantized)
 
-    def block_bytes(self, spec: CacheSpec, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
+    def block_bytes(self, spec: PagedSpec, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
         """Return the bytes of a block of one layer's cache.  Values are padded to whole vectors."""
         elements = block_size * (spec.head_dim + -(-spec.value_dim // _LANES) * _LANES)
         scales = 2 * block_size * 4

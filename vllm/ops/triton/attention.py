@@ -22,7 +22,7 @@ import torch
 import triton
 from torch import Tensor
 
-from vllm.kv_cache.spec import CacheSpec
+from vllm.kv_cache.spec import PagedSpec
 from vllm.ops.attention import AttentionOptions, Layout
 from vllm.ops.attention_torch import PagedCache
 from vllm.ops.staging import send
@@ -125,7 +125,7 @@ class TritonAttention:
         self.device = device
         self._processors = processors(device)
 
-    def refuses(self, spec: CacheSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
+    def refuses(self, spec: PagedSpec, dtype: torch.dtype, block_size: int, quantized: bool = False) -> str | None:
         """Return the reason, in words, why this backend can't serve such a layer; None if it can."""
         if quantized:
             return "attention on a GPU has no int8 cache; use one of the model's dtype"
@@ -136,7 +136,7 @@ class TritonAttention:
         return None
 
     def allocate(
-        self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
+        self, spec: PagedSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
     ) -> PagedCache:
         """Return one layer's cache, zeroed."""
 
@@ -145,7 +145,7 @@ class TritonAttention:
 
         return PagedCache(paged(spec.head_dim), paged(spec.value_dim))
 
-    def block_bytes(self, spec: CacheSpec, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
+    def block_bytes(self, spec: PagedSpec, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
         """Return the bytes of a block of one layer's cache."""
         return block_size * spec.kv_heads * (spec.head_dim + spec.value_dim) * dtype.itemsize
 
