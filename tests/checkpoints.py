@@ -25,6 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
     "opt": {"num_key_value_heads": None, "intermediate_size": None, "ffn_dim": 64, "word_embed_proj_dim": 48},
     "gemma2": {"head_dim": 12, "sliding_window": 24, "query_pre_attn_scalar": 12, "num_hidden_layers": 4},
+    "mamba2": {"num_heads": 6, "head_dim": 16, "n_groups": 2, "state_size": 12, "eos_token_id": 0},
 }
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

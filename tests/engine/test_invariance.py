@@ -16,7 +16,7 @@ SHARED = [RNG.randrange(3, 500) for _ in range(40)]
 OTHERS = [[RNG.randrange(3, 500) for _ in range(RNG.randint(1, 70))] for _ in range(31)]
 ASKED = [[*SHARED, 7, 8, 9], [*SHARED[:20], 5], [3], OTHERS[0][:30]]
 DTYPES = ["float32", "bfloat16"]
-MODELS = ["llama", "gemma2"]
+MODELS = ["llama", "gemma2", "mamba2"]
 
 
 def params(number: int) -> SamplingParams:

@@ -230,7 +230,7 @@ def test_every_architecture_is_examined() -> None:
 
 
 def every_attention(spec: TransformerSpec, change: Callable[[AttentionSpec], dict[str, Any]]) -> TransformerSpec:
-    layers = (replace(layer, attention=replace(layer.attention, **change(layer.attention))) for layer in spec.layers)
+    layers = (replace(layer, mixer=replace(layer.attention, **change(layer.attention))) for layer in spec.layers)
     return replace(spec, layers=tuple(layers))
 
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vllm.layers.attention import Attention
 from vllm.layers.step import Step
 
 
 class PreNorm(nn.Module):
     """Norm, then branch, then add: most models."""
 
-    def __init__(self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module]) -> None:
+    def __init__(self, attention: nn.Module, ffn: nn.Module, norms: tuple[nn.Module, nn.Module]) -> None:
         super().__init__()
         self.attention, self.ffn = attention, ffn
         self.before_attention, self.before_ffn = norms
@@ -24,10 +23,23 @@ class PreNorm(nn.Module):
         return self.ffn(self.before_ffn(x), x)
 
 
+class Single(nn.Module):
+    """Norm, then one branch, then add: mamba."""
+
+    def __init__(self, mixer: nn.Module, norms: tuple[nn.Module]) -> None:
+        super().__init__()
+        self.mixer = mixer
+        (self.before,) = norms
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        y: Tensor = self.mixer(self.before(x), step, x)
+        return y
+
+
 class PostNorm(nn.Module):
     """Branch, then add, then norm: the first transformers, opt-350m."""
 
-    def __init__(self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module]) -> None:
+    def __init__(self, attention: nn.Module, ffn: nn.Module, norms: tuple[nn.Module, nn.Module]) -> None:
         super().__init__()
         self.attention, self.ffn = attention, ffn
         self.after_attention, self.after_ffn = norms
@@ -40,7 +52,7 @@ class PostNorm(nn.Module):
 class AfterBranch(nn.Module):
     """Branch, then norm, then add: olmo2."""
 
-    def __init__(self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module]) -> None:
+    def __init__(self, attention: nn.Module, ffn: nn.Module, norms: tuple[nn.Module, nn.Module]) -> None:
         super().__init__()
         self.attention, self.ffn = attention, ffn
         self.after_attention, self.after_ffn = norms
@@ -54,7 +66,7 @@ class Sandwich(nn.Module):
     """Norm, then branch, then norm, then add: gemma2."""
 
     def __init__(
-        self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module, nn.Module, nn.Module]
+        self, attention: nn.Module, ffn: nn.Module, norms: tuple[nn.Module, nn.Module, nn.Module, nn.Module]
     ) -> None:
         super().__init__()
         self.attention, self.ffn = attention, ffn
@@ -68,7 +80,7 @@ class Sandwich(nn.Module):
 class Parallel(nn.Module):
     """Both branches read the same input, under norms of their own (gpt-neox) or under one (phi)."""
 
-    def __init__(self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module]) -> None:
+    def __init__(self, attention: nn.Module, ffn: nn.Module, norms: tuple[nn.Module, nn.Module]) -> None:
         super().__init__()
         self.attention, self.ffn = attention, ffn
         self.before_attention, self.before_ffn = norms

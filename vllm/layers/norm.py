@@ -30,6 +30,21 @@ class RmsNorm(nn.Module):
         yield Window(f"{self.name}.weight", TensorPlace(self.weight))
 
 
+class PlainRmsNorm(nn.Module):
+    """x / rms(x), without weights.  [..., D] -> [..., D]"""
+
+    ones: Tensor
+
+    def __init__(self, width: int, placement: Placement, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        ones = torch.ones(width, dtype=placement.dtype, device=placement.device)
+        self.register_buffer("ones", ones, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.ones, self.eps)
+
+
 class LayerNorm(nn.Module):
     """(x - mean(x)) / deviation(x) · weight + bias; without the last two if not affine.  [..., D] -> [..., D]"""
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from vllm import ops
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.layers.attention import Attention
-from vllm.layers.blocks import AfterBranch, Parallel, PostNorm, PreNorm, Sandwich
+from vllm.layers.blocks import AfterBranch, Parallel, PostNorm, PreNorm, Sandwich, Single
 from vllm.layers.embedding import Embedding, Head, Positions, Sum, TiedLinear, TokenInput, TokenTypes
 from vllm.layers.linear import Linear, Part, split
 from vllm.layers.mlp import ExpertNames, Mlp, MoE, SharedMoE
@@ -24,7 +24,8 @@ from vllm.layers.pooler import Pooler
 from vllm.layers.position_bias import Alibi, Buckets, RelativeBias, alibi_slopes
 from vllm.layers.rotary import NoRotary, Rope, Rotary
 from vllm.layers.transformer import Transformer
-from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, MoeSpec, TransformerSpec
+from vllm.models.build_recurrent import build_recurrent
+from vllm.models.spec import AttentionSpec, LayerSpec, Mixer, MlpSpec, MoeSpec, TransformerSpec
 from vllm.ops.attention import AttentionOptions
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -37,6 +38,7 @@ _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "sandwich": (Sandwich, ("norm1", "norm1_after", "norm2", "norm2_after")),
     "parallel": (Parallel, ("norm1", "norm2")),
     "parallel_one": (Parallel, ("norm1", "norm1")),
+    "single": (Single, ("norm1",)),
 }
 """Block → its class, and the roles of its norms in the order it takes them; "" where there is none."""
 
@@ -54,11 +56,13 @@ def build_transformer(
             f"max_model_len={max_model_len}: the model has learned embeddings for {positions.count} positions; "
             f"use at most {positions.count}"
         )
-    return _Builder(spec, placement, max_model_len, pooler).transformer()
+    return Builder(spec, placement, max_model_len, pooler).transformer()
 
 
 @dataclass(slots=True)
-class _Builder:
+class Builder:
+    """Makes the modules of one model."""
+
     spec: TransformerSpec
     placement: Placement
     max_model_len: int
@@ -131,9 +135,17 @@ class _Builder:
     def block(self, index: int, layer: LayerSpec) -> nn.Module:
         kind, roles = _BLOCKS[layer.block]
         norms = tuple(self.norm(self.spec.width, self.name(role, index)) if role else nn.Identity() for role in roles)
-        if isinstance(layer.ffn, MoeSpec):
-            return kind(self.attention(index, layer.attention), self.moe(index, layer.ffn), norms)
-        return kind(self.attention(index, layer.attention), self.mlp(index, layer.ffn), norms)
+        if layer.ffn is None:
+            return kind(self.mixer(index, layer.mixer), norms)
+        ffn = self.moe(index, layer.ffn) if isinstance(layer.ffn, MoeSpec) else self.mlp(index, layer.ffn)
+        return kind(self.mixer(index, layer.mixer), ffn, norms)
+
+    def mixer(self, index: int, mixer: Mixer) -> nn.Module:
+        if isinstance(mixer, AttentionSpec):
+            return self.attention(index, mixer)
+        if self.placement.group.size > 1:
+            raise ConfigError("recurrent layers can't be shared among processes; use tensor_parallel_size=1")
+        return build_recurrent(self, index, mixer)
 
     def attention(self, index: int, attention: AttentionSpec) -> Attention:
         if attention.heads % attention.kv_heads:

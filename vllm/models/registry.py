@@ -46,6 +46,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "Exaone4ForCausalLM": "kin:exaone4",
     "ExaoneForCausalLM": "era:exaone",
     "FalconForCausalLM": "gpt_kin:falcon",
+    "FalconMambaForCausalLM": "mamba:falcon_mamba",
     "GPT2LMHeadModel": "gpt:gpt2",
     "GPTBigCodeForCausalLM": "gpt_kin:gpt_bigcode",
     "GPTJForCausalLM": "gpt_kin:gptj",
@@ -65,6 +66,8 @@ ARCHITECTURES: Mapping[str, str] = {
     "LLaMAForCausalLM": "llama:llama",
     "LlamaForCausalLM": "llama:llama",
     "MPTForCausalLM": "gpt_kin:mpt",
+    "Mamba2ForCausalLM": "mamba:mamba2",
+    "MambaForCausalLM": "mamba:mamba",
     "MiniCPMForCausalLM": "era:minicpm",
     "MinistralForCausalLM": "kin:windowed",
     "MistralForCausalLM": "llama:mistral",
@@ -368,12 +371,16 @@ def refuse_quantized(architecture: Architecture, config: Any) -> None:
 
 def _both_ways(spec: TransformerSpec) -> TransformerSpec:
     """Let the tokens of a decoder see those behind them, as far as its windows reach."""
+    from vllm.models.spec import AttentionSpec
+
+    if not all(isinstance(layer.mixer, AttentionSpec) for layer in spec.layers):
+        raise ModelError("tokens of a recurrent layer can't see those behind them; use the model as it is, causal")
 
     def opened(attention: Any) -> Any:
         window = attention.window and attention.window + 1  # transformers counts it without the token itself here
         return replace(attention, causal=False, window=window) if attention.causal else attention
 
-    layers = tuple(replace(layer, attention=opened(layer.attention)) for layer in spec.layers)
+    layers = tuple(replace(layer, mixer=opened(layer.mixer)) for layer in spec.layers)
     return replace(spec, layers=layers)
 
 

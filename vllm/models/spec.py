@@ -39,6 +39,49 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class MambaSpec:
+    """One layer's selective state space."""
+
+    width: int
+    """Channels"""
+    state: int
+    """Elements of each channel's state"""
+    kernel: int
+    """Of the convolution"""
+    rank: int
+    """Of the time step's matrix"""
+    activation: str
+    bias: bool = False
+    """Of the projections in and out"""
+    conv_bias: bool = True
+    norm: Literal["", "plain", "weighted"] = ""
+    """Time step and weights are normalised, without or with weights."""
+    norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Mamba2Spec:
+    """One layer's selective state space with heads."""
+
+    heads: int
+    head_dim: int
+    groups: int
+    """Of heads that share input and output weights"""
+    state: int
+    """Each head's state is [head_dim, state]."""
+    kernel: int
+    """Of the convolution"""
+    activation: str
+    bias: bool = False
+    """Of the projections in and out"""
+    conv_bias: bool = True
+
+
+Mixer = AttentionSpec | MambaSpec | Mamba2Spec
+"""How a layer's tokens learn of those before them."""
+
+
+@dataclass(frozen=True, slots=True)
 class MlpSpec:
     """A feed-forward network."""
 
@@ -71,9 +114,15 @@ class MoeSpec:
 class LayerSpec:
     """One block."""
 
-    attention: AttentionSpec
-    ffn: MlpSpec | MoeSpec
-    block: Literal["pre", "pre_ffn", "post", "after", "sandwich", "parallel", "parallel_one"] = "pre"
+    mixer: Mixer
+    ffn: MlpSpec | MoeSpec | None
+    block: Literal["pre", "pre_ffn", "post", "after", "sandwich", "parallel", "parallel_one", "single"] = "pre"
+
+    @property
+    def attention(self) -> AttentionSpec:
+        """The mixer of a layer that is known to be attention."""
+        assert isinstance(self.mixer, AttentionSpec)
+        return self.mixer
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +182,8 @@ class TransformerSpec:
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
     layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, and per layer q, k, v or qkv, o, q_norm, k_norm, norm1, norm1_after, norm2, norm2_after, gate, up
-    or gate_up, down, router, expert_gate, expert_up, expert_down, shared_gate, shared_up, shared_down, shared_router.
+    or gate_up, down, router, expert_gate, expert_up, expert_down, shared_gate, shared_up, shared_down, shared_router; of a
+    state space enter, conv, select, spread, dt_norm, b_norm, c_norm, mixer_norm, and with their endings a_log, skip, dt_bias.
     """
 
     entry: EntrySpec
@@ -157,4 +207,4 @@ class TransformerSpec:
     @property
     def is_causal(self) -> bool:
         """Whether no token sees one behind it."""
-        return all(layer.attention.causal for layer in self.layers)
+        return all(layer.mixer.causal for layer in self.layers if isinstance(layer.mixer, AttentionSpec))

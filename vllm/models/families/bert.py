@@ -158,7 +158,7 @@ def mpnet(config: Any) -> TransformerSpec:
     """Roberta with a learned bias for distances, and without types of tokens."""
     spec = _encoder(config, "mpnet.", _behind_padding(config, 1))
     bias = Buckets(config.relative_attention_num_buckets)
-    layers = tuple(replace(layer, attention=replace(layer.attention, position_bias=bias)) for layer in spec.layers)
+    layers = tuple(replace(layer, mixer=replace(layer.attention, position_bias=bias)) for layer in spec.layers)
     return replace(
         spec, entry=replace(spec.entry, token_types=0), layers=layers, names={**spec.names, **_MPNET_ATTENTION}
     )

@@ -119,7 +119,7 @@ def baichuan(config: Any) -> TransformerSpec:
     config = _known(config)
     layer = _layer(config, layout="concat")
     if config.hidden_size > 4096:
-        layer = replace(layer, attention=replace(layer.attention, rope=None, position_bias=Alibi()))
+        layer = replace(layer, mixer=replace(layer.attention, rope=None, position_bias=Alibi()))
     head = HeadSpec(unit_rows=config.vocab_size == 125696)
     return decoder_of(config, lambda index: layer, names=BAICHUAN_NAMES, head=head)
 

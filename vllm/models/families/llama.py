@@ -48,7 +48,7 @@ def eurobert(config: Any) -> TransformerSpec:
     """Llama as an encoder: every token sees all of its text."""
     spec = llama(config)
     attention = replace(spec.layers[0].attention, causal=False)
-    return replace(spec, layers=tuple(replace(layer, attention=attention) for layer in spec.layers))
+    return replace(spec, layers=tuple(replace(layer, mixer=attention) for layer in spec.layers))
 
 
 def mistral(config: Any) -> TransformerSpec:

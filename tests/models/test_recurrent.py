@@ -1,0 +1,75 @@
+"""One row per recurrent architecture and variant: a tiny checkpoint gives transformers' logits, and the very same bits
+however the prompt is cut into steps and whatever runs beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conformance.tiny import VOCAB, save_tiny
+from vllm.errors import ConfigError, ModelError
+from vllm.layers.placement import Placement
+from vllm.layers.transformer import Transformer
+from vllm.models.registry import build, spec_of
+from vllm.ops.parallel import Group
+
+LENGTH = 45
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba": ("mamba", {}),
+    "mamba, biases": ("mamba", {"use_bias": True, "use_conv_bias": False}),
+    "mamba, odd sizes, untied": ("mamba", {"state_size": 5, "conv_kernel": 3, "tie_word_embeddings": False}),
+    "falcon_mamba": ("falcon_mamba", {}),
+    "mamba2": ("mamba2", {}),
+    "mamba2, groups": ("mamba2", {"n_groups": 4, "num_heads": 8}),
+    "mamba2, biases, odd sizes, tied": (
+        "mamba2",
+        {"use_bias": True, "use_conv_bias": False, "state_size": 7, "conv_kernel": 2, "tie_word_embeddings": True},
+    ),
+}
+Compute = Callable[..., list[Tensor]]
+Load = Callable[..., Transformer]
+
+
+def prompts(*lengths: int) -> list[Tensor]:
+    return [torch.randint(3, VOCAB, (length,)) for length in lengths]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_equal_transformers(name: str, load: Load, compute: Compute, tmp_path: Path) -> None:
+    model_type, changes = CASES[name]
+    model = save_tiny(model_type, tmp_path, changes)
+    decoder = load(tmp_path, LENGTH)
+    asked = prompts(LENGTH, 1, 17)
+    for prompt, logits in zip(asked, compute(decoder, asked), strict=True):
+        expected = model(prompt[None], use_cache=False).logits[0]
+        assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "mamba2, groups"])
+def test_any_steps_give_the_same_bits(
+    name: str, dtype: torch.dtype, load: Load, compute: Compute, tmp_path: Path
+) -> None:
+    model_type, changes = CASES[name]
+    model = save_tiny(model_type, tmp_path, changes)
+    decoder = load(tmp_path, LENGTH, dtype=dtype)
+    prompt, *others = prompts(LENGTH, 23, 45, 1)
+    alone = compute(decoder, [prompt])[0]
+    expected = model.to(dtype)(prompt[None], use_cache=False).logits[0].float()
+    assert (alone - expected).abs().max() < (0.3 if dtype == torch.bfloat16 else 1e-4) * expected.abs().max()
+    for chunk in (1, 7, 16, 19):
+        assert torch.equal(compute(decoder, [*others, prompt], chunk)[-1], alone), f"chunks of {chunk}"
+
+
+def test_what_is_not_supported_is_refused(tmp_path: Path) -> None:
+    config = save_tiny("mamba2", tmp_path, {"time_step_limit": (0.0, 0.1)}).config
+    with pytest.raises(ModelError, match="time_step_limit"):
+        spec_of(config)
+    config = save_tiny("mamba", tmp_path).config
+    with pytest.raises(ConfigError, match="tensor_parallel_size=1"):
+        build(config, Placement(torch.float32, torch.device("cpu"), group=Group(0, 2)), LENGTH)

@@ -1,0 +1,81 @@
+"""From the specs of recurrent layers to modules; a part of `build`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from vllm.layers.linear import Part
+from vllm.layers.mamba import Mamba
+from vllm.layers.mamba2 import GatedNorm, Mamba2
+from vllm.layers.norm import PlainRmsNorm, RmsNorm
+from vllm.layers.recurrent import CausalConv, Exact
+from vllm.models.spec import Mamba2Spec, MambaSpec
+
+if TYPE_CHECKING:
+    from vllm.models.build import Builder
+
+Recurrent = MambaSpec | Mamba2Spec
+
+
+def build_recurrent(builder: Builder, index: int, mixer: Recurrent) -> nn.Module:
+    """Make a recurrent layer; `index` counts the layers that have a cache."""
+    builder.check_activation(mixer.activation)
+    return _mamba(builder, index, mixer) if isinstance(mixer, MambaSpec) else _mamba2(builder, index, mixer)
+
+
+def _mamba(builder: Builder, index: int, mixer: MambaSpec) -> Mamba:
+    inner, state, rank = mixer.width, mixer.state, mixer.rank
+    enter = [Part(builder.name("enter", index), 2 * inner)]
+    select = [Part(builder.name("select", index), rank + 2 * state)]
+    spread = [Part(builder.name("spread", index), inner)]
+    roles = (("dt_norm", rank), ("b_norm", state), ("c_norm", state))
+    return Mamba(
+        index,
+        (
+            builder.linear(builder.spec.width, enter, mixer.bias),
+            builder.linear(inner, select, False),
+            builder.linear(rank, spread, True),
+            builder.linear(inner, [builder.branch_end(builder.name("o", index))], mixer.bias),
+        ),
+        CausalConv(inner, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.conv_bias),
+        (_exact(builder, "a_log", index, inner, state), _exact(builder, "skip", index, inner)),
+        [_norm(builder, role, index, width, mixer) for role, width in roles],
+        mixer.activation,
+    )
+
+
+def _norm(builder: Builder, role: str, index: int, width: int, mixer: MambaSpec) -> nn.Module:
+    if mixer.norm == "":
+        return nn.Identity()
+    if mixer.norm == "plain":
+        return PlainRmsNorm(width, builder.placement, mixer.norm_eps)
+    return RmsNorm(width, builder.name(role, index), builder.placement, mixer.norm_eps)
+
+
+def _mamba2(builder: Builder, index: int, mixer: Mamba2Spec) -> Mamba2:
+    heads, groups = mixer.heads, mixer.groups
+    inner = heads * mixer.head_dim
+    channels = inner + 2 * groups * mixer.state
+    enter = [Part(builder.name("enter", index), inner + channels + heads)]
+    return Mamba2(
+        index,
+        (heads, mixer.head_dim, groups, mixer.state),
+        (
+            builder.linear(builder.spec.width, enter, mixer.bias),
+            builder.linear(inner, [builder.branch_end(builder.name("o", index))], mixer.bias),
+        ),
+        CausalConv(channels, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.conv_bias),
+        (
+            _exact(builder, "a_log", index, heads),
+            _exact(builder, "skip", index, heads),
+            _exact(builder, "dt_bias", index, heads),
+        ),
+        GatedNorm(inner, groups, builder.name("mixer_norm", index), builder.placement, builder.spec.norm.eps),
+        mixer.activation,
+    )
+
+
+def _exact(builder: Builder, role: str, index: int, *shape: int) -> Exact:
+    return Exact(*shape, name=builder.name(role, index), placement=builder.placement)
