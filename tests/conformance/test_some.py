@@ -11,6 +11,7 @@ FAMILIES = (
     "falcon",
     "glm4",
     "granite",
+    "lfm2",
     "mamba",
     "olmo2",
     "qwen2_moe",

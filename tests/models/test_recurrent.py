@@ -30,6 +30,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "mamba2",
         {"use_bias": True, "use_conv_bias": False, "state_size": 7, "conv_kernel": 2, "tie_word_embeddings": True},
     ),
+    "lfm2": ("lfm2", {}),
+    "lfm2, biases, width as it is": ("lfm2", {"conv_bias": True, "block_auto_adjust_ff_dim": False, "conv_L_cache": 4}),
 }
 Compute = Callable[..., list[Tensor]]
 Load = Callable[..., Transformer]
@@ -51,7 +53,7 @@ def test_logits_equal_transformers(name: str, load: Load, compute: Compute, tmp_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "mamba2, groups"])
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "mamba2, groups", "lfm2"])
 def test_any_steps_give_the_same_bits(
     name: str, dtype: torch.dtype, load: Load, compute: Compute, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ class Mamba(nn.Module):
         D [I].  `norms` are for the time step and the weights."""
         super().__init__()
         self.index = index
-        self.enter, self.select, self.spread, self.out = projections
+        self.enter, self.select, self.spread, self.leave = projections
         self.conv = conv
         self.a_log, self.skip = decay
         self.norms = nn.ModuleList(norms)
@@ -56,4 +56,4 @@ class Mamba(nn.Module):
         a = -torch.exp(self.a_log.value)
         y = ops.selective_scan(channels[..., None], dt, a, b[:, None], c[:, None], states, plan).squeeze(2)
         y = (y + channels.float() * self.skip.value) * activation(gate.float(), self.activation)
-        return self.out(y.to(x.dtype), residual)
+        return self.leave(y.to(x.dtype), residual)

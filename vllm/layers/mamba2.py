@@ -56,7 +56,7 @@ class Mamba2(nn.Module):
         super().__init__()
         self.index = index
         self.heads = heads
-        self.enter, self.out = projections
+        self.enter, self.leave = projections
         self.conv = conv
         self.a_log, self.skip, self.dt_bias = decay
         self.norm = norm
@@ -83,4 +83,4 @@ class Mamba2(nn.Module):
         a = -torch.exp(self.a_log.value)[:, None]
         y = ops.selective_scan(channels, dt, a, b, c, states, plan)
         y = (y + channels.float() * self.skip.value[:, None]).flatten(1)
-        return self.out(self.norm(y, gate).to(x.dtype), residual)
+        return self.leave(self.norm(y, gate).to(x.dtype), residual)

@@ -11,16 +11,19 @@ from vllm.layers.mamba import Mamba
 from vllm.layers.mamba2 import GatedNorm, Mamba2
 from vllm.layers.norm import PlainRmsNorm, RmsNorm
 from vllm.layers.recurrent import CausalConv, Exact
-from vllm.models.spec import Mamba2Spec, MambaSpec
+from vllm.layers.short_conv import ShortConv
+from vllm.models.spec import Mamba2Spec, MambaSpec, ShortConvSpec
 
 if TYPE_CHECKING:
     from vllm.models.build import Builder
 
-Recurrent = MambaSpec | Mamba2Spec
+Recurrent = MambaSpec | Mamba2Spec | ShortConvSpec
 
 
 def build_recurrent(builder: Builder, index: int, mixer: Recurrent) -> nn.Module:
     """Make a recurrent layer; `index` counts the layers that have a cache."""
+    if isinstance(mixer, ShortConvSpec):
+        return _short_conv(builder, index, mixer)
     builder.check_activation(mixer.activation)
     return _mamba(builder, index, mixer) if isinstance(mixer, MambaSpec) else _mamba2(builder, index, mixer)
 
@@ -37,7 +40,7 @@ def _mamba(builder: Builder, index: int, mixer: MambaSpec) -> Mamba:
             builder.linear(builder.spec.width, enter, mixer.bias),
             builder.linear(inner, select, False),
             builder.linear(rank, spread, True),
-            builder.linear(inner, [builder.branch_end(builder.name("o", index))], mixer.bias),
+            builder.linear(inner, [builder.branch_end(builder.name("leave", index))], mixer.bias),
         ),
         CausalConv(inner, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.conv_bias),
         (_exact(builder, "a_log", index, inner, state), _exact(builder, "skip", index, inner)),
@@ -64,7 +67,7 @@ def _mamba2(builder: Builder, index: int, mixer: Mamba2Spec) -> Mamba2:
         (heads, mixer.head_dim, groups, mixer.state),
         (
             builder.linear(builder.spec.width, enter, mixer.bias),
-            builder.linear(inner, [builder.branch_end(builder.name("o", index))], mixer.bias),
+            builder.linear(inner, [builder.branch_end(builder.name("leave", index))], mixer.bias),
         ),
         CausalConv(channels, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.conv_bias),
         (
@@ -75,6 +78,16 @@ def _mamba2(builder: Builder, index: int, mixer: Mamba2Spec) -> Mamba2:
         GatedNorm(inner, groups, builder.name("mixer_norm", index), builder.placement, builder.spec.norm.eps),
         mixer.activation,
     )
+
+
+def _short_conv(builder: Builder, index: int, mixer: ShortConvSpec) -> ShortConv:
+    width = builder.spec.width
+    projections = (
+        builder.linear(width, [Part(builder.name("enter", index), 3 * width)], mixer.bias),
+        builder.linear(width, [builder.branch_end(builder.name("leave", index))], mixer.bias),
+    )
+    conv = CausalConv(width, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.bias)
+    return ShortConv(index, projections, conv)
 
 
 def _exact(builder: Builder, role: str, index: int, *shape: int) -> Exact:

@@ -69,7 +69,6 @@ DECODERS: frozenset[str] = frozenset(
         "Kolibri1ForCausalLM",
         "LagunaForCausalLM",
         "LaraMiniForCausalLM",
-        "Lfm2ForCausalLM",
         "Lfm2MoeForCausalLM",
         "Lfm3ForCausalLM",
         "Llama4ForCausalLM",

@@ -63,6 +63,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "InternLM3ForCausalLM": "llama:internlm3",
     "InternLMForCausalLM": "era:plain",
     "Jais2ForCausalLM": "kin:jais2",
+    "Lfm2ForCausalLM": "lfm2:lfm2",
     "LLaMAForCausalLM": "llama:llama",
     "LlamaForCausalLM": "llama:llama",
     "MPTForCausalLM": "gpt_kin:mpt",

@@ -77,7 +77,16 @@ class Mamba2Spec:
     conv_bias: bool = True
 
 
-Mixer = AttentionSpec | MambaSpec | Mamba2Spec
+@dataclass(frozen=True, slots=True)
+class ShortConvSpec:
+    """One layer's convolution between two gates."""
+
+    kernel: int
+    bias: bool = False
+    """Of convolution and projections"""
+
+
+Mixer = AttentionSpec | MambaSpec | Mamba2Spec | ShortConvSpec
 """How a layer's tokens learn of those before them."""
 
 
@@ -183,7 +192,8 @@ class TransformerSpec:
     layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, and per layer q, k, v or qkv, o, q_norm, k_norm, norm1, norm1_after, norm2, norm2_after, gate, up
     or gate_up, down, router, expert_gate, expert_up, expert_down, shared_gate, shared_up, shared_down, shared_router; of a
-    state space enter, conv, select, spread, dt_norm, b_norm, c_norm, mixer_norm, and with their endings a_log, skip, dt_bias.
+    recurrent layer enter, conv, select, spread, dt_norm, b_norm, c_norm, mixer_norm, leave, and with their endings a_log,
+    skip, dt_bias.
     """
 
     entry: EntrySpec

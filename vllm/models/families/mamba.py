@@ -20,7 +20,7 @@ NAMES: Mapping[str, str] = {
     "select": f"{_MIXER}.x_proj",
     "spread": f"{_MIXER}.dt_proj",
     "mixer_norm": f"{_MIXER}.norm",
-    "o": f"{_MIXER}.out_proj",
+    "leave": f"{_MIXER}.out_proj",
     "a_log": f"{_MIXER}.A_log",
     "skip": f"{_MIXER}.D",
     "dt_bias": f"{_MIXER}.dt_bias",

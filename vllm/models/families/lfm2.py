@@ -1,0 +1,49 @@
+"""LFM2: short convolutions, with attention between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.models.families.llama import NAMES, attention_of, decoder_of
+from vllm.models.spec import LayerSpec, MlpSpec, NormSpec, ShortConvSpec, TransformerSpec
+
+_LAYER = "model.layers.{i}"
+LFM2_NAMES: Mapping[str, str] = {
+    **NAMES,
+    "norm": "model.embedding_norm",
+    "norm1": f"{_LAYER}.operator_norm",
+    "norm2": f"{_LAYER}.ffn_norm",
+    "o": f"{_LAYER}.self_attn.out_proj",
+    "q_norm": f"{_LAYER}.self_attn.q_layernorm",
+    "k_norm": f"{_LAYER}.self_attn.k_layernorm",
+    "enter": f"{_LAYER}.conv.in_proj",
+    "conv": f"{_LAYER}.conv.conv",
+    "leave": f"{_LAYER}.conv.out_proj",
+    "gate": f"{_LAYER}.feed_forward.w1",
+    "up": f"{_LAYER}.feed_forward.w3",
+    "down": f"{_LAYER}.feed_forward.w2",
+}
+
+
+def lfm2(config: Any) -> TransformerSpec:
+    """A convolution or attention in each layer, and a gated feed-forward."""
+    attention, conv = attention_of(config, head_norm="head"), ShortConvSpec(config.conv_L_cache, config.conv_bias)
+    mlp = MlpSpec(_ffn_width(config), "silu")
+    return decoder_of(
+        config,
+        lambda index: LayerSpec(attention if config.layer_types[index] == "full_attention" else conv, mlp),
+        NormSpec("rms", config.norm_eps),
+        names=LFM2_NAMES,
+    )
+
+
+def _ffn_width(config: Any) -> int:
+    width: int = config.intermediate_size
+    if not config.block_auto_adjust_ff_dim:
+        return width
+    width = 2 * width // 3
+    if config.block_ffn_dim_multiplier is None:
+        return width
+    multiple = config.block_multiple_of
+    return multiple * -(-int(config.block_ffn_dim_multiplier * width) // multiple)
