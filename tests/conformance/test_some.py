@@ -15,6 +15,7 @@ FAMILIES = (
     "mamba",
     "olmo2",
     "qwen2_moe",
+    "qwen3_next",
     "starcoder2",
     "InternLM2ForCausalLM",
     "ChatGLMModel",

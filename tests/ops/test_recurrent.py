@@ -12,7 +12,7 @@ from torch import Tensor
 from vllm.kv_cache.spec import State, StateTensor
 from vllm.ops.attention import Layout
 from vllm.ops.native import set_threads
-from vllm.ops.recurrent import causal_conv, fold, selective_scan, softplus
+from vllm.ops.recurrent import causal_conv, fold, gated_delta, selective_scan, softplus
 from vllm.ops.states import StateMemory, StatePlan
 
 CPU = torch.device("cpu")
@@ -92,6 +92,27 @@ def test_selective_scan(heads: int, head_dim: int, groups: int, width: int, fade
     check(
         lambda at, memory, plan: selective_scan(x[at], dt[at], a, b[at], c[at], memory, plan),
         (heads, head_dim, width),
+        list(torch.stack(expected).split(LENGTHS)),
+    )
+
+
+@pytest.mark.parametrize("key_heads, value_heads, key_dim, value_dim", [(2, 4, 8, 6), (3, 3, 5, 8), (1, 2, 16, 16)])
+def test_gated_delta(key_heads: int, value_heads: int, key_dim: int, value_dim: int) -> None:
+    total, group = sum(LENGTHS), value_heads // key_heads
+    q, k = torch.randn(2, total, key_heads, key_dim)
+    v, (decay, beta) = torch.randn(total, value_heads, value_dim), torch.rand(2, total, value_heads)
+    keys, queries = (F.normalize(part, dim=-1).repeat_interleave(group, 1) for part in (k, q))
+    expected = []
+    for row in torch.arange(total).split(LENGTHS):
+        state = torch.zeros(value_heads, value_dim, key_dim)
+        for token in row:
+            state = state * decay[token][:, None, None]
+            wrong = v[token] - torch.einsum("hvk,hk->hv", state, keys[token])
+            state = state + torch.einsum("h,hv,hk->hvk", beta[token], wrong, keys[token])
+            expected.append(torch.einsum("hvk,hk->hv", state, queries[token]) / key_dim**0.5)
+    check(
+        lambda at, memory, plan: gated_delta(q[at], k[at], v[at], decay[at], beta[at], memory, plan),
+        (value_heads, value_dim, key_dim),
         list(torch.stack(expected).split(LENGTHS)),
     )
 

@@ -8,6 +8,7 @@ from vllm.kv_cache.spec import CacheSpec, Full, Scratch, Window
 from vllm.layers.linear import Linear
 from vllm.layers.position_bias import RelativeBias
 from vllm.layers.step import Step
+from vllm.ops.activations import activation
 from vllm.ops.attention import AttentionOptions
 
 
@@ -47,7 +48,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         heads = self.qkv(x).unflatten(1, (-1, self.head_dim))  # [T, H + 2 G, E]
+        return self.out(self.attend(heads, step), residual)
+
+    def attend(self, heads: Tensor, step: Step) -> Tensor:
+        """Attend by the heads of q, k and v.  [T, H + 2 G, E] -> [T, H E]"""
         q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
         q, k = self.rotary(self.q_norm(q), self.k_norm(k), step.positions)
         cache, plan = step.caches[self.index], step.plans[step.group_of[self.index]]
-        return self.out(step.attention.run(q, k, v, cache, plan, self.options).flatten(1), residual)
+        return step.attention.run(q, k, v, cache, plan, self.options).flatten(1)
+
+
+class GatedAttention(Attention):
+    """Attention whose result is weighted, element by element, by a sigmoid.  [T, D] -> [T, D]"""
+
+    def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
+        heads = self.qkv(x).unflatten(1, (-1, self.head_dim))  # [T, H + 2 G + H, E]
+        heads, gate = heads.split((self.num_heads + 2 * self.num_kv_heads, self.num_heads), dim=1)
+        return self.out(self.attend(heads, step) * activation(gate, "sigmoid").flatten(1), residual)

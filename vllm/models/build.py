@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from vllm import ops
 from vllm.errors import ConfigError, ModelError, did_you_mean
-from vllm.layers.attention import Attention
+from vllm.layers.attention import Attention, GatedAttention
 from vllm.layers.blocks import AfterBranch, Parallel, PostNorm, PreNorm, Sandwich, Single
 from vllm.layers.embedding import Embedding, Head, Positions, Sum, TiedLinear, TokenInput, TokenTypes
 from vllm.layers.linear import Linear, Part, split
@@ -162,7 +162,8 @@ class Builder:
             group.share(attention.kv_heads, "key-value heads"),
             attention.head_dim,
         )
-        return Attention(
+        kind = GatedAttention if attention.gated else Attention
+        return kind(
             index,
             heads,
             (qkv, self.linear(attention.heads * attention.head_dim, out, attention.out_bias, shard="width")),
@@ -191,6 +192,10 @@ class Builder:
 
     def qkv_parts(self, index: int, attention: AttentionSpec) -> list[Part]:
         q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+        if attention.gated:
+            q_cut, gate_cut = (partial(_cut_group, which, 1, 2, attention.head_dim) for which in range(2))
+            key_value = [Part(self.name(role, index), kv) for role in ("k", "v")]
+            return [Part(self.name("q", index), q, q_cut), *key_value, Part(self.name("q", index), q, gate_cut)]
         if attention.layout == "split":
             return [Part(self.name(role, index), rows) for role, rows in (("q", q), ("k", kv), ("v", kv))]
         if attention.layout == "q_kv":

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
-from vllm.layers.linear import Part
+from vllm.layers.delta_net import GatedDeltaNet
+from vllm.layers.linear import Linear, Part
 from vllm.layers.mamba import Mamba
 from vllm.layers.mamba2 import GatedNorm, Mamba2
 from vllm.layers.norm import PlainRmsNorm, RmsNorm
 from vllm.layers.recurrent import CausalConv, Exact
 from vllm.layers.short_conv import ShortConv
-from vllm.models.spec import Mamba2Spec, MambaSpec, ShortConvSpec
+from vllm.models.spec import DeltaNetSpec, Mamba2Spec, MambaSpec, ShortConvSpec
 
 if TYPE_CHECKING:
     from vllm.models.build import Builder
 
-Recurrent = MambaSpec | Mamba2Spec | ShortConvSpec
+Recurrent = MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec
 
 
 def build_recurrent(builder: Builder, index: int, mixer: Recurrent) -> nn.Module:
@@ -25,6 +28,8 @@ def build_recurrent(builder: Builder, index: int, mixer: Recurrent) -> nn.Module
     if isinstance(mixer, ShortConvSpec):
         return _short_conv(builder, index, mixer)
     builder.check_activation(mixer.activation)
+    if isinstance(mixer, DeltaNetSpec):
+        return _delta_net(builder, index, mixer)
     return _mamba(builder, index, mixer) if isinstance(mixer, MambaSpec) else _mamba2(builder, index, mixer)
 
 
@@ -88,6 +93,44 @@ def _short_conv(builder: Builder, index: int, mixer: ShortConvSpec) -> ShortConv
     )
     conv = CausalConv(width, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.bias)
     return ShortConv(index, projections, conv)
+
+
+def _delta_net(builder: Builder, index: int, mixer: DeltaNetSpec) -> GatedDeltaNet:
+    keys, values = mixer.key_heads * mixer.key_dim, mixer.value_heads * mixer.value_dim
+    width, placement = builder.spec.width, builder.placement
+    if mixer.layout == "split":
+        enter = [Part(builder.name("enter", index), 2 * keys + values), Part(builder.name("enter_gate", index), values)]
+        control = [Part(builder.name(role, index), mixer.value_heads) for role in ("beta", "decay")]
+    else:
+        enter = _per_group(builder.name("enter", index), mixer.key_heads, (keys, keys, values, values))
+        control = _per_group(builder.name("control", index), mixer.key_heads, (mixer.value_heads,) * 2)
+    return GatedDeltaNet(
+        index,
+        (mixer.key_heads, mixer.value_heads, mixer.key_dim, mixer.value_dim),
+        (
+            builder.linear(width, enter, False),
+            Linear(width, control, placement.unquantized),
+            builder.linear(values, [builder.branch_end(builder.name("leave", index))], False),
+        ),
+        CausalConv(2 * keys + values, mixer.kernel, builder.name("conv", index), placement, bias=False),
+        (_exact(builder, "a_log", index, mixer.value_heads), _exact(builder, "dt_bias", index, mixer.value_heads)),
+        RmsNorm(mixer.value_dim, builder.name("mixer_norm", index), placement, builder.spec.norm.eps),
+        mixer.activation,
+    )
+
+
+def _per_group(name: str, groups: int, sizes: tuple[int, ...]) -> list[Part]:
+    """Return the parts of a tensor that holds all of the first group, then all of the second …"""
+    ends = list(accumulate(size // groups for size in sizes))
+    return [
+        Part(name, size, partial(_cut_groups, groups, end - size // groups, end))
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+def _cut_groups(groups: int, first: int, end: int, stored: Tensor) -> Tensor:
+    """Take rows [first, end) of each group.  [N, D] -> [groups (end - first), D]"""
+    return stored.unflatten(0, (groups, -1))[:, first:end].flatten(0, 1)
 
 
 def _exact(builder: Builder, role: str, index: int, *shape: int) -> Exact:

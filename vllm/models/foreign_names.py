@@ -96,8 +96,6 @@ DECODERS: frozenset[str] = frozenset(
         "PegasusForCausalLM",
         "Phi4MultimodalForCausalLM",
         "PhimoeForCausalLM",
-        "Qwen3NextForCausalLM",
-        "Qwen3_5ForCausalLM",
         "Qwen3_5MoeForCausalLM",
         "RemBertForCausalLM",
         "RoCBertForCausalLM",

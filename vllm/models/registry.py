@@ -92,6 +92,8 @@ ARCHITECTURES: Mapping[str, str] = {
     "Qwen2MoeForCausalLM": "moe:qwen2_moe",
     "Qwen3ForCausalLM": "llama:qwen3",
     "Qwen3MoeForCausalLM": "moe:qwen3_moe",
+    "Qwen3NextForCausalLM": "qwen_next:qwen3_next",
+    "Qwen3_5ForCausalLM": "qwen_next:qwen3_5",
     "SeedOssForCausalLM": "kin:seed_oss",
     "SmolLM3ForCausalLM": "kin:smollm3",
     "StableLmForCausalLM": "kin:stablelm",

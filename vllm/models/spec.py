@@ -36,6 +36,8 @@ class AttentionSpec:
     qkv_bias: bool = False
     out_bias: bool = False
     layout: QkvLayout = "split"
+    gated: bool = False
+    """The result is multiplied with a sigmoid of what q's matrix has behind each head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,23 @@ class ShortConvSpec:
     """Of convolution and projections"""
 
 
-Mixer = AttentionSpec | MambaSpec | Mamba2Spec | ShortConvSpec
+@dataclass(frozen=True, slots=True)
+class DeltaNetSpec:
+    """One layer's gated delta net."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    """Of the convolution"""
+    activation: str
+    layout: Literal["split", "per_group"]
+    """How a checkpoint stores what a token is made to: q, k and v together and the rest apart; all of it key head by key head,
+    with the value heads that it serves, but for what controls the state, which is stored alike."""
+
+
+Mixer = AttentionSpec | MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec
 """How a layer's tokens learn of those before them."""
 
 
@@ -192,7 +210,7 @@ class TransformerSpec:
     layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, and per layer q, k, v or qkv, o, q_norm, k_norm, norm1, norm1_after, norm2, norm2_after, gate, up
     or gate_up, down, router, expert_gate, expert_up, expert_down, shared_gate, shared_up, shared_down, shared_router; of a
-    recurrent layer enter, conv, select, spread, dt_norm, b_norm, c_norm, mixer_norm, leave, and with their endings a_log,
+    recurrent layer enter, enter_gate, control, beta, decay, conv, select, spread, dt_norm, b_norm, c_norm, mixer_norm, leave, and with their endings a_log,
     skip, dt_bias.
     """
 

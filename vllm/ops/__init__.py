@@ -30,7 +30,7 @@ from vllm.ops.native import matrix as native_matrix
 from vllm.ops.native import program as native_program
 from vllm.ops.native import rows as native_rows
 from vllm.ops.native.attention import NativeAttention
-from vllm.ops.recurrent import causal_conv, selective_scan, softplus
+from vllm.ops.recurrent import causal_conv, gated_delta, selective_scan, softplus
 
 __all__ = [
     "ACTIVATIONS",
@@ -41,6 +41,7 @@ __all__ = [
     "causal_conv",
     "choose",
     "experts",
+    "gated_delta",
     "gather",
     "greatest",
     "layer_norm",

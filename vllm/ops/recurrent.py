@@ -67,6 +67,43 @@ def selective_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, memor
     return out
 
 
+def gated_delta(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, memory: Tensor, plan: StatePlan
+) -> Tensor:
+    """Let each head's state fade, move what it has for a key towards a value, and read it.  -> [T, Hv, V] float32
+
+        state = decay · state
+        state = state + beta · (v - state k) kᵀ        [V, K]
+        y     = state q                                [V]
+
+    q, k [T, Hk, K] float32, brought to length 1 (and q divided by √K), shared by the value heads of a group; v [T, Hv, V];
+    decay, beta [T, Hv].  `memory` [num_blocks, Hv, V, K] keeps the states.  https://arxiv.org/abs/2412.06464
+    """
+    groups, width = k.shape[1:]
+    q, k = _unit(q) * width**-0.5, _unit(k)
+    out = torch.empty(v.shape, dtype=torch.float32, device=v.device)
+    for run in plan.runs:
+        state = run.begin(memory).float().unflatten(1, (groups, -1))  # [r, Hk, Hv / Hk, V, K]
+        for first, tokens in _parts(run, state.numel()):
+            values, fade, strength = (
+                part[tokens].unflatten(2, (groups, -1)) for part in (v, decay[..., None, None], beta[..., None])
+            )
+            keys, queries = k[tokens][:, :, :, None, None], q[tokens][:, :, :, None, None]
+            states = torch.empty(len(tokens), *state.shape, dtype=torch.float32, device=v.device)
+            for token in range(len(tokens)):
+                state = fade[token] * state
+                change = (values[token] - fold(state * keys[token])) * strength[token]
+                states[token] = state = state.add_(change[..., None] * keys[token])
+                run.leave(memory, first + token, state.flatten(1, 2))
+            out[tokens] = fold(states * queries).flatten(2, 3)
+    return out
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Bring vectors to length 1.  [..., K] -> [..., K]"""
+    return x * torch.rsqrt(fold(x * x)[..., None] + 1e-6)
+
+
 def fold(x: Tensor) -> Tensor:
     """Add up the last dimension, half onto half.  [..., N] -> [...]"""
     while (width := x.shape[-1]) > 1:
