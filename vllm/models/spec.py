@@ -210,8 +210,8 @@ class TransformerSpec:
     layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, and per layer q, k, v or qkv, o, q_norm, k_norm, norm1, norm1_after, norm2, norm2_after, gate, up
     or gate_up, down, router, expert_gate, expert_up, expert_down, shared_gate, shared_up, shared_down, shared_router; of a
-    recurrent layer enter, enter_gate, control, beta, decay, conv, select, spread, dt_norm, b_norm, c_norm, mixer_norm, leave, and with their endings a_log,
-    skip, dt_bias.
+    recurrent layer enter, enter_gate, control, beta, decay, conv, select, spread, dt_norm, b_norm, c_norm, mixer_norm,
+    leave, and with their endings a_log, skip, dt_bias.
     """
 
     entry: EntrySpec
