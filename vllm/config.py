@@ -302,6 +302,8 @@ class SchedulerConfig:
     policy: str = "fcfs"
     chose_step_tokens: bool = False
     """The user chose max_num_batched_tokens."""
+    whole_media: bool = False
+    """The tokens of a medium see each other, so they are computed in one step."""
 
 
 @dataclass(frozen=True, slots=True)

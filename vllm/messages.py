@@ -13,6 +13,36 @@ from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import BeamSearchParams, SamplingParams
 
 
+class Array(Struct, array_like=True):
+    """A tensor on its way."""
+
+    dtype: str  # as torch calls it
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class Media(Struct, array_like=True):
+    """An image, a video or a sound of a prompt, as the model's tower takes it."""
+
+    modality: str
+    key: bytes  # names its content, and how that was prepared
+    spans: list[tuple[int, int]]  # runs [first, end) of the prompt's positions that its embeddings belong to, in order
+    features: dict[str, Array]
+
+    @property
+    def count(self) -> int:
+        """How many embeddings it has."""
+        return sum(end - first for first, end in self.spans)
+
+    @property
+    def first(self) -> int:
+        return self.spans[0][0]
+
+    @property
+    def end(self) -> int:
+        return self.spans[-1][1]
+
+
 class EngineRequest(Struct):
     """A request as the engine takes it: checked, tokenized, with defaults filled in."""
 
@@ -29,6 +59,7 @@ class EngineRequest(Struct):
     cache_salt: str | None = None
     bad_words_ids: list[list[int]] = []  # bad_words, tokenized
     token_types: list[int] = []  # which of a pair of texts each token is of; empty: there is no pair
+    media: list[Media] = []  # in the order of their places
 
 
 class Sequence(Struct):
@@ -44,6 +75,7 @@ class Sequence(Struct):
     num_candidates: int = 0  # > 0: a beam; return this many most likely next tokens instead of drawing one
     pooling: PoolingParams | None = None  # return what is pooled from the hidden states instead
     token_types: list[int] = []
+    media: list[Media] = []
 
 
 class Row(Struct):
@@ -66,6 +98,13 @@ class BlockCopy(Struct):
     target: int
 
 
+class EncodeJob(Struct, array_like=True):
+    """Before the step: have the tower encode a sequence's medium."""
+
+    slot: int
+    index: int  # of the medium
+
+
 class Batch(Struct):
     """One step as decided by the scheduler; it carries only what changed."""
 
@@ -74,6 +113,8 @@ class Batch(Struct):
     admitted: list[Sequence] = []
     released: list[int] = []  # slots free since the last batch
     copies: list[BlockCopy] = []
+    encode: list[EncodeJob] = []
+    forget: list[bytes] = []  # keys of media whose embeddings are not needed any more
 
     @property
     def num_tokens(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from vllm.config import SchedulerConfig
 from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.spec import CacheGroup, CacheSpec, Full
-from vllm.messages import Batch, EngineRequest, Event, StepOutput
+from vllm.messages import Batch, EngineRequest, Event, Media, StepOutput
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import BeamSearchParams, SamplingParams
 from vllm.scheduler.scheduler import Scheduler
@@ -34,11 +34,14 @@ class Toy:
         chunked_prefill: bool = True,
         policy: str = "fcfs",
         depth: int = 1,
+        whole_media: bool = False,
     ) -> None:
         blocks = [num_blocks] * len(specs) if isinstance(num_blocks, int) else num_blocks
         groups = [CacheGroup(spec, (layer,)) for layer, spec in enumerate(specs)]
         self.cache = KVCache(groups, blocks, block_size, max_num_batched_tokens, prefix_caching)
-        config = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_model_len, chunked_prefill, policy)
+        config = SchedulerConfig(
+            max_num_seqs, max_num_batched_tokens, max_model_len, chunked_prefill, policy, whole_media=whole_media
+        )
         self.scheduler = Scheduler(config, self.cache)
         self.worker = FakeWorker(list(specs), blocks, block_size)
         self.depth = depth
@@ -61,12 +64,22 @@ class Toy:
         salt: str | None = None,
         seed: int = 0,
         end: int | None = None,
+        media: list[Media] | None = None,
         **params: object,
     ) -> None:
         sampling = SamplingParams(max_tokens=max_tokens, **params)  # type: ignore[arg-type]
         ends = () if end is None else (end,)
         self.scheduler.add(
-            EngineRequest(name, prompt, sampling, priority=priority, cache_salt=salt, seed=seed, eos_token_ids=ends)
+            EngineRequest(
+                name,
+                prompt,
+                sampling,
+                priority=priority,
+                cache_salt=salt,
+                seed=seed,
+                eos_token_ids=ends,
+                media=media or [],
+            )
         )
         self.scheduler.check()
 
@@ -102,9 +115,15 @@ class Toy:
         assert len(batch.rows) <= config.max_num_seqs
         assert len({row.slot for row in batch.rows}) == len(batch.rows)
         assert all(row.count >= 1 for row in batch.rows)
+        if config.whole_media:
+            ends = {row.slot: row.start + row.count for row in batch.rows}
+            media = [(ends[s.slot], one) for s in batch.admitted for one in s.media if s.slot in ends]
+            assert not [1 for end, one in media for first, stop in one.spans if first < end < stop], "a medium was cut"
         self.num_steps += 1
         self.computed += batch.num_tokens
         self.inflight.append((batch, self.worker.execute(batch), self.fault(batch)))
+        held = list(self.worker.encoded.values())
+        assert sum(held) <= config.max_num_batched_tokens or len(held) == 1, "more embeddings are kept than may be"
 
     def book(self, events: list[Event]) -> None:
         for event in events:

@@ -15,8 +15,9 @@ from vllm.kv_cache import hashing
 from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.pool import BlockPool
 from vllm.kv_cache.spec import CacheSpec, State, Window
-from vllm.messages import Batch
-from vllm.scheduler import scheduler as scheduler_module
+from vllm.messages import Batch, Media
+from vllm.scheduler import request as request_module
+from vllm.scheduler.encodings import Encodings
 from vllm.scheduler.request import sibling_seed
 from vllm.scheduler.scheduler import Scheduler
 
@@ -31,7 +32,18 @@ def specs_of(kind: str, size: int) -> tuple[CacheSpec, ...]:
     return {"full": (FULL,), "window": (FULL, window), "state": (state,), "hybrid": (FULL, state)}[kind]
 
 
+KEYS = [b"a", b"b", b"c", b"d"]
 STEMS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 9, 9], [4, 3, 2, 1] * 3]
+
+
+def illustrated(stem: list[int], pictures: list[tuple[bytes, int]]) -> tuple[list[int], list[Media]]:
+    """A prompt with media of three tokens, each after as many tokens of the stem as it says."""
+    prompt, media = list(stem), []
+    for key, gap in pictures:
+        first = len(prompt) + gap
+        prompt += [1] * gap + [10] * 3
+        media.append(Media("image", key, [(first, first + 3)], {}))
+    return [*prompt, 2], media
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -44,6 +56,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.poison: set[int] = set()
         self.count = 0
         self.plain: dict[str, tuple[list[int], int, int]] = {}
+        self.media: dict[str, list[Media]] = {}
         self.beams: dict[str, tuple[list[int], int, int]] = {}
 
     @initialize(
@@ -55,14 +68,28 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
         depth=st.integers(1, 3),
+        whole=st.booleans(),
     )
     def start(
-        self, *, num_blocks: int, seqs: int, budget: int, kind: str, size: int, caching: bool, policy: str, depth: int
+        self,
+        *,
+        num_blocks: int,
+        seqs: int,
+        budget: int,
+        kind: str,
+        size: int,
+        caching: bool,
+        policy: str,
+        depth: int,
+        whole: bool,
     ) -> None:
+        budget = max(budget, 3) if whole else budget
         specs = specs_of(kind, size)
         blocks = [num_blocks, *(max(8, num_blocks - 2) for _ in specs[1:])]
         limits = {"max_num_seqs": seqs, "max_num_batched_tokens": budget, "max_model_len": 32}
-        self.toy = Toy(blocks, specs=specs, prefix_caching=caching, policy=policy, depth=depth, **limits)
+        self.toy = Toy(
+            blocks, specs=specs, prefix_caching=caching, policy=policy, depth=depth, whole_media=whole, **limits
+        )
         self.toy.fault = self.fault
 
     def fault(self, batch: Batch) -> bool:
@@ -104,6 +131,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.plain[name] = (stem + tail, length, n)
 
+    @rule(
+        stem=st.sampled_from(STEMS[:2]),
+        pictures=st.lists(st.tuples(st.sampled_from(KEYS), st.integers(0, 2)), min_size=1, max_size=3),
+        length=st.integers(1, 8),
+        n=st.integers(1, 2),
+    )
+    def add_media(self, stem: list[int], pictures: list[tuple[bytes, int]], length: int, n: int) -> None:
+        name = f"r{self.count}"
+        self.count += 1
+        prompt, self.media[name] = illustrated(stem, pictures)
+        self.toy.add(name, prompt, length, n=n, temperature=1.0, seed=self.count, end=3, media=self.media[name])
+        self.plain[name] = (prompt, length, n)
+
     @precondition(lambda self: len(self.beams) < 2)
     @rule(stem=st.sampled_from(STEMS), width=st.integers(1, 3), length=st.integers(1, 6))
     def add_beams(self, stem: list[int], width: int, length: int) -> None:
@@ -141,7 +181,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for name, (prompt, length, n) in self.plain.items():
             seed = int(name[1:]) + 1
             for index in range(n):
-                expected = generate(prompt, length, sibling_seed(seed, index), end=3)
+                expected = generate(prompt, length, sibling_seed(seed, index), 3, self.media.get(name))
                 if self.toy.finished[name, index].error is None:
                     assert self.toy.tokens[name, index] == expected
                     assert seed not in self.poison
@@ -179,9 +219,13 @@ def random_lives(lives: int = 40) -> None:
             if rng.random() < 0.2:
                 prompt = [rng.randint(0, 10), *prompt[1:]]  # the same later blocks after another first one
             n, salt, length = rng.randint(1, 3), rng.choice([None, "s"]), rng.randint(1, 8)
-            toy.add(f"r{number}", prompt, length, n=n, temperature=1.0, salt=salt, seed=number)
+            media: list[Media] = []
+            if rng.random() < 0.3:
+                prompt, media = illustrated(prompt[:5], [(rng.choice(KEYS), 0), (rng.choice(KEYS), 0)])
+            toy.add(f"r{number}", prompt, length, n=n, temperature=1.0, salt=salt, seed=number, media=media)
             roots.append((salt, prompt[:4]))
-            expected |= {(f"r{number}", i): generate(prompt, length, sibling_seed(number, i)) for i in range(n)}
+            for i in range(n):
+                expected[f"r{number}", i] = generate(prompt, length, sibling_seed(number, i), media=media)
             for _ in range(rng.randint(0, 3)):
                 toy.step()
         toy.run()
@@ -206,15 +250,17 @@ def leak_on_finish(patch: pytest.MonkeyPatch) -> None:
 
 
 def hash_without_chain(patch: pytest.MonkeyPatch) -> None:
-    def extend(hashes: list[bytes], root: bytes, tokens: list[int], block_size: int, num_blocks: int) -> None:
+    def extend(
+        hashes: list[bytes], root: bytes, tokens: list[int], block_size: int, num_blocks: int, named: object
+    ) -> None:
         for block in range(len(hashes), num_blocks):
             hashes.append(bytes(tokens[block * block_size : (block + 1) * block_size]))
 
-    patch.setattr(scheduler_module, "extend_chain", extend)
+    patch.setattr(request_module, "extend_chain", extend)
 
 
 def salt_ignored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(scheduler_module, "chain_root", lambda salt: hashing.chain_root(None))
+    patch.setattr(request_module, "chain_root", lambda salt: hashing.chain_root(None))
 
 
 def hit_without_reference(patch: pytest.MonkeyPatch) -> None:
@@ -284,9 +330,30 @@ def state_given_back_too_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(State, "num_stale", lambda self, num_computed, block_size: num_computed // block_size)
 
 
+def media_without_names(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(request_module, "extend_chain", lambda *given: hashing.extend_chain(*given[:-1]))
+
+
+def media_forgotten_too_early(patch: pytest.MonkeyPatch) -> None:
+    def bug(self: Encodings) -> None:
+        for key in list(self._held)[:-1]:
+            del self._held[key]
+            self._forgotten.append(key)
+
+    patch.setattr(Encodings, "_make_room", bug)
+
+
+def media_over_budget(patch: pytest.MonkeyPatch) -> None:
+    limit = Encodings.limit
+    patch.setattr(Encodings, "limit", lambda self, request, count: max(limit(self, request, count), min(count, 1)))
+
+
 @pytest.mark.parametrize(
     "seed_bug",
     [
+        media_without_names,
+        media_forgotten_too_early,
+        media_over_budget,
         leak_on_finish,
         hash_without_chain,
         salt_ignored,

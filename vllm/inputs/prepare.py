@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.errors import ModelError, RequestError
+from vllm.inputs.media.processor import MediaProcessor
 from vllm.inputs.pooling import Tokens, cut_ids, settle, tokens_of
 from vllm.inputs.prompts import Prompt
 from vllm.inputs.tokenizer import Tokenizer, check_text
-from vllm.messages import EngineRequest
+from vllm.messages import EngineRequest, Media
 from vllm.pooling_params import Pooling, PoolingParams, PoolingTask
 from vllm.sampling.limits import check_ids, check_request
 from vllm.sampling_params import BeamSearchParams, SamplingParams
@@ -59,13 +60,21 @@ class Preparer:
     """Makes the engine requests of one model.  Requests are numbered from 0 in the order they are prepared."""
 
     def __init__(
-        self, tokenizer: Tokenizer | None, limits: Limits, *, eos_token_ids: tuple[int, ...] = (), seed: int = 0
+        self,
+        tokenizer: Tokenizer | None,
+        limits: Limits,
+        *,
+        eos_token_ids: tuple[int, ...] = (),
+        seed: int = 0,
+        media: MediaProcessor | None = None,
     ) -> None:
-        """`tokenizer` is None for an engine that takes and gives token ids only; `seed` is the engine's."""
+        """`tokenizer` is None for an engine that takes and gives token ids only, `media` for a model that takes text only;
+        `seed` is the engine's."""
         self.tokenizer = tokenizer
         self.limits = limits
         self.eos_token_ids = eos_token_ids
         self.seed = seed
+        self.media = media
         self._numbers = itertools.count()
 
     def prepare(
@@ -87,11 +96,15 @@ class Preparer:
         for param in distinct.values():
             self._check_params(param)
         words = {key: self._bad_words(param) for key, param in distinct.items()}
-        token_ids = self._tokenize(prompts)
-        cut = [_truncated(tokens, param, self.limits) for tokens, param in zip(token_ids, each, strict=True)]
+        token_ids, media = self._tokenize(prompts)
+        cut = [
+            _truncated(tokens, param, self.limits, media=bool(found))
+            for tokens, param, found in zip(token_ids, each, media, strict=True)
+        ]
         most = self.limits.max_model_len - 1
         for position, tokens in enumerate(cut):
-            self._check_tokens(tokens, position, most, f"max_model_len={most + 1} leaves room for {most:,}")
+            limit = f"max_model_len={most + 1} leaves room for {most:,}"
+            self._check_tokens(tokens, position, most, limit, media[position])
         arrival = time.monotonic()
         requests = []
         for i, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
@@ -109,6 +122,7 @@ class Preparer:
                     arrival=arrival,
                     cache_salt=prompt.cache_salt,
                     bad_words_ids=words[id(param)],
+                    media=media[i],
                 )
             )
         return requests
@@ -183,10 +197,14 @@ class Preparer:
                 result[i] = tokens_of(encoding, keeps[i], sides[i])
         return result
 
-    def _tokenize(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Tokenize the texts, all with the same treatment of special tokens in one go."""
+    def _tokenize(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[list[Media]]]:
+        """Tokenize the texts, all with the same treatment of special tokens in one go, and prepare the media."""
         result = [prompt.token_ids or [] for prompt in prompts]
-        texts = [position for position, prompt in enumerate(prompts) if prompt.token_ids is None]
+        media: list[list[Media]] = [[] for _ in prompts]
+        for position, prompt in enumerate(prompts):
+            if prompt.media:
+                result[position], media[position] = self._with_media(prompt, position)
+        texts = [i for i, prompt in enumerate(prompts) if prompt.token_ids is None and not prompt.media]
         if texts and self.tokenizer is None:
             raise RequestError(
                 f"prompt {texts[0]} is a text, but the engine runs without a tokenizer; give prompt_token_ids", "prompt"
@@ -200,9 +218,22 @@ class Preparer:
             encoded = self.tokenizer.encode_batch([prompts[i].text or "" for i in chosen], special)
             for position, tokens in zip(chosen, encoded, strict=True):
                 result[position] = tokens
-        return result
+        return result, media
 
-    def _check_tokens(self, tokens: list[int], position: int, most: int, limit: str) -> None:
+    def _with_media(self, prompt: Prompt, position: int) -> tuple[list[int], list[Media]]:
+        """Return the tokens of a prompt with media, and the media."""
+        where = f"prompt {position}"
+        if self.media is None:
+            raise RequestError(f"{where} has 'multi_modal_data': the model takes text only", "multi_modal_data")
+        if prompt.token_ids is None:
+            check_text(prompt.text or "", where)
+        return self.media.prepare(
+            prompt.text, prompt.token_ids, prompt.media, prompt.processor_options, prompt.add_special_tokens, where
+        )
+
+    def _check_tokens(
+        self, tokens: list[int], position: int, most: int, limit: str, media: Sequence[Media] = ()
+    ) -> None:
         """Raise RequestError for more than `most` tokens, which `limit` explains, or one that there is not."""
         limits = self.limits
         if not tokens:
@@ -213,6 +244,9 @@ class Preparer:
                 f"raise {limit.partition('=')[0]}",
                 "prompt",
             )
+        if media:  # what stands in a medium's place is no token of the vocabulary in some models
+            taken = {place for one in media for first, end in one.spans for place in range(first, end)}
+            tokens = [0 if place in taken else token for place, token in enumerate(tokens)]
         if min(tokens) < 0 or max(tokens) >= limits.vocab_size:
             index, token = next((i, t) for i, t in enumerate(tokens) if not 0 <= t < limits.vocab_size)
             raise RequestError(
@@ -285,10 +319,14 @@ def _priorities(priority: Sequence[int] | None, num_prompts: int) -> list[int]:
     return priorities
 
 
-def _truncated(tokens: list[int], params: Params, limits: Limits) -> list[int]:
+def _truncated(tokens: list[int], params: Params, limits: Limits, *, media: bool) -> list[int]:
     keep = None if isinstance(params, BeamSearchParams) else params.truncate_prompt_tokens
     if keep is None:
         return tokens
+    if media:
+        raise RequestError(
+            "truncate_prompt_tokens can't cut a prompt with media; leave it out", "truncate_prompt_tokens"
+        )
     return tokens[-(limits.max_model_len - 1 if keep == -1 else keep) :]
 
 

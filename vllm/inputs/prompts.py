@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from vllm.errors import RequestError, did_you_mean
+from vllm.inputs.media.given import items_of
+from vllm.inputs.media.item import MediaItem
 
 
 class TextPrompt(TypedDict, total=False):
@@ -38,12 +40,10 @@ class TokensPrompt(TypedDict, total=False):
 SingletonPrompt: TypeAlias = str | list[int] | TextPrompt | TokensPrompt
 PromptType: TypeAlias = SingletonPrompt
 
-_KNOWN = ("prompt", "prompt_token_ids", "cache_salt")
+_TEXT = ("prompt", "prompt_token_ids", "cache_salt")
+_KNOWN = (*_TEXT, "multi_modal_data", "mm_processor_kwargs", "multi_modal_uuids")
 _FOREIGN = {
-    "multi_modal_data": "the model takes text only",
-    "mm_processor_kwargs": "the model takes text only",
-    "multi_modal_uuids": "the model takes text only",
-    "media_io_kwargs": "the model takes text only",
+    "media_io_kwargs": "media are given as they are, not to be read from files; leave it out",
     "token_type_ids": "the model has no token types",
     "prompt_embeds": "prompts are text or token ids",
     "encoder_prompt": "the model has no encoder; give 'prompt'",
@@ -64,6 +64,10 @@ class Prompt:
     """A second text, where two are judged together."""
     truncation_side: Literal["left", "right"] | None = None
     """Where a pooled text loses tokens if there are too many; None: where the tokenizer says."""
+    media: tuple[MediaItem, ...] = ()
+    """In the order of their places in the prompt, modality by modality."""
+    processor_options: Mapping[str, Any] = field(default_factory=dict)
+    """For the model's processor of media."""
 
 
 def parse_prompts(
@@ -130,7 +134,7 @@ def _parse_dict(prompt: Mapping[str, Any], position: int) -> Prompt:
             raise RequestError(
                 f"prompt {position} has an unknown field {key!r}.{did_you_mean(str(key), _KNOWN)}", str(key)
             )
-    text, ids, salt = (prompt.get(key) for key in _KNOWN)
+    text, ids, salt = (prompt.get(key) for key in _TEXT)
     if text is None and ids is None:
         raise RequestError(f"prompt {position} has neither 'prompt' nor 'prompt_token_ids'", "prompt")
     for key in ("prompt", "cache_salt"):
@@ -138,11 +142,16 @@ def _parse_dict(prompt: Mapping[str, Any], position: int) -> Prompt:
             raise TypeError(f"prompt {position}: {key!r} must be a text, got {_show(prompt[key])}")
     if salt == "":
         raise RequestError(f"prompt {position}: 'cache_salt' is empty; leave it out or give a text", "cache_salt")
+    options = prompt.get("mm_processor_kwargs") or {}
+    if not isinstance(options, Mapping):
+        raise TypeError(f"prompt {position}: 'mm_processor_kwargs' must be a dict, got {_show(options)}")
+    media = items_of(prompt.get("multi_modal_data"), prompt.get("multi_modal_uuids"), f"prompt {position}")
     if ids is None:
-        return Prompt(text=text, cache_salt=salt)
+        return Prompt(text=text, cache_salt=salt, media=media, processor_options=options)
     if isinstance(ids, (str, bytes, bytearray, Mapping)) or not isinstance(ids, Sequence):
         raise TypeError(f"prompt {position}: 'prompt_token_ids' must be a list of integers, got {_show(ids)}")
-    return Prompt(text=text, token_ids=_token_ids(ids, position), cache_salt=salt)
+    token_ids = _token_ids(ids, position)
+    return Prompt(text=text, token_ids=token_ids, cache_salt=salt, media=media, processor_options=options)
 
 
 def _token_ids(ids: Sequence[Any], position: int) -> list[int]:

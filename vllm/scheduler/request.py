@@ -7,6 +7,7 @@ import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vllm.kv_cache.hashing import chain_root, extend_chain
 from vllm.messages import EngineRequest, Sequence
 from vllm.sampling_params import SamplingParams
 from vllm.seeds import derived_seed
@@ -92,6 +93,7 @@ class Request:
             num_candidates=self.beam.num_candidates if self.beam else 0,
             pooling=source.pooling,
             token_types=source.token_types,
+            media=source.media,
         )
 
     @property
@@ -117,6 +119,12 @@ class Request:
     def chooses(self) -> bool:
         """Whether its next token is chosen by the worker: it is no beam and doesn't pool."""
         return self.beam is None and self.source.pooling is None
+
+    def extend_hashes(self, block_size: int, num_blocks: int) -> None:
+        """Have `hashes` name the first blocks, as many as `num_blocks`."""
+        root = b"" if self.hashes else chain_root(self.source.cache_salt)
+        named = [(first, end, one.key) for one in self.source.media for first, end in one.spans]
+        extend_chain(self.hashes, root, self.tokens, block_size, num_blocks, named)
 
     def ends_unknown(self, max_model_len: int) -> bool:
         """Whether the last of its tokens that are not yet known is its last for certain."""

@@ -17,9 +17,9 @@ import time
 from vllm.config import SchedulerConfig
 from vllm.errors import RequestError
 from vllm.kv_cache.cache import KVCache
-from vllm.kv_cache.hashing import chain_root, extend_chain
 from vllm.messages import Batch, BlockCopy, EngineRequest, EngineStats, Event, Row, RowOutput, Sequence, StepOutput
 from vllm.scheduler.beam import BeamGroup, Continuation, LiveBeam
+from vllm.scheduler.encodings import Encodings
 from vllm.scheduler.inflight import InFlight
 from vllm.scheduler.invariants import check_scheduler
 from vllm.scheduler.request import ORDER, Request, Status, stop_cause
@@ -42,6 +42,7 @@ class Scheduler:
         self._admitted: list[Sequence] = []  # collected for the next batch
         self._released: list[int] = []
         self._copies: list[BlockCopy] = []
+        self._encodings = Encodings(config.max_num_batched_tokens, whole=config.whole_media)
         self._suspects = Suspects()
         self._num_arrived = 0
         self._num_beams = 0
@@ -63,6 +64,7 @@ class Scheduler:
                 "leave it out, or start the engine with scheduling_policy='priority'",
                 "priority",
             )
+        self._encodings.check(source)
         longest = self._longest(source)
         if not self.cache.fits(longest):
             raise RequestError(
@@ -108,7 +110,7 @@ class Scheduler:
         budget = self.config.max_num_batched_tokens
         preemptions = self.stats.num_preemptions
         for request in list(self.running):
-            count = min(request.num_tokens - request.num_computed, budget)
+            count = self._encodings.limit(request, min(request.num_tokens - request.num_computed, budget))
             may_run = request.status is Status.RUNNING and count > 0 and self._suspects.may_run(request)
             if may_run and not request.ends_unknown(self.config.max_model_len) and self._make_room(request, count):
                 rows.append((request, self._dispatch(request, count)))
@@ -121,7 +123,10 @@ class Scheduler:
             rows += self._admit_waiting(budget)
         if not rows:
             return None
-        batch = Batch(self._step, [row for _, row in rows], self._admitted, self._released, self._copies)
+        jobs, forgotten = self._encodings.take()
+        batch = Batch(
+            self._step, [row for _, row in rows], self._admitted, self._released, self._copies, jobs, forgotten
+        )
         self._admitted, self._released, self._copies = [], [], []
         self._inflight.push(rows)
         self._step += 1
@@ -180,7 +185,8 @@ class Scheduler:
         remaining = request.num_tokens - request.num_computed
         has_blocks = all(a + b <= c for a, b, c in zip(lacks, promised, self.cache.free(), strict=True))
         has_budget = remaining <= budget or self.config.chunked_prefill
-        count = min(remaining, budget)
+        count = self._encodings.limit(request, min(remaining, budget))
+        has_budget = has_budget and count > 0 and (count == remaining or self.config.chunked_prefill)
         if has_blocks and has_budget and self.cache.extend(request.tables, request.num_computed + count):
             return count
         if is_new:
@@ -193,7 +199,7 @@ class Scheduler:
             return
         size = self.cache.block_size
         usable = (request.num_tokens - 1) // size  # the last token is always computed: its logits are wanted
-        self._extend_hashes(request, usable)
+        request.extend_hashes(size, usable)
         request.num_computed, request.tables = self.cache.find_prefix(request.hashes[:usable])
         request.num_registered = request.num_computed // size
 
@@ -216,6 +222,7 @@ class Scheduler:
         """Write a request's row and count its tokens as computed."""
         start = request.num_computed
         request.num_computed += count
+        self._encodings.use(request, start, count)
         new_blocks = [table[sent:] for table, sent in zip(request.tables, request.num_sent, strict=True)]
         request.num_sent = [len(table) for table in request.tables]
         stale = [spec.num_stale(start, self.cache.block_size) for spec in self.cache.specs]
@@ -298,7 +305,7 @@ class Scheduler:
             return
         full = num_computed // self.cache.block_size
         if full > request.num_registered:
-            self._extend_hashes(request, full)
+            request.extend_hashes(self.cache.block_size, full)
             self.cache.register(request.tables, request.hashes[:full], request.num_registered)
             request.num_registered = full
 
@@ -377,10 +384,7 @@ class Scheduler:
         """
         alive = [request for request in self._inflight.pop() if request.status is not Status.FINISHED]
         failed = {request: request.num_computed for request in alive}
-        self._inflight.forget()  # what is under way was computed on top of it
-        for request in list(self.running):
-            self._preempt(request)
-        self._drop_waiting_forks()  # copies of their blocks may not have been made
+        self._begin_again()
         if len(failed) > 1:
             self._suspects.split(failed)
             return []
@@ -391,11 +395,16 @@ class Scheduler:
         names = list(dict.fromkeys(request.id for request in self._inflight.pop()))
         for name in names:
             self.abort(name)
+        self._begin_again()
+        return names
+
+    def _begin_again(self) -> None:
+        """After a step that failed: take everything back, since what it left behind can't be trusted."""
         self._inflight.forget()  # what is under way was computed on top of it
+        self._encodings.forget_all()
         for request in list(self.running):
             self._preempt(request)
         self._drop_waiting_forks()  # copies of their blocks may not have been made
-        return names
 
     # ── what requests hold ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -408,10 +417,6 @@ class Scheduler:
         max_tokens = source.beam.max_tokens if source.beam else source.params.max_tokens
         room = self.config.max_model_len
         return room if max_tokens is None else min(room, len(source.token_ids) + max_tokens)
-
-    def _extend_hashes(self, request: Request, num_blocks: int) -> None:
-        root = b"" if request.hashes else chain_root(request.source.cache_salt)
-        extend_chain(request.hashes, root, request.tokens, self.cache.block_size, num_blocks)
 
     def _end(self, request: Request) -> None:
         """Take a request out of the scheduler for good."""

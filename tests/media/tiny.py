@@ -1,0 +1,400 @@
+"""Tiny checkpoints of models that see and hear: random weights, and the processors that they really have."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from tests.checkpoints import spread
+
+WORDS = ["<image>", "<video>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+WORDS += ["<start_of_image>", "<end_of_image>", "<image_soft_token>", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+WORDS += ["<img>", "</img>", "<IMG_CONTEXT>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+WORDS += [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+WORDS += ["<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "TILE", "TILE_GLOBAL"]
+WORDS += ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|begin_of_image|>", "<|end_of_image|>", "<|image|>"]
+WORDS += ["<|begin_of_video|>", "<|end_of_video|>", "<|video|>", "[AUDIO]", "[BEGIN_AUDIO]", "<|audio|>"]
+WORDS += ["<img_start>", "<img_end>", "<|image_start|>", "<|image_end|>", "<|patch|>", "<|tile_x_separator|>"]
+WORDS += ["<|tile_y_separator|>", "<image_placeholder>", "<racm3:break>", "<eoss>", "|SPEAKER|", "|NEWLINE|"]
+"""What marks the places of media in prompts."""
+
+TEXT: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+class Maker:
+    """Makes the parts of checkpoints around one tokenizer."""
+
+    def __init__(self, tokenizer_folder: Path) -> None:
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder)
+        self.tokenizer.add_special_tokens({"additional_special_tokens": WORDS})
+        self.vocab_size = len(self.tokenizer)
+
+    def id(self, word: str) -> int:
+        token = self.tokenizer.convert_tokens_to_ids(word)
+        assert isinstance(token, int)
+        return token
+
+    def name(self, **tokens: str) -> None:
+        """Give tokens the names by which a model's processor asks for them."""
+        self.tokenizer._set_model_specific_special_tokens(special_tokens=tokens)
+
+    def text(self, model_type: str, **changes: Any) -> dict[str, Any]:
+        """The configuration of the part that reads."""
+        return {"model_type": model_type, "vocab_size": self.vocab_size, **TEXT, **changes}
+
+    def save(self, folder: Path, config: Any, processor: Any) -> Path:
+        kind = getattr(transformers, config.architectures[0])
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            spread(kind(config)).save_pretrained(folder)
+        processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        return folder
+
+
+class NoVideo:
+    """Stands for a video processor where torchvision is missing, which those need."""
+
+    merge_size = 2
+    _auto_class = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
+
+    def save_pretrained(self, folder: Any, **options: Any) -> None:
+        pass
+
+
+def seeing(kind: str, images: Any, maker: Maker, videos: str, video_options: dict[str, Any], **options: Any) -> Any:
+    """A processor of images and, where there is torchvision, of videos."""
+    own: Any = getattr(transformers, kind)
+    if importlib.util.find_spec("torchvision") is not None:
+        return own(images, maker.tokenizer, getattr(transformers, videos)(**video_options), **options)
+    body = {
+        "check_argument_for_proper_class": lambda self, name, part: type(part),
+        "to_dict": lambda self: {key: value for key, value in own.to_dict(self).items() if "video" not in key},
+        "__module__": own.__module__,
+    }
+    return type(kind, (own,), body)(images, maker.tokenizer, NoVideo(), **options)
+
+
+def pil(module: str, name: str) -> Any:
+    """An image processor that needs no torchvision."""
+    return getattr(importlib.import_module(f"transformers.models.{module}.image_processing_pil_{module}"), name)
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def llava(maker: Maker) -> tuple[Any, Any]:
+    clip = pil("clip", "CLIPImageProcessorPil")(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION, projection_dim=32),
+        text_config=maker.text("llama"),
+        image_token_id=maker.id("<image>"),
+        image_seq_length=16,
+        architectures=["LlavaForConditionalGeneration"],
+    )
+    processor = transformers.LlavaProcessor(
+        clip, maker.tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+    return config, processor
+
+
+def llava_next(maker: Maker) -> tuple[Any, Any]:
+    grid = [[32, 64], [64, 32], [64, 64]]
+    images = pil("llava_next", "LlavaNextImageProcessorPil")(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=grid
+    )
+    config = transformers.LlavaNextConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION, projection_dim=32),
+        text_config=maker.text("mistral", sliding_window=None),
+        image_token_id=maker.id("<image>"),
+        image_seq_length=16,
+        image_grid_pinpoints=grid,
+        architectures=["LlavaNextForConditionalGeneration"],
+    )
+    return config, transformers.LlavaNextProcessor(
+        images, maker.tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+
+
+def vipllava(maker: Maker) -> tuple[Any, Any]:
+    _, processor = llava(maker)
+    config = transformers.VipLlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION, projection_dim=32),
+        text_config=maker.text("llama"),
+        image_token_id=maker.id("<image>"),
+        image_seq_length=16,
+        vision_feature_layers=[-2, -1],
+        architectures=["VipLlavaForConditionalGeneration"],
+    )
+    return config, processor
+
+
+def llava_onevision(maker: Maker) -> tuple[Any, Any]:
+    grid = [[32, 64], [64, 32], [64, 64]]
+    images = pil("llava_onevision", "LlavaOnevisionImageProcessorPil")(
+        size={"height": 32, "width": 32}, image_grid_pinpoints=grid
+    )
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=transformers.SiglipVisionConfig(**VISION, vision_use_head=False),
+        text_config=maker.text("qwen2"),
+        image_token_id=maker.id("<image>"),
+        video_token_id=maker.id("<video>"),
+        image_grid_pinpoints=grid,
+        architectures=["LlavaOnevisionForConditionalGeneration"],
+    )
+    options = {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}
+    return config, seeing(
+        "LlavaOnevisionProcessor",
+        images,
+        maker,
+        "LlavaOnevisionVideoProcessor",
+        {"size": {"height": 32, "width": 32}},
+        **options,
+    )
+
+
+_ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+
+
+def _qwen_ids(maker: Maker) -> dict[str, int]:
+    return {
+        "image_token_id": maker.id("<|image_pad|>"),
+        "video_token_id": maker.id("<|video_pad|>"),
+        "vision_start_token_id": maker.id("<|vision_start|>"),
+        "vision_end_token_id": maker.id("<|vision_end|>"),
+    }
+
+
+def _qwen_images(**changes: Any) -> Any:
+    sizes = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
+    return pil("qwen2_vl", "Qwen2VLImageProcessorPil")(
+        patch_size=8, merge_size=2, temporal_patch_size=2, size=sizes, **changes
+    )
+
+
+_QWEN_VIDEOS: dict[str, Any] = {
+    "patch_size": 8,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "size": {"shortest_edge": 2 * 16 * 16, "longest_edge": 4 * 64 * 64},
+}
+
+
+def qwen2_vl(maker: Maker) -> tuple[Any, Any]:
+    vision = {"depth": 2, "embed_dim": 64, "hidden_size": 64, "num_heads": 4, "mlp_ratio": 2, "patch_size": 8}
+    config = transformers.Qwen2VLConfig(
+        text_config=maker.text("qwen2_vl_text", rope_parameters=_ROPE),
+        vision_config=vision,
+        architectures=["Qwen2VLForConditionalGeneration"],
+        **_qwen_ids(maker),
+    )
+    return config, seeing("Qwen2VLProcessor", _qwen_images(), maker, "Qwen2VLVideoProcessor", _QWEN_VIDEOS)
+
+
+def qwen2_5_vl(maker: Maker) -> tuple[Any, Any]:
+    vision = {"depth": 2, "hidden_size": 64, "out_hidden_size": 64, "num_heads": 4, "intermediate_size": 96}
+    vision |= {"patch_size": 8, "window_size": 32, "fullatt_block_indexes": [1]}
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=maker.text("qwen2_5_vl_text", rope_parameters=_ROPE),
+        vision_config=vision,
+        architectures=["Qwen2_5_VLForConditionalGeneration"],
+        **_qwen_ids(maker),
+    )
+    return config, seeing("Qwen2_5_VLProcessor", _qwen_images(), maker, "Qwen2VLVideoProcessor", _QWEN_VIDEOS)
+
+
+def qwen3_vl(maker: Maker) -> tuple[Any, Any]:
+    return _qwen3_vl(maker, "Qwen3VL", "qwen3_vl_text")
+
+
+def qwen3_vl_moe(maker: Maker) -> tuple[Any, Any]:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+    return _qwen3_vl(maker, "Qwen3VLMoe", "qwen3_vl_moe_text", **experts)
+
+
+def _qwen3_vl(maker: Maker, name: str, text: str, **changes: Any) -> tuple[Any, Any]:
+    vision = {"depth": 3, "hidden_size": 64, "out_hidden_size": 64, "num_heads": 4, "intermediate_size": 96}
+    vision |= {"patch_size": 8, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    config = getattr(transformers, f"{name}Config")(
+        text_config=maker.text(text, rope_parameters={**_ROPE, "mrope_interleaved": True}, **changes),
+        vision_config=vision,
+        architectures=[f"{name}ForConditionalGeneration"],
+        **_qwen_ids(maker),
+    )
+    return config, seeing("Qwen3VLProcessor", _qwen_images(), maker, "Qwen3VLVideoProcessor", _QWEN_VIDEOS)
+
+
+def gemma3(maker: Maker) -> tuple[Any, Any]:
+    maker.name(boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>")
+    images = pil("gemma3", "Gemma3ImageProcessorPil")(size={"height": 32, "width": 32})
+    config = transformers.Gemma3Config(
+        text_config=maker.text("gemma3_text", sliding_window=24, query_pre_attn_scalar=16),
+        vision_config=transformers.SiglipVisionConfig(**VISION, vision_use_head=False),
+        mm_tokens_per_image=4,
+        image_token_id=maker.id("<image_soft_token>"),
+        boi_token_index=maker.id("<start_of_image>"),
+        eoi_token_index=maker.id("<end_of_image>"),
+        architectures=["Gemma3ForConditionalGeneration"],
+    )
+    return config, transformers.Gemma3Processor(images, maker.tokenizer, image_seq_length=4)
+
+
+def paligemma(maker: Maker) -> tuple[Any, Any]:
+    images = pil("siglip", "SiglipImageProcessorPil")(size={"height": 32, "width": 32})
+    images.image_seq_length = 16
+    config = transformers.PaliGemmaConfig(
+        text_config=maker.text("gemma"),
+        vision_config=transformers.SiglipVisionConfig(**VISION, projection_dim=64, vision_use_head=False),
+        image_token_id=maker.id("<image>"),
+        projection_dim=64,
+        architectures=["PaliGemmaForConditionalGeneration"],
+    )
+    maker.tokenizer.add_special_tokens({"bos_token": "<|end|>"})
+    return config, transformers.PaliGemmaProcessor(images, maker.tokenizer)
+
+
+def internvl(maker: Maker) -> tuple[Any, Any]:
+    maker.name(
+        start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
+    )
+    images = pil("got_ocr2", "GotOcr2ImageProcessorPil")(
+        size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=4
+    )
+    config = transformers.InternVLConfig(
+        text_config=maker.text("qwen2"),
+        vision_config={**VISION, "image_size": [32, 32], "patch_size": [8, 8]},
+        image_token_id=maker.id("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        downsample_ratio=0.5,
+        architectures=["InternVLForConditionalGeneration"],
+    )
+    videos = {"size": {"height": 32, "width": 32}}
+    return config, seeing("InternVLProcessor", images, maker, "InternVLVideoProcessor", videos, image_seq_length=4)
+
+
+def idefics3(maker: Maker) -> tuple[Any, Any]:
+    images = pil("idefics3", "Idefics3ImageProcessorPil")(
+        size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
+    )
+    config = transformers.Idefics3Config(
+        text_config=maker.text("llama"),
+        vision_config=VISION,
+        image_token_id=maker.id("<image>"),
+        scale_factor=2,
+        pad_token_id=1,
+        architectures=["Idefics3ForConditionalGeneration"],
+    )
+    return config, transformers.Idefics3Processor(images, maker.tokenizer, image_seq_len=4)
+
+
+def smolvlm(maker: Maker) -> tuple[Any, Any]:
+    images = pil("smolvlm", "SmolVLMImageProcessorPil")(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    config = transformers.SmolVLMConfig(
+        text_config=maker.text("llama"),
+        vision_config=VISION,
+        image_token_id=maker.id("<image>"),
+        scale_factor=2,
+        pad_token_id=1,
+        architectures=["SmolVLMForConditionalGeneration"],
+    )
+    videos = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
+    return config, seeing("SmolVLMProcessor", images, maker, "SmolVLMVideoProcessor", videos, image_seq_len=4)
+
+
+def mistral3(maker: Maker) -> tuple[Any, Any]:
+    images = pil("pixtral", "PixtralImageProcessorPil")(size={"longest_edge": 64}, patch_size=8)
+    config = transformers.Mistral3Config(
+        text_config=maker.text("mistral", sliding_window=None),
+        vision_config={**VISION, "model_type": "pixtral", "head_dim": 16, "image_size": 64},
+        image_token_id=maker.id("[IMG]"),
+        spatial_merge_size=2,
+        vision_feature_layer=-1,
+        architectures=["Mistral3ForConditionalGeneration"],
+    )
+    return config, transformers.PixtralProcessor(images, maker.tokenizer, patch_size=8, spatial_merge_size=2)
+
+
+def pixtral(maker: Maker) -> tuple[Any, Any]:
+    images = pil("pixtral", "PixtralImageProcessorPil")(size={"longest_edge": 64}, patch_size=8)
+    config = transformers.LlavaConfig(
+        text_config=maker.text("mistral", sliding_window=None),
+        vision_config={**VISION, "model_type": "pixtral", "head_dim": 16, "image_size": 64},
+        image_token_id=maker.id("[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        architectures=["LlavaForConditionalGeneration"],
+    )
+    return config, transformers.PixtralProcessor(images, maker.tokenizer, patch_size=8)
+
+
+def aya_vision(maker: Maker) -> tuple[Any, Any]:
+    images = pil("got_ocr2", "GotOcr2ImageProcessorPil")(
+        size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=4
+    )
+    config = transformers.AyaVisionConfig(
+        text_config=maker.text("cohere2", sliding_window=24),
+        vision_config=transformers.SiglipVisionConfig(**VISION, vision_use_head=False),
+        image_token_id=maker.id("<|IMG_PATCH|>"),
+        downsample_factor=2,
+        adapter_layer_norm_eps=1e-6,
+        architectures=["AyaVisionForConditionalGeneration"],
+    )
+    return config, transformers.AyaVisionProcessor(
+        images, maker.tokenizer, patch_size=8, img_size=32, downsample_factor=2
+    )
+
+
+MAKERS: dict[str, Callable[[Maker], tuple[Any, Any]]] = {
+    make.__name__: make
+    for make in (
+        llava,
+        pixtral,
+        llava_next,
+        vipllava,
+        llava_onevision,
+        qwen2_vl,
+        qwen2_5_vl,
+        qwen3_vl,
+        qwen3_vl_moe,
+        gemma3,
+    )
+    + (paligemma, internvl, idefics3, smolvlm, mistral3, aya_vision)
+}
+
+
+def save_media_checkpoint(folder: Path, tokenizer_folder: Path, name: str) -> Path:
+    """Write the checkpoint folder of one of MAKERS."""
+    maker = Maker(tokenizer_folder)
+    return maker.save(folder, *MAKERS[name](maker))

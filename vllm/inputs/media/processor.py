@@ -1,0 +1,336 @@
+"""From the media of a prompt to what a tower takes, and to the tokens that keep their places.
+
+    "Look: <image> Nice."  +  picture   ─▶   Look : ▢ ▢ ▢ ▢ Nice .   +   pixel_values, …
+
+transformers' processor of the model does it for one item at a time, alone: so an item that comes again is known again, in
+whatever company.  What takes an item's place in the text is read off the text that the processor hands to its tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vllm.errors import ModelError, RequestError
+from vllm.inputs.media.assemble import load_processor
+from vllm.inputs.media.item import MediaItem, Modality, Sound
+from vllm.inputs.tokenizer import Tokenizer
+from vllm.messages import Array, Media
+
+_ARGUMENTS: dict[Modality, str] = {"image": "images", "video": "videos", "audio": "audio"}
+_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
+"""What processors return that is not of the media."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a processor made of one item."""
+
+    key: bytes
+    """Names content and treatment"""
+    stand_in: str
+    """What takes the place of its placeholder in the text"""
+    features: dict[str, Array]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(array.data) for array in self.features.values())
+
+
+@dataclass(slots=True)
+class MediaRules:
+    """How a model takes media."""
+
+    modalities: tuple[Modality, ...]
+    token_ids: Mapping[Modality, int]
+    """The token that an embedding of a medium has in a prompt"""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Modality → how many a prompt may have; without an entry any number"""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """For the processor, with every item"""
+    leads: bool = False
+    """Placeholders may be left out where the model has media before all text"""
+    cache_bytes: int = 1 << 30
+    """What is kept of items that may come again"""
+
+
+class MediaProcessor:
+    """Prepares prompts with media for one model.  It may be called from several threads."""
+
+    def __init__(
+        self, folder: Path, rules: MediaRules, tokenizer: Tokenizer | None, trust_remote_code: bool = False
+    ) -> None:
+        """`folder` has the processor's files, which are read when the first medium comes."""
+        self.folder = folder
+        self.rules = rules
+        self.tokenizer = tokenizer
+        self._trust = trust_remote_code
+        self._processor: Any = None
+        self._listener: _Listener | None = None
+        self._lock = threading.RLock()
+        self._known: OrderedDict[bytes, Prepared] = OrderedDict()
+        self._num_bytes = 0
+
+    def check(self, items: Sequence[MediaItem], where: str) -> None:
+        """Raise RequestError for media that the model doesn't take, or too many of them."""
+        for modality in {item.modality for item in items}:
+            if modality not in self.rules.modalities:
+                takes = ", ".join((*self.rules.modalities, "text"))
+                raise RequestError(f"{where} has {modality} media; the model takes {takes}", "multi_modal_data")
+            count, most = sum(item.modality == modality for item in items), self.rules.limits.get(modality)
+            if most is not None and count > most:
+                raise RequestError(
+                    f"{where} has {count} {modality} items; at most {most} may be given (limit_mm_per_prompt)",
+                    "multi_modal_data",
+                )
+
+    def prepare(
+        self,
+        text: str | None,
+        token_ids: list[int] | None,
+        items: Sequence[MediaItem],
+        options: Mapping[str, Any],
+        add_special_tokens: bool,
+        where: str,
+    ) -> tuple[list[int], list[Media]]:
+        """Return a prompt's tokens, with those that keep places for media, and the media.
+
+        `text` or else `token_ids` has a placeholder for each item.  Raises RequestError, in which `where` names the prompt.
+        """
+        self.check(items, where)
+        if self.tokenizer is None:
+            raise RequestError(f"{where} has media, but the engine runs without a tokenizer", "multi_modal_data")
+        options = {**self.rules.options, **options}
+        prepared = [self._prepare(item, options, where) for item in items]
+        if token_ids is None:
+            tokens = self.tokenizer.encode(self._filled(text or "", items, prepared, where), add_special_tokens)
+        else:
+            tokens = self._spliced(token_ids, items, prepared, where)
+        return tokens, self._placed(tokens, items, prepared, where)
+
+    # ── one item ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _prepare(self, item: MediaItem, options: Mapping[str, Any], where: str) -> Prepared:
+        key = _key(item, options)
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+            prepared = self._process(key, item, options, where)
+            self._known[key] = prepared
+            self._num_bytes += prepared.num_bytes
+            while self._num_bytes > self.rules.cache_bytes and len(self._known) > 1:
+                self._num_bytes -= self._known.popitem(last=False)[1].num_bytes
+        return prepared
+
+    def _process(self, key: bytes, item: MediaItem, options: Mapping[str, Any], where: str) -> Prepared:
+        if hasattr(item.data, "is_floating_point"):
+            stand_in = self.placeholder(item.modality, where) * len(item.data)
+            return Prepared(key, stand_in, {"embeds": _array(item.data)})
+        processor, listener = self._loaded()
+        data, given = item.data, dict(options)
+        if isinstance(data, Sound):
+            data = self._resampled(data)
+            given["sampling_rate"] = self._rate()
+        try:
+            found = processor(
+                text=self.placeholder(item.modality, where),
+                return_tensors="pt",
+                **{_ARGUMENTS[item.modality]: [data]},
+                **given,
+            )
+        except Exception as error:  # each processor refuses in its own way
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RequestError(
+                f"{where}: the model's processor refuses the {item.modality}: {reason}", "multi_modal_data"
+            ) from error
+        features = {name: _array(value) for name, value in found.items() if name not in _OF_TEXT and _is_number(value)}
+        return Prepared(key, listener.heard, features)
+
+    def placeholder(self, modality: Modality, where: str = "the prompt") -> str:
+        """Return what marks the place of a medium in a prompt."""
+        processor, _ = self._loaded()
+        found = getattr(processor, f"{modality}_token", None)
+        if not isinstance(found, str):
+            raise RequestError(f"{where}: the model's processor has no placeholder for {modality}", "multi_modal_data")
+        return found
+
+    def _loaded(self) -> tuple[Any, _Listener]:
+        with self._lock:
+            if self._listener is None:
+                processor = load_processor(self.folder, self._trust)
+                self._processor, self._listener = processor, _Listener(processor.tokenizer)
+                processor.tokenizer = self._listener
+            return self._processor, self._listener
+
+    def _rate(self) -> int:
+        processor, _ = self._loaded()
+        extractor = getattr(processor, "feature_extractor", None) or processor.audio_processor
+        return int(extractor.sampling_rate)
+
+    def _resampled(self, sound: Sound) -> np.ndarray:
+        """Return samples at the model's rate."""
+        rate = self._rate()
+        if sound.rate == rate:
+            return sound.samples
+        count = max(1, round(len(sound.samples) * rate / sound.rate))
+        return _resample(sound.samples, count)
+
+    # ── a prompt ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _filled(self, text: str, items: Sequence[MediaItem], prepared: Sequence[Prepared], where: str) -> str:
+        """Put the stand-ins in the places of the placeholders."""
+        queues = _queues(items, prepared)
+        marks = {modality: self.placeholder(modality, where) for modality in queues}
+        if self.rules.leads and not any(mark in text for mark in marks.values()):
+            text = "".join(marks[item.modality] for item in items) + text
+        parts, at = [], 0
+        while True:
+            found = [(text.find(mark, at), modality) for modality, mark in marks.items() if text.find(mark, at) >= 0]
+            if not found:
+                break
+            start, modality = min(found)
+            if not queues[modality]:
+                raise _wrong_count(where, modality, marks[modality], text.count(marks[modality]), items)
+            parts += [text[at:start], queues[modality].pop(0).stand_in]
+            at = start + len(marks[modality])
+        for modality, left in queues.items():
+            if left:
+                raise _wrong_count(where, modality, marks[modality], text.count(marks[modality]), items)
+        return "".join([*parts, text[at:]])
+
+    def _spliced(
+        self, token_ids: list[int], items: Sequence[MediaItem], prepared: Sequence[Prepared], where: str
+    ) -> list[int]:
+        """Put the stand-ins' tokens in the places of the placeholders' tokens."""
+        assert self.tokenizer is not None
+        queues = _queues(items, prepared)
+        marks = {modality: self.placeholder(modality, where) for modality in queues}
+        spelled = {modality: self.tokenizer.encode(mark, False) for modality, mark in marks.items()}
+        tokens: list[int] = []
+        at = 0
+        while at < len(token_ids):
+            here = [m for m, mark in spelled.items() if token_ids[at : at + len(mark)] == mark]
+            if not here:
+                tokens.append(token_ids[at])
+                at += 1
+                continue
+            if not queues[here[0]]:
+                count = token_ids.count(spelled[here[0]][0])
+                raise _wrong_count(where, here[0], marks[here[0]], count, items)
+            tokens += self.tokenizer.encode(queues[here[0]].pop(0).stand_in, False)
+            at += len(spelled[here[0]])
+        for modality, left in queues.items():
+            if left:
+                raise _wrong_count(where, modality, marks[modality], len(items) - len(left), items)
+        return tokens
+
+    def _placed(
+        self, tokens: list[int], items: Sequence[MediaItem], prepared: Sequence[Prepared], where: str
+    ) -> list[Media]:
+        """Find the runs of tokens that each item's embeddings belong to."""
+        assert self.tokenizer is not None
+        every, media = np.array(tokens), []
+        for modality, token in self.rules.token_ids.items():
+            places = np.flatnonzero(every == token)
+            used = 0
+            for item, done in zip(items, prepared, strict=True):
+                if item.modality == modality:
+                    count = self.tokenizer.encode(done.stand_in, False).count(token)
+                    spans = _runs(places[used : used + count])
+                    media.append(Media(modality, done.key, spans, done.features))
+                    used += count
+            if used != len(places):
+                raise RequestError(
+                    f"{where} has {len(places)} tokens {token} for {modality} media of {used}; leave those out that "
+                    "belong to none",
+                    "prompt",
+                )
+        return sorted(media, key=lambda one: one.spans[0])
+
+
+class _Listener:
+    """A tokenizer that remembers the text it was given."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.heard = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: Any = None, *others: Any, **options: Any) -> Any:
+        self.heard = text if isinstance(text, str) else text[0]
+        return self._tokenizer(text, *others, **options)
+
+
+def _key(item: MediaItem, options: Mapping[str, Any]) -> bytes:
+    """Return a name for an item's content and for how it is to be treated."""
+    data = item.data
+    if isinstance(data, Sound):
+        shape, content = [data.rate, len(data.samples)], data.samples.tobytes()
+    elif hasattr(data, "is_floating_point"):
+        shape, content = list(data.shape), data.detach().float().contiguous().numpy().tobytes()
+    elif hasattr(data, "getbands"):
+        shape, content = list(data.size), data.tobytes()
+    else:
+        shape, content = list(data.shape), data.tobytes()
+    kind = type(data).__name__
+    name = json.dumps([item.modality, kind, shape, options], sort_keys=True, default=str).encode()
+    return hashlib.sha256(name + b"\0" + content).digest()
+
+
+def _array(value: Any) -> Array:
+    """Return a tensor, or what can be one, as bytes."""
+    import torch
+
+    tensor = torch.as_tensor(np.asarray(value) if isinstance(value, (list, tuple)) else value).contiguous()
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.float()
+    return Array(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.numpy().tobytes())
+
+
+def _is_number(value: Any) -> bool:
+    return hasattr(value, "shape") or (
+        isinstance(value, (list, tuple)) and np.asarray(value, dtype=object).dtype != object
+    )
+
+
+def _queues(items: Sequence[MediaItem], prepared: Sequence[Prepared]) -> dict[Modality, list[Prepared]]:
+    queues: dict[Modality, list[Prepared]] = {}
+    for item, done in zip(items, prepared, strict=True):
+        queues.setdefault(item.modality, []).append(done)
+    return queues
+
+
+def _wrong_count(where: str, modality: Modality, mark: str, count: int, items: Sequence[MediaItem]) -> RequestError:
+    given = sum(item.modality == modality for item in items)
+    return RequestError(
+        f"{where} has {count} placeholders {mark!r} and {given} {modality} items; give one placeholder for each",
+        "prompt",
+    )
+
+
+def _runs(places: np.ndarray) -> list[tuple[int, int]]:
+    """Return the runs [first, end) of consecutive positions."""
+    if not len(places):
+        raise ModelError("the model's processor made no place for a medium; its tokenizer and its config do not fit")
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(places, breaks)]
+
+
+def _resample(samples: np.ndarray, count: int) -> np.ndarray:
+    """Return as many samples of the same sound, through its spectrum.  [N] -> [count]"""
+    spectrum = np.fft.rfft(samples.astype(np.float64))
+    kept = np.zeros(count // 2 + 1, dtype=complex)
+    shared = min(len(spectrum), len(kept))
+    kept[:shared] = spectrum[:shared]
+    return (np.fft.irfft(kept, count) * (count / len(samples))).astype(np.float32)
