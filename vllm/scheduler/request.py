@@ -144,6 +144,14 @@ class Request:
         return not (self.wants_prompt_logprobs or params.skip_reading_prefix_cache)
 
 
+def longest_of(source: EngineRequest, max_model_len: int) -> int:
+    """Return how many tokens a sequence of a request may grow to."""
+    if source.pooling is not None:
+        return len(source.token_ids)
+    max_tokens = source.beam.max_tokens if source.beam else source.params.max_tokens
+    return max_model_len if max_tokens is None else min(max_model_len, len(source.token_ids) + max_tokens)
+
+
 def sibling_seed(seed: int, index: int) -> int:
     """Return the seed of a request's output: the request's own for the first, unrelated ones for the others."""
     return seed if index == 0 else derived_seed(f"{seed}/{index}")

@@ -22,7 +22,7 @@ from vllm.scheduler.beam import BeamGroup, Continuation, LiveBeam
 from vllm.scheduler.encodings import Encodings
 from vllm.scheduler.inflight import InFlight
 from vllm.scheduler.invariants import check_scheduler
-from vllm.scheduler.request import ORDER, Request, Status, stop_cause
+from vllm.scheduler.request import ORDER, Request, Status, longest_of, stop_cause
 from vllm.scheduler.suspects import Suspects
 
 
@@ -65,7 +65,7 @@ class Scheduler:
                 "priority",
             )
         self._encodings.check(source)
-        longest = self._longest(source)
+        longest = longest_of(source, self.config.max_model_len)
         if not self.cache.fits(longest):
             raise RequestError(
                 f"request {source.id} may grow to {longest} tokens, more than the KV cache holds; lower max_tokens"
@@ -410,13 +410,6 @@ class Scheduler:
 
     def _new_request(self, source: EngineRequest, index: int) -> Request:
         return Request.of(source, index, (source.priority, self._num_arrived, index))
-
-    def _longest(self, source: EngineRequest) -> int:
-        if source.pooling is not None:
-            return len(source.token_ids)
-        max_tokens = source.beam.max_tokens if source.beam else source.params.max_tokens
-        room = self.config.max_model_len
-        return room if max_tokens is None else min(room, len(source.token_ids) + max_tokens)
 
     def _end(self, request: Request) -> None:
         """Take a request out of the scheduler for good."""
