@@ -6,10 +6,12 @@ One field of EngineArgs is one keyword of `LLM(...)`, one flag of the command li
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from vllm.errors import ConfigError, did_you_mean
+from vllm.messages import Modality
 from vllm.names import take_names
 from vllm.pooling_params import PoolerConfig, Pooling
 
@@ -44,8 +46,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "speculative_model": (None,),
     "num_speculative_tokens": (None,),
     "structured_outputs_config": (None, {}),
-    "mm_processor_kwargs": (None, {}),
-    "limit_mm_per_prompt": (None, {}),
     "kv_transfer_config": (None,),
     "cpu_offload_gb": (0, None),
     "enable_sleep_mode": (False, None),
@@ -128,7 +128,6 @@ WITHOUT_EFFECT: dict[str, str] = {
     "data_parallel_backend": _PROCESSES,
     "override_neuron_config": "it is for another device",
     "disable_mm_preprocessor_cache": "the model reads text",
-    "mm_processor_cache_gb": "the model reads text",
     "mm_encoder_tp_mode": "the model reads text",
     "skip_mm_profiling": "the model reads text",
     "logits_processor_pattern": "no server takes processors by name",
@@ -221,6 +220,11 @@ class EngineArgs:
         "Tokens computed in one step at most; by default 512 on a CPU, 8192 on a GPU, or max_model_len where prompts may not be split.",
     )
     enable_chunked_prefill: bool = option(True, "Split long prompts over several steps.")
+    limit_mm_per_prompt: dict[str, Any] = option(
+        {}, "How many media a prompt may have, by modality: image, video, audio; by default any number."
+    )
+    mm_processor_kwargs: dict[str, Any] = option({}, "Options for the model's processor of media.")
+    mm_processor_cache_gb: float = option(1.0, "GiB of processed media that are kept in case they come again.")
     scheduling_policy: str = option(
         "fcfs", "fcfs: first come, first served; priority: lower values first.", ("fcfs", "priority")
     )
@@ -258,6 +262,26 @@ class EngineArgs:
 
 
 @dataclass(frozen=True, slots=True)
+class MediaConfig:
+    """How a model takes media."""
+
+    token_ids: Mapping[Modality, int]
+    """Modality that it takes → the token that an embedding has in a prompt"""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Modality → how many a prompt may have; without an entry any number"""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """For the processor, with every item"""
+    leads: bool = False
+    """Placeholders may be left out: media come before the text"""
+    cache_bytes: int = 1 << 30
+    """What is kept of items that may come again"""
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        return tuple(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The model that runs."""
 
@@ -285,6 +309,8 @@ class ModelConfig:
     seed: int
     pooling: Pooling | None = None
     """How it pools; None: it generates."""
+    media: MediaConfig | None = None
+    """How it takes media; None: it takes text only."""
 
     @property
     def tokenizer(self) -> str | None:

@@ -7,10 +7,14 @@ All are msgspec structs: a connection between processes encodes them as they are
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import BeamSearchParams, SamplingParams
+
+Modality = Literal["image", "video", "audio"]
 
 
 class Array(Struct, array_like=True):
@@ -24,7 +28,7 @@ class Array(Struct, array_like=True):
 class Media(Struct, array_like=True):
     """An image, a video or a sound of a prompt, as the model's tower takes it."""
 
-    modality: str
+    modality: Modality
     key: bytes  # names its content, and how that was prepared
     spans: list[tuple[int, int]]  # runs [first, end) of the prompt's positions that its embeddings belong to, in order
     features: dict[str, Array]

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from vllm import env
-from vllm.config import CacheConfig, EngineArgs, EngineConfig, ModelConfig, SchedulerConfig
+from vllm.config import CacheConfig, EngineArgs, EngineConfig, MediaConfig, ModelConfig, SchedulerConfig
 from vllm.device import choose_device, native_bfloat16, usable_cores
 from vllm.errors import ConfigError, did_you_mean
 from vllm.inputs.chat import ChatRenderer
 from vllm.inputs.chat_template import find_templates
+from vllm.inputs.media.item import MODALITIES
+from vllm.inputs.media.processor import MediaProcessor
 from vllm.inputs.prepare import Limits, Preparer, find_eos_token_ids
 from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
 from vllm.loader.config import check_sizes, dtype_of, read_config, read_generation_config
 from vllm.loader.find import find_model
 from vllm.logging import get_logger
-from vllm.models.registry import architecture_of, read_as_they_stand
+from vllm.models.registry import architecture_of, media_tokens, read_as_they_stand
 from vllm.models.tasks import native_length, resolve_pooling
 from vllm.plugins import load_plugins
 from vllm.pooling_params import PoolerConfig, Pooling
@@ -84,6 +86,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         logprobs_mode=args.logprobs_mode,
         seed=args.seed,
         pooling=pooling,
+        media=_media(args, hf_config),
     )
     scheduler = _scheduler(args, max_model_len, device)
     cache = CacheConfig(
@@ -115,7 +118,11 @@ def memory_share(args: EngineArgs) -> float:
 def make_preparer(model: ModelConfig, tokenizer: Tokenizer | None) -> Preparer:
     """Return what turns prompts into requests of a model."""
     limits = Limits(model.vocab_size, model.max_model_len, model.max_logprobs)
-    return Preparer(tokenizer, limits, eos_token_ids=model.eos_token_ids, seed=model.seed)
+    media = None
+    if model.media is not None:
+        folder = Path(model.tokenizer_path or model.path)
+        media = MediaProcessor(folder, model.media, tokenizer, model.trust_remote_code)
+    return Preparer(tokenizer, limits, eos_token_ids=model.eos_token_ids, seed=model.seed, media=media)
 
 
 def make_chat_renderer(model: ModelConfig, tokenizer: Tokenizer | None) -> ChatRenderer:
@@ -188,6 +195,25 @@ def _pooling(args: EngineArgs, hf_config: Any, path: Path) -> Pooling | None:
         pooler_config=PoolerConfig(**given) if given else None,
         impl=args.model_impl,
     )
+
+
+def _media(args: EngineArgs, hf_config: Any) -> MediaConfig | None:
+    """Settle how the model takes media; None: it takes text only."""
+    token_ids = media_tokens(hf_config, args.model_impl)
+    if token_ids is None:
+        return None
+    limits: dict[str, int] = {}
+    for modality, most in args.limit_mm_per_prompt.items():
+        if modality not in MODALITIES:
+            raise ConfigError(
+                f"limit_mm_per_prompt has {modality!r}; it takes {', '.join(MODALITIES)}.{did_you_mean(modality, MODALITIES)}"
+            )
+        count = most.get("count", 1) if isinstance(most, dict) else most
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ConfigError(f"limit_mm_per_prompt[{modality!r}]={most!r} must be a number of media")
+        limits[modality] = count
+    cache_bytes = int(args.mm_processor_cache_gb * 2**30)
+    return MediaConfig(token_ids, limits, args.mm_processor_kwargs, cache_bytes=cache_bytes)
 
 
 def _max_model_len(args: EngineArgs, hf_config: Any, path: Path) -> int:

@@ -33,6 +33,10 @@ class Rope:
     stretch: Stretch
     interleaved: bool = False
     """Pairs are neighbours, not halves."""
+    sections: tuple[int, ...] = ()
+    """How many pairs belong to a token's position in time, in height and in width; empty: all to its only one"""
+    spread: bool = False
+    """Pairs of the sections take turns as long as they last, those of time fill up; else they stand one after another."""
 
 
 class Rotary(nn.Module):
@@ -47,6 +51,50 @@ class Rotary(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         return ops.rotary(q, k, self.table, positions, self.interleaved)
+
+
+class SpatialRotary(nn.Module):
+    """Rotates q and k by positions in time, height and width.  [T, H, E], [T, G, E], [T] -> same shapes
+
+    Before a step, `fill` makes a table of it, a row for each of its tokens; all layers read that.
+    """
+
+    table: Tensor
+
+    def __init__(self, rope: Rope, max_model_len: int, device: torch.device) -> None:
+        super().__init__()
+        self.interleaved = rope.interleaved
+        self.register_buffer("table", cos_sin_table(rope, max_model_len).to(device), persistent=False)
+        self._axes = torch.tensor(2 * pair_axes(rope), device=device)  # of cosines, then of sines
+        self._step = self._rows = torch.empty(0, device=device)
+
+    def make_room(self, max_tokens: int) -> None:
+        """Be ready for steps of up to so many tokens."""
+        self._step = torch.zeros(max_tokens, self.table.shape[1], device=self.table.device)
+        self._rows = torch.arange(max_tokens, device=self.table.device)
+
+    def fill(self, positions: Tensor) -> None:
+        """Take the positions of a step's tokens.  [3, T] int64"""
+        every = self.table[positions]  # [3, T, width]
+        count = positions.shape[1]
+        chosen = self._axes.expand(1, count, -1)
+        self._step[:count] = every.gather(0, chosen)[0]
+
+    def forward(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.rotary(q, k, self._step, self._rows[: len(positions)], self.interleaved)
+
+
+def pair_axes(rope: Rope) -> list[int]:
+    """Return which of the three positions turns each pair.  -> [width / 2]"""
+    count = rope.width // 2
+    if not rope.spread:
+        axes = [axis % 3 for axis, size in enumerate(rope.sections) for _ in range(size)]
+        return axes[:count]
+    axes = [0] * count
+    for axis in (1, 2):
+        for pair in range(axis, min(3 * rope.sections[axis], count), 3):
+            axes[pair] = axis
+    return axes
 
 
 class NoRotary(nn.Module):

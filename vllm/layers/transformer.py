@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vllm.kv_cache.spec import CacheSpec, Scratch
 from vllm.layers.embedding import Head
+from vllm.layers.media import Deepened, MediaInput, Seeing
 from vllm.layers.pooler import Pooler
 from vllm.layers.step import Step
 from vllm.ops.matrix import Matrix
@@ -58,6 +59,8 @@ class Transformer(nn.Module):
         self.head = head
         self.ignored_names = ignored_names
         self.base_prefix = base_prefix
+        self.seeing: Seeing | None = None
+        """What it sees or hears with"""
 
     def forward(self, step: Step) -> Tensor:
         """Return the hidden state of every token of the step.  -> [T, D]"""
@@ -65,6 +68,13 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, step)
         return self.norm(x)
+
+    def see(self, seeing: Seeing) -> None:
+        """Have it read what a tower makes of media, beside texts."""
+        self.seeing = seeing
+        self.entry = entry = MediaInput(self.entry, seeing.num_deep)
+        for index in range(seeing.num_deep):
+            self.blocks[index] = Deepened(self.blocks[index], entry, index)
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:

@@ -22,7 +22,7 @@ from vllm.layers.norm import HeadsNorm, LayerNorm, RmsNorm
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
 from vllm.layers.position_bias import Alibi, Buckets, RelativeBias, alibi_slopes
-from vllm.layers.rotary import NoRotary, Rope, Rotary
+from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary
 from vllm.layers.transformer import Transformer
 from vllm.models.build_recurrent import build_recurrent
 from vllm.models.spec import AttentionSpec, LayerSpec, Mixer, MlpSpec, MoeSpec, TransformerSpec
@@ -68,7 +68,7 @@ class Builder:
     max_model_len: int
     pooler: Pooler | None
     """The head of a model that pools; else one is made that generates."""
-    rotaries: dict[Rope, Rotary] = field(default_factory=dict)
+    rotaries: dict[Rope, Rotary | SpatialRotary] = field(default_factory=dict)
     """Layers with the same rope share one table."""
     biases: dict[Buckets, RelativeBias] = field(default_factory=dict)
     """Layers with the same learned bias share it."""
@@ -292,7 +292,8 @@ class Builder:
         if rope is None:
             return NoRotary()
         if rope not in self.rotaries:
-            self.rotaries[rope] = Rotary(rope, self.max_model_len, self.placement.device)
+            kind = SpatialRotary if rope.sections else Rotary
+            self.rotaries[rope] = kind(rope, self.max_model_len, self.placement.device)
         return self.rotaries[rope]
 
     def name(self, role: str, index: int, expert: int = 0) -> str:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.errors import ConfigError, ModelError, did_you_mean
+from vllm.messages import Modality
 from vllm.models.foreign_names import DECODERS
+from vllm.models.media.kinds import KINDS
 from vllm.pooling_params import Pooling
 
 if TYPE_CHECKING:
@@ -53,7 +55,6 @@ ARCHITECTURES: Mapping[str, str] = {
     "GPTNeoXForCausalLM": "gpt:gpt_neox",
     "Gemma2ForCausalLM": "gemma:gemma2",
     "Gemma3ForCausalLM": "gemma:gemma3",
-    "Gemma3ForConditionalGeneration": "gemma:gemma3_multimodal",
     "GemmaForCausalLM": "gemma:gemma",
     "Glm4ForCausalLM": "kin:glm4",
     "GlmForCausalLM": "kin:glm",
@@ -268,6 +269,19 @@ def comes_with(config: Any, auto_class: str) -> bool:
     return trusted and auto_class in (getattr(config, "auto_map", None) or {})
 
 
+def media_tokens(config: Any, impl: str = "auto") -> dict[Modality, int] | None:
+    """Return the tokens that embeddings of media have in prompts, by modality; None for a model that takes text only."""
+    media = KINDS.get(find(config, impl).name)
+    if media is None:
+        return None
+    older = {name: name.replace("_token_id", "_token_index") for name in media.placeholders.values()}
+    found = {
+        modality: getattr(config, name, getattr(config, older[name], None))
+        for modality, name in media.placeholders.items()
+    }
+    return {modality: token for modality, token in found.items() if token is not None}
+
+
 def build(
     config: Any,
     placement: Placement,
@@ -303,9 +317,15 @@ def build(
     if pooling is None:
         if not spec.is_causal:
             raise ModelError(f"{architecture.name}: its tokens see those behind them, so it can't generate; it pools")
-        return build_transformer(spec, placement, max_model_len)
-    pooler = make_pooler(architecture, config, Body.of(spec), pooling, placement, folder)
-    return build_transformer(spec, placement, max_model_len, pooler)
+        model = build_transformer(spec, placement, max_model_len)
+    else:
+        pooler = make_pooler(architecture, config, Body.of(spec), pooling, placement, folder)
+        model = build_transformer(spec, placement, max_model_len, pooler)
+    if architecture.name in KINDS:
+        from vllm.models.media.build import load_seeing
+
+        model.see(load_seeing(architecture.name, config, placement, None if dummy else folder))
+    return model
 
 
 def spec_of(config: Any) -> TransformerSpec:
@@ -318,6 +338,13 @@ def spec_of(config: Any) -> TransformerSpec:
     if not isinstance(spec, TransformerSpec):
         raise ModelError(f"{known.name}: {known.body} returned a {type(spec).__name__} instead of a TransformerSpec")
     return _both_ways(spec) if known.both_ways else spec
+
+
+def family_of(name: str) -> Callable[..., Any] | None:
+    """Return the family of an architecture of text; None if it has none here."""
+    if name not in ARCHITECTURES:
+        return None
+    return load_definition(Architecture(name, _base(name), _family(ARCHITECTURES[name]), "generate"))
 
 
 def load_definition(architecture: Architecture) -> Callable[..., Any]:
@@ -398,6 +425,8 @@ def _parse(name: str, config: Any) -> Architecture | None:
     if name in _registered:
         head = next((head for end, head in HEADS.items() if name.endswith(end)), "generate")
         return Architecture(name, _base(name), _registered[name], head)
+    if name in KINDS:
+        return Architecture(name, _base(name), "vllm.models.media.build:text_spec", "generate")
     if name in ARCHITECTURES:
         return Architecture(name, _base(name), _family(ARCHITECTURES[name]), "generate")
     if name == "HF_ColBERT":

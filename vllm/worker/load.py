@@ -27,6 +27,7 @@ from vllm.loader.fill import fill
 from vllm.loader.read import check_files, tensors
 from vllm.logging import get_logger
 from vllm.models.heads import head_files
+from vllm.models.media.build import text_tensors
 from vllm.models.registry import build
 from vllm.ops import attention_backend
 from vllm.ops.attention import AttentionBackend, CacheBackend
@@ -39,6 +40,7 @@ from vllm.sampling.sampler import Sampler
 from vllm.worker.forward import HiddenStates, Logits
 from vllm.worker.generation import Generation
 from vllm.worker.measure import measure
+from vllm.worker.media import MediaStates
 from vllm.worker.memory import MemoryPlan, plan_memory
 from vllm.worker.pooling import PooledStates
 from vllm.worker.runner import ModelRunner, Purpose
@@ -89,6 +91,10 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     kept = tuple(group for group in groups if not isinstance(group.spec, Scratch))
     scratch = tuple(group for group in groups if isinstance(group.spec, Scratch))
     scheduler = _whole_prompts(config.scheduler) if model.whole_prompts else config.scheduler
+    media = None
+    if model.seeing is not None:
+        scheduler = replace(scheduler, whole_media=model.seeing.whole)
+        media = MediaStates(model, scheduler.max_num_batched_tokens, dtype, device)
     paged = [spec for spec in model.cache_specs if not isinstance(spec, State)]
     attention = attention_backend(paged, dtype, device, config.cache.block_size, config.cache.quantized)
     memory = _CacheMemory(attention, StateMemory(device), config.cache, dtype)
@@ -105,7 +111,7 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
         config.cache,
         scheduler,
         [memory.block_bytes(group) * len(group.layers) for group in kept],
-        model.num_bytes,
+        model.num_bytes + (0 if media is None else media.num_bytes),
         activations + sum(num_scratch * memory.block_bytes(group) for group in scratch),
         free,
     )
@@ -116,7 +122,7 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     caches = memory.allocate(kept, plan.num_blocks) | memory.allocate_shared(scratch, num_scratch)
     hidden = HiddenStates(model, _step(tables, memory, kept + scratch, caches))
     backends = tuple(memory.backend(group.spec) for group in kept)
-    runner = ModelRunner(kept, hidden.step.caches, backends, tables, hidden, _purpose(config, hidden, tables))
+    runner = ModelRunner(kept, hidden.step.caches, backends, tables, hidden, _purpose(config, hidden, tables), media)
     logger.info("ready after %.2f s", time.monotonic() - began)
     return Loaded(runner, plan, kept, scheduler, group)
 
@@ -191,7 +197,9 @@ def _fill(config: EngineConfig, model: Transformer, files: list[Path], progress:
     if not files:
         fill_dummy(model.windows(), seed=config.model.seed, device=config.device)
         return
-    found = itertools.chain(tensors(files, progress=progress), _head_tensors(config))
+    found: Iterator[tuple[str, Tensor]] = itertools.chain(tensors(files, progress=progress), _head_tensors(config))
+    if model.seeing is not None:
+        found = text_tensors(found)
     fill(model.windows(), found, model.ignored_names, where=config.model.path, prefixes=(model.base_prefix,))
 
 

@@ -13,6 +13,7 @@ from vllm.kv_cache.spec import CacheGroup
 from vllm.messages import Batch, RowOutput, Sequence, StepOutput
 from vllm.ops.attention import CacheBackend
 from vllm.worker.forward import HiddenStates
+from vllm.worker.media import MediaStates
 from vllm.worker.tables import Packed, SlotTables
 
 
@@ -55,6 +56,7 @@ class ModelRunner:
         tables: SlotTables,
         hidden: HiddenStates,
         purpose: Purpose,
+        media: MediaStates | None = None,
     ) -> None:
         """`caches` holds one cache per layer that has one, made by its group's backend."""
         self.groups = groups
@@ -63,6 +65,7 @@ class ModelRunner:
         self.tables = tables
         self.hidden = hidden
         self.purpose = purpose
+        self.media = media
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> Started:
@@ -76,5 +79,8 @@ class ModelRunner:
             for layer in self.groups[copy.group].layers:
                 self.backends[copy.group].copy_block(self.caches[layer], copy.source, copy.target)
         packed = self.tables.pack(batch, self.hidden.step.plans)
+        if self.media is not None:
+            self.media.apply(batch, self.tables.sequences)
+            self.media.lay(batch, self.hidden.step, self.tables.sequences)
         hidden = self.hidden.compute(packed.num_tokens)
         return Started(batch.step, self.purpose.start(batch, packed, hidden))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Modality = Literal["image", "video", "audio"]
+from vllm.messages import Modality
+
 MODALITIES: tuple[Modality, ...] = ("image", "video", "audio")
 
 

@@ -13,17 +13,18 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vllm.config import MediaConfig
 from vllm.errors import ModelError, RequestError
 from vllm.inputs.media.assemble import load_processor
-from vllm.inputs.media.item import MediaItem, Modality, Sound
+from vllm.inputs.media.item import MediaItem, Sound
 from vllm.inputs.tokenizer import Tokenizer
-from vllm.messages import Array, Media
+from vllm.messages import Array, Media, Modality
 
 _ARGUMENTS: dict[Modality, str] = {"image": "images", "video": "videos", "audio": "audio"}
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
@@ -45,32 +46,15 @@ class Prepared:
         return sum(len(array.data) for array in self.features.values())
 
 
-@dataclass(slots=True)
-class MediaRules:
-    """How a model takes media."""
-
-    modalities: tuple[Modality, ...]
-    token_ids: Mapping[Modality, int]
-    """The token that an embedding of a medium has in a prompt"""
-    limits: Mapping[str, int] = field(default_factory=dict)
-    """Modality → how many a prompt may have; without an entry any number"""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """For the processor, with every item"""
-    leads: bool = False
-    """Placeholders may be left out where the model has media before all text"""
-    cache_bytes: int = 1 << 30
-    """What is kept of items that may come again"""
-
-
 class MediaProcessor:
     """Prepares prompts with media for one model.  It may be called from several threads."""
 
     def __init__(
-        self, folder: Path, rules: MediaRules, tokenizer: Tokenizer | None, trust_remote_code: bool = False
+        self, folder: Path, config: MediaConfig, tokenizer: Tokenizer | None, trust_remote_code: bool = False
     ) -> None:
         """`folder` has the processor's files, which are read when the first medium comes."""
         self.folder = folder
-        self.rules = rules
+        self.config = config
         self.tokenizer = tokenizer
         self._trust = trust_remote_code
         self._processor: Any = None
@@ -82,10 +66,10 @@ class MediaProcessor:
     def check(self, items: Sequence[MediaItem], where: str) -> None:
         """Raise RequestError for media that the model doesn't take, or too many of them."""
         for modality in {item.modality for item in items}:
-            if modality not in self.rules.modalities:
-                takes = ", ".join((*self.rules.modalities, "text"))
+            if modality not in self.config.modalities:
+                takes = ", ".join((*self.config.modalities, "text"))
                 raise RequestError(f"{where} has {modality} media; the model takes {takes}", "multi_modal_data")
-            count, most = sum(item.modality == modality for item in items), self.rules.limits.get(modality)
+            count, most = sum(item.modality == modality for item in items), self.config.limits.get(modality)
             if most is not None and count > most:
                 raise RequestError(
                     f"{where} has {count} {modality} items; at most {most} may be given (limit_mm_per_prompt)",
@@ -108,7 +92,7 @@ class MediaProcessor:
         self.check(items, where)
         if self.tokenizer is None:
             raise RequestError(f"{where} has media, but the engine runs without a tokenizer", "multi_modal_data")
-        options = {**self.rules.options, **options}
+        options = {**self.config.options, **options}
         prepared = [self._prepare(item, options, where) for item in items]
         if token_ids is None:
             tokens = self.tokenizer.encode(self._filled(text or "", items, prepared, where), add_special_tokens)
@@ -127,7 +111,7 @@ class MediaProcessor:
             prepared = self._process(key, item, options, where)
             self._known[key] = prepared
             self._num_bytes += prepared.num_bytes
-            while self._num_bytes > self.rules.cache_bytes and len(self._known) > 1:
+            while self._num_bytes > self.config.cache_bytes and len(self._known) > 1:
                 self._num_bytes -= self._known.popitem(last=False)[1].num_bytes
         return prepared
 
@@ -190,7 +174,7 @@ class MediaProcessor:
         """Put the stand-ins in the places of the placeholders."""
         queues = _queues(items, prepared)
         marks = {modality: self.placeholder(modality, where) for modality in queues}
-        if self.rules.leads and not any(mark in text for mark in marks.values()):
+        if self.config.leads and not any(mark in text for mark in marks.values()):
             text = "".join(marks[item.modality] for item in items) + text
         parts, at = [], 0
         while True:
@@ -239,7 +223,7 @@ class MediaProcessor:
         """Find the runs of tokens that each item's embeddings belong to."""
         assert self.tokenizer is not None
         every, media = np.array(tokens), []
-        for modality, token in self.rules.token_ids.items():
+        for modality, token in self.config.token_ids.items():
             places = np.flatnonzero(every == token)
             used = 0
             for item, done in zip(items, prepared, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
@@ -40,17 +39,6 @@ def gemma3(config: Any) -> TransformerSpec:
     """
     layers = _sandwiches(config, head_norm="head", causal=not config.use_bidirectional_attention)
     return _decoder(config, layers, names=SANDWICH_NAMES)
-
-
-def gemma3_multimodal(config: Any) -> TransformerSpec:
-    """The text half of a gemma3 that can also see; its images are not supported."""
-    spec = gemma3(config.get_text_config())
-    return replace(
-        spec,
-        names={role: f"language_model.{name}" for role, name in spec.names.items()},
-        base_prefix="language_model.",
-        ignored_names=(*spec.ignored_names, "vision_tower.*", "multi_modal_projector.*"),
-    )
 
 
 def _decoder(config: Any, layers: tuple[LayerSpec, ...], **fields: Any) -> TransformerSpec:

@@ -1,0 +1,86 @@
+"""From a config to a decoder that reads what a tower saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vllm.errors import ModelError
+from vllm.layers.media import Seeing
+from vllm.layers.placement import Placement
+from vllm.models.media.kinds import KINDS, TEXT_FAMILIES
+from vllm.models.media.spec import MediaSpec
+from vllm.models.media.tower import load_tower
+from vllm.models.spec import AttentionSpec, TransformerSpec
+
+
+def text_spec(config: Any) -> TransformerSpec:
+    """Return the decoder of a model that takes media.  Raises ModelError if its text part is of no family."""
+    media, text = media_spec(config), config.get_text_config()
+    spec = (media.text or _family_of(text))(text)
+    if media.positions == "spatial":
+        spec = replace(spec, layers=tuple(replace(layer, mixer=_spatial(layer.mixer, text)) for layer in spec.layers))
+    # what is not of the text part is read by transformers, which also says if something is missing
+    return replace(spec, tied=bool(config.tie_word_embeddings), ignored_names=("*",))
+
+
+def media_spec(config: Any) -> MediaSpec:
+    """Return how the first known architecture of a config takes media."""
+    return next(KINDS[name] for name in config.architectures if name in KINDS)
+
+
+def _family_of(text: Any) -> Callable[[Any], TransformerSpec]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from vllm.models.registry import family_of
+
+    name = TEXT_FAMILIES.get(text.model_type) or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type, "")
+    found = family_of(name)
+    if found is None:
+        raise ModelError(f"a text part of the type {text.model_type!r} is of no family here")
+    return found
+
+
+def _spatial(mixer: Any, text: Any) -> Any:
+    """Have a layer's rotary embedding share its pairs out to three positions."""
+    if not isinstance(mixer, AttentionSpec) or mixer.rope is None:
+        return mixer
+    sections = tuple(text.rope_parameters.get("mrope_section") or ())
+    if not sections:
+        raise ModelError("the config's rope parameters have no mrope_section")
+    spread = bool(text.rope_parameters.get("mrope_interleaved", False))
+    return replace(mixer, rope=replace(mixer.rope, sections=sections, spread=spread))
+
+
+def load_seeing(architecture: str, config: Any, placement: Placement, folder: Path | None) -> Seeing:
+    """Load what a model sees with; without a folder its weights are random."""
+    width = config.get_text_config().hidden_size
+    tower = load_tower(architecture, config, folder, width, placement.dtype, placement.device)
+    deep = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
+    return Seeing(tower, len(deep), media_spec(config).sees == "medium")
+
+
+def text_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield a checkpoint's tensors, those of the text part under the names that they have in a model of text."""
+    for name, tensor in tensors:
+        if name.endswith("lm_head.weight"):
+            yield "lm_head.weight", tensor
+            continue
+        prefix = next((prefix for prefix in _TEXT_PREFIXES if name.startswith(prefix)), "")
+        yield ("model." + name.removeprefix(prefix) if prefix else name), tensor
+
+
+_TEXT_PREFIXES = (
+    "model.language_model.model.",
+    "model.language_model.",
+    "language_model.model.",
+    "language_model.",
+    "model.text_model.",
+    "text_model.",
+    "llm.model.",
+)
+"""Where checkpoints have their text part, longest first."""

@@ -1,0 +1,26 @@
+"""What a model that sees or hears is, beside the decoder that reads what it saw: an adapter is one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vllm.messages import Modality
+from vllm.models.spec import TransformerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class MediaSpec:
+    """How the parts of a model that takes media are joined."""
+
+    placeholders: Mapping[Modality, str] = field(default_factory=lambda: {"image": "image_token_id"})
+    """Modality → field of the config with the token that stands in its place"""
+    positions: Literal["plain", "spatial"] = "plain"
+    """spatial: a token has three positions, in time, height and width, which share out the pairs of its rotary embedding"""
+    sees: Literal["past", "medium"] = "past"
+    """medium: tokens of one medium also see those behind them, as far as that medium goes"""
+    leads: bool = False
+    """Placeholders may be left out of a text: media come first"""
+    text: Callable[[Any], TransformerSpec] | None = None
+    """From the text part's config to a decoder; None: the family of that config's model type"""

@@ -1,0 +1,175 @@
+"""transformers' own encoder and projector of a model, run as they are, one item at a time.
+
+The model is loaded without the layers of its text part, so that names and shapes of the checkpoint are transformers' affair.
+One item at a time, since products of several at once may round otherwise: what a medium comes to would depend on its company.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vllm.errors import ModelError
+from vllm.messages import Array, Media
+
+
+class Tower:
+    """What turns media into embeddings."""
+
+    def __init__(self, module: Any, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        """`width` is that of an embedding."""
+        self.module = module
+        self.width = width
+        self.dtype = dtype
+        self.device = device
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that its weights take."""
+        return sum(tensor.nbytes for tensor in (*self.module.parameters(), *self.module.buffers()))
+
+    def encode(self, media: Media) -> list[Tensor]:
+        """Return a medium's embeddings, then what is to be added after each of the first layers.  -> [n, D] each
+
+        Raises ModelError if they are not as many as the prompt has places for.
+        """
+        features = self._tensors(media.features)
+        if "embeds" in features:
+            found = [features["embeds"].to(self.dtype)]
+        else:
+            method = self._method(media.modality)
+            takes = inspect.signature(method).parameters
+            found = embeddings_of(
+                method(**{name: value for name, value in features.items() if name in takes}), self.width
+            )
+        for tensor in found:
+            if tuple(tensor.shape) != (media.count, self.width):
+                raise ModelError(
+                    f"the tower made {tuple(tensor.shape)} of a {media.modality} that has {media.count} places of width "
+                    f"{self.width}"
+                )
+        return found
+
+    def positions(self, token_ids: list[int], media: list[Media]) -> tuple[Tensor, int]:
+        """Return the positions of a prompt's tokens in time, height and width, and what is added to later ones' index.
+
+        -> [3, n] int64
+        """
+        types = torch.zeros(1, len(token_ids), dtype=torch.int32)
+        grids: dict[str, list[Tensor]] = {}
+        for one in media:
+            for first, end in one.spans:
+                types[0, first:end] = _TYPES[one.modality]
+            for name, value in self._tensors(one.features).items():
+                if name.endswith("_grid_thw"):
+                    grids.setdefault(name, []).append(value.cpu())
+        found, shift = self.module.model.get_rope_index(
+            torch.tensor([token_ids]),
+            mm_token_type_ids=types,
+            **{name: torch.cat(each) for name, each in grids.items()},
+        )
+        return found[:, 0], int(shift.flatten()[0])
+
+    def _method(self, modality: str) -> Callable[..., Any]:
+        method: Callable[..., Any] | None = getattr(self.module, f"get_{modality}_features", None)
+        if method is None:
+            method = getattr(getattr(self.module, "model", None), f"get_{modality}_features", None)
+        if method is None:
+            raise ModelError(f"{type(self.module).__name__} of transformers has no tower for {modality} media")
+        return method
+
+    def _tensors(self, features: Mapping[str, Array]) -> dict[str, Tensor]:
+        tensors = {}
+        for name, array in features.items():
+            tensor = tensor_of(array).to(self.device)
+            tensors[name] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        return tensors
+
+
+_TYPES = {"image": 1, "video": 2, "audio": 3}
+
+
+def tensor_of(array: Array) -> Tensor:
+    """Return the tensor that bytes stand for."""
+    dtype = getattr(torch, array.dtype)
+    if not array.data:
+        return torch.empty(array.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(array.data), dtype=dtype).view(array.shape)
+
+
+def embeddings_of(output: Any, width: int) -> list[Tensor]:
+    """Return what transformers' towers give in one form: embeddings, and those for deeper layers.  -> [n, D] each"""
+    deep = getattr(output, "deepstack_features", None)
+    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], list):  # older versions
+        output, deep = output
+    for name in ("pooler_output", "last_hidden_state"):
+        if getattr(output, name, None) is not None:
+            output = getattr(output, name)
+            break
+    return [_joined(part, width) for part in (output, *(deep or ()))]
+
+
+def _joined(part: Any, width: int) -> Tensor:
+    if isinstance(part, (list, tuple)):
+        return torch.cat([_joined(one, width) for one in part])
+    joined: Tensor = part.reshape(-1, width)
+    return joined
+
+
+def load_tower(
+    architecture: str, config: Any, folder: Path | None, width: int, dtype: torch.dtype, device: torch.device
+) -> Tower:
+    """Load all of a model but its text part; without a folder its weights are random.
+
+    Raises ModelError if transformers can't, or weights are missing.
+    """
+    import transformers
+
+    kind: Any = getattr(transformers, architecture, None)
+    if kind is None:
+        raise ModelError(f"{architecture} is not known to transformers {transformers.__version__}")
+    missing: list[str] = []
+    try:
+        if folder is None:
+            module = kind._from_config(_without_text(config), dtype=dtype)
+        else:
+            module, found = kind.from_pretrained(
+                folder, config=_without_text(config), dtype=dtype, output_loading_info=True
+            )
+            missing = sorted(found["missing_keys"])
+    except Exception as error:  # each class refuses in its own way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{architecture}: transformers can't load its tower: {reason}") from error
+    if missing:
+        raise ModelError(
+            f"{folder}: the checkpoint and its config.json do not fit; {len(missing)} weights of the tower are not in it: "
+            f"{', '.join(missing[:5])}"
+        )
+    _drop_text(module)
+    return Tower(module.to(device).eval().requires_grad_(False), width, dtype, device)
+
+
+def _without_text(config: Any) -> Any:
+    """Return a config whose text part has no layers."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = 0
+    for name, value in vars(text).items():
+        if name.endswith("layer_types") and isinstance(value, list):
+            setattr(text, name, [])
+    return config
+
+
+def _drop_text(module: Any) -> None:
+    """Drop what is left of the text part: the embeddings of its tokens, and its head."""
+    decoder = module.get_decoder() if hasattr(module, "get_decoder") else None
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if child is decoder or (parent is module and name == "lm_head"):
+                setattr(parent, name, nn.Identity())
