@@ -9,13 +9,14 @@ architectures that are not part of this package.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.messages import Modality
+from vllm.models.architectures import ARCHITECTURES, ENCODERS, FALLBACKS, HEADS
 from vllm.models.foreign_names import DECODERS
 from vllm.models.media.kinds import KINDS
 from vllm.pooling_params import Pooling
@@ -28,140 +29,6 @@ if TYPE_CHECKING:
 Definition = str | Callable[..., Any]
 """What an architecture is made of: a function from its config to a `TransformerSpec`, or a subclass of `Transformer` that
 takes (config, placement, max_model_len); or where that is, as "package.module:name", imported when it is needed."""
-
-ARCHITECTURES: Mapping[str, str] = {
-    "AquilaForCausalLM": "era:plain",
-    "AquilaModel": "era:plain",
-    "ArceeForCausalLM": "kin:arcee",
-    "BaiChuanForCausalLM": "era:baichuan",
-    "BaichuanForCausalLM": "era:baichuan",
-    "BioGptForCausalLM": "gpt_kin:biogpt",
-    "BloomForCausalLM": "gpt_kin:bloom",
-    "ChatGLMForConditionalGeneration": "era:chatglm",
-    "ChatGLMModel": "era:chatglm",
-    "Cohere2ForCausalLM": "kin:cohere2",
-    "CohereForCausalLM": "kin:cohere",
-    "CwmForCausalLM": "kin:windowed",
-    "DeciLMForCausalLM": "era:decilm",
-    "DeepseekForCausalLM": "era:deepseek",
-    "Ernie4_5ForCausalLM": "kin:ernie4_5",
-    "Exaone4ForCausalLM": "kin:exaone4",
-    "ExaoneForCausalLM": "era:exaone",
-    "FalconForCausalLM": "gpt_kin:falcon",
-    "FalconMambaForCausalLM": "mamba:falcon_mamba",
-    "GPT2LMHeadModel": "gpt:gpt2",
-    "GPTBigCodeForCausalLM": "gpt_kin:gpt_bigcode",
-    "GPTJForCausalLM": "gpt_kin:gptj",
-    "GPTNeoXForCausalLM": "gpt:gpt_neox",
-    "Gemma2ForCausalLM": "gemma:gemma2",
-    "Gemma3ForCausalLM": "gemma:gemma3",
-    "GemmaForCausalLM": "gemma:gemma",
-    "Glm4ForCausalLM": "kin:glm4",
-    "GlmForCausalLM": "kin:glm",
-    "GraniteForCausalLM": "kin:granite",
-    "HeliumForCausalLM": "kin:ernie4_5",
-    "InternLM2ForCausalLM": "era:internlm2",
-    "InternLM3ForCausalLM": "llama:internlm3",
-    "InternLMForCausalLM": "era:plain",
-    "Jais2ForCausalLM": "kin:jais2",
-    "Lfm2ForCausalLM": "lfm2:lfm2",
-    "LLaMAForCausalLM": "llama:llama",
-    "LlamaForCausalLM": "llama:llama",
-    "MPTForCausalLM": "gpt_kin:mpt",
-    "Mamba2ForCausalLM": "mamba:mamba2",
-    "MambaForCausalLM": "mamba:mamba",
-    "MiniCPMForCausalLM": "era:minicpm",
-    "MinistralForCausalLM": "kin:windowed",
-    "MistralForCausalLM": "llama:mistral",
-    "MixtralForCausalLM": "moe:mixtral",
-    "MptForCausalLM": "gpt_kin:mpt",
-    "NemotronForCausalLM": "kin:nemotron",
-    "OLMo2ForCausalLM": "kin:olmo2",
-    "OLMoEForCausalLM": "moe:olmoe",
-    "OLMoForCausalLM": "kin:olmo",
-    "OPTForCausalLM": "gpt:opt",
-    "Olmo2ForCausalLM": "kin:olmo2",
-    "Olmo3ForCausalLM": "kin:olmo2",
-    "OlmoForCausalLM": "kin:olmo",
-    "OlmoeForCausalLM": "moe:olmoe",
-    "OrionForCausalLM": "era:orion",
-    "PersimmonForCausalLM": "gpt_kin:persimmon",
-    "Phi3ForCausalLM": "llama:phi3",
-    "PhiForCausalLM": "gpt_kin:phi",
-    "QWenLMHeadModel": "era:qwen1",
-    "Qwen2ForCausalLM": "llama:qwen2",
-    "Qwen2MoeForCausalLM": "moe:qwen2_moe",
-    "Qwen3ForCausalLM": "llama:qwen3",
-    "Qwen3MoeForCausalLM": "moe:qwen3_moe",
-    "Qwen3NextForCausalLM": "qwen_next:qwen3_next",
-    "Qwen3_5ForCausalLM": "qwen_next:qwen3_5",
-    "SeedOssForCausalLM": "kin:seed_oss",
-    "SmolLM3ForCausalLM": "kin:smollm3",
-    "StableLmForCausalLM": "kin:stablelm",
-    "Starcoder2ForCausalLM": "gpt_kin:starcoder2",
-    "TeleChat2ForCausalLM": "era:telechat2",
-    "XverseForCausalLM": "era:plain",
-}
-"""Architecture that generates → the function that reads its config, as "family:function"."""
-
-ENCODERS: Mapping[str, str] = {
-    "Albert": "bert:albert",
-    "Bert": "bert:bert",
-    "Camembert": "bert:roberta",
-    "DistilBert": "bert:distilbert",
-    "Electra": "bert:electra",
-    "EuroBert": "llama:eurobert",
-    "Gte": "rotary_encoder:gte",
-    "GteNew": "rotary_encoder:gte_new",
-    "JinaBert": "bert:jina_bert",
-    "JinaEmbeddingsV3": "rotary_encoder:jina_v3",
-    "MPNet": "bert:mpnet",
-    "ModernBert": "rotary_encoder:modernbert",
-    "New": "rotary_encoder:gte_new",
-    "NomicBert": "rotary_encoder:nomic_bert",
-    "Roberta": "bert:roberta",
-    "XLMRoberta": "bert:roberta",
-}
-"""Base name of an encoder → the function that reads its config."""
-
-FALLBACKS = (
-    "BigBird",
-    "ConvBert",
-    "Data2VecText",
-    "Deberta",
-    "DebertaV2",
-    "Ernie",
-    "Esm",
-    "FNet",
-    "Flaubert",
-    "IBert",
-    "LayoutLM",
-    "Longformer",
-    "MegatronBert",
-    "MobileBert",
-    "RemBert",
-    "RoCBert",
-    "RoFormer",
-    "RobertaPreLayerNorm",
-    "SqueezeBert",
-    "XLM",
-    "XLMRobertaXL",
-)
-"""Base names of encoders that are computed by transformers' own modules."""
-
-HEADS: Mapping[str, str] = {
-    "ForCausalLM": "generate",
-    "LMHeadModel": "generate",
-    "ForConditionalGeneration": "generate",
-    "ForSequenceClassification": "classify",
-    "ForTokenClassification": "token_classify",
-    "ForProcessRewardModel": "process_reward",
-    "ForRewardModel": "reward",
-    "ForMaskedLM": "embed",
-    "ForPreTraining": "embed",
-    "Model": "embed",
-}
-"""End of an architecture's name → what its head is for."""
 
 _BOTH_WAYS = ("Bidirectional", "Encoder", "Bi")
 """Ends of base names of decoders whose tokens see those behind them too: nvidia's, and two of LLM2Vec."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
 
     try:
         processor = AutoProcessor.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except ImportError as error:
-        processor = _without_videos(folder, error)
     except Exception as error:  # each class refuses in its own way
-        raise _refusal(folder, error) from error
+        if importlib.util.find_spec("torchvision") is not None:
+            raise _refusal(folder, error) from error
+        processor = _without_videos(folder, error)
     if not hasattr(processor, "tokenizer"):
         raise ModelError(
             f"{folder}: no processor of the model was found, but {type(processor).__name__}; put preprocessor_config.json "
@@ -48,8 +49,12 @@ def _without_videos(folder: Path, reason: Exception) -> Any:
     kind: Any = getattr(transformers, name, None)
     if kind is None or "video_processor" not in kind.get_attributes():
         raise _refusal(folder, reason) from reason
-    own: Any = type(name, (kind,), {"check_argument_for_proper_class": lambda self, part, given: type(given)})
-    own.__module__ = kind.__module__
+    body = {
+        "check_argument_for_proper_class": lambda self, part, given: type(given),
+        "__repr__": lambda self: name,
+        "__module__": kind.__module__,
+    }
+    own: Any = type(name, (kind,), body)
     loaders: dict[str, Any] = {
         "tokenizer": transformers.AutoTokenizer,
         "image_processor": transformers.AutoImageProcessor,

@@ -94,7 +94,7 @@ def decoder_of(
         tuple(layer(index) for index in range(config.num_hidden_layers)),
         norm or NormSpec("rms", config.rms_norm_eps),
         NAMES,
-        config.tie_word_embeddings,
+        getattr(config, "tie_word_embeddings", False),  # where it is a part of a model, the whole model says so
     )
     return replace(spec, **fields)
 
@@ -114,7 +114,7 @@ def attention_of(config: Any, layer_type: str | None = None, **fields: Any) -> A
 
 def typed_layer(config: Any, index: int) -> dict[str, Any]:
     """Return what the type of a layer says about its attention: its rope and its window."""
-    layer_type = config.layer_types[index]
+    layer_type = (getattr(config, "layer_types", None) or {index: "full_attention"})[index]
     return {"layer_type": layer_type, "window": config.sliding_window if layer_type == "sliding_attention" else None}
 
 

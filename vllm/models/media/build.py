@@ -12,6 +12,7 @@ from torch import Tensor
 from vllm.errors import ModelError
 from vllm.layers.media import Seeing
 from vllm.layers.placement import Placement
+from vllm.models.media import texts
 from vllm.models.media.kinds import KINDS, TEXT_FAMILIES
 from vllm.models.media.spec import MediaSpec
 from vllm.models.media.tower import load_tower
@@ -21,7 +22,7 @@ from vllm.models.spec import AttentionSpec, TransformerSpec
 def text_spec(config: Any) -> TransformerSpec:
     """Return the decoder of a model that takes media.  Raises ModelError if its text part is of no family."""
     media, text = media_spec(config), config.get_text_config()
-    spec = (media.text or _family_of(text))(text)
+    spec = (getattr(texts, media.text) if media.text else _family_of(text))(text)
     if media.positions == "spatial":
         spec = replace(spec, layers=tuple(replace(layer, mixer=_spatial(layer.mixer, text)) for layer in spec.layers))
     # what is not of the text part is read by transformers, which also says if something is missing
@@ -64,14 +65,30 @@ def load_seeing(architecture: str, config: Any, placement: Placement, folder: Pa
     return Seeing(tower, len(deep), media_spec(config).sees == "medium")
 
 
-def text_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Yield a checkpoint's tensors, those of the text part under the names that they have in a model of text."""
+def text_tensors(tensors: Iterable[tuple[str, Tensor]], width: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield a checkpoint's tensors, those of the text part, of that width, under the names they have in a model of text."""
     for name, tensor in tensors:
         if name.endswith("lm_head.weight"):
             yield "lm_head.weight", tensor
             continue
         prefix = next((prefix for prefix in _TEXT_PREFIXES if name.startswith(prefix)), "")
-        yield ("model." + name.removeprefix(prefix) if prefix else name), tensor
+        yield from _apart("model." + name.removeprefix(prefix) if prefix else name, tensor, width)
+
+
+def _apart(name: str, tensor: Tensor, width: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield the matrices of the experts that some checkpoints have in one tensor, [E, rows, width] or [E, width, rows]."""
+    base, _, last = name.rpartition(".")
+    if not base.endswith(".experts") or last not in ("gate_up_proj", "down_proj"):
+        yield name, tensor
+        return
+    if last == "down_proj":  # its rows are as many as the model is wide
+        down = tensor if tensor.shape[1] == width else tensor.mT
+        yield from ((f"{base}.{index}.down_proj.weight", expert) for index, expert in enumerate(down))
+        return
+    gate, up = (tensor if tensor.shape[2] == width else tensor.mT).chunk(2, dim=1)
+    for index in range(len(tensor)):
+        yield f"{base}.{index}.gate_proj.weight", gate[index]
+        yield f"{base}.{index}.up_proj.weight", up[index]
 
 
 _TEXT_PREFIXES = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from vllm.messages import Modality
 from vllm.models.media.spec import MediaSpec
@@ -11,7 +12,7 @@ _BOTH: Mapping[Modality, str] = {"image": "image_token_id", "video": "video_toke
 _SPATIAL = MediaSpec(_BOTH, positions="spatial")
 
 KINDS: Mapping[str, MediaSpec] = {
-    "AyaVisionForConditionalGeneration": MediaSpec(),
+    "AyaVisionForConditionalGeneration": MediaSpec(text="cohere2"),
     "Gemma3ForConditionalGeneration": MediaSpec(sees="medium"),
     "Idefics3ForConditionalGeneration": MediaSpec(),
     "InternVLForConditionalGeneration": MediaSpec(),
@@ -22,7 +23,7 @@ KINDS: Mapping[str, MediaSpec] = {
     "Qwen2VLForConditionalGeneration": _SPATIAL,
     "Qwen2_5_VLForConditionalGeneration": _SPATIAL,
     "Qwen3VLForConditionalGeneration": _SPATIAL,
-    "Qwen3VLMoeForConditionalGeneration": _SPATIAL,
+    "Qwen3VLMoeForConditionalGeneration": replace(_SPATIAL, text="qwen3_moe"),
     "SmolVLMForConditionalGeneration": MediaSpec(),
     "VipLlavaForConditionalGeneration": MediaSpec(),
 }
@@ -30,7 +31,6 @@ KINDS: Mapping[str, MediaSpec] = {
 TEXT_FAMILIES: Mapping[str, str] = {
     "qwen2_5_vl_text": "Qwen2ForCausalLM",
     "qwen2_vl_text": "Qwen2ForCausalLM",
-    "qwen3_vl_moe_text": "Qwen3MoeForCausalLM",
     "qwen3_vl_text": "Qwen3ForCausalLM",
 }
 """Model type of a text part → the architecture that it is, where transformers has none of that name"""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from vllm.messages import Modality
-from vllm.models.spec import TransformerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,5 +21,5 @@ class MediaSpec:
     """medium: tokens of one medium also see those behind them, as far as that medium goes"""
     leads: bool = False
     """Placeholders may be left out of a text: media come first"""
-    text: Callable[[Any], TransformerSpec] | None = None
-    """From the text part's config to a decoder; None: the family of that config's model type"""
+    text: str = ""
+    """Which function of `texts` makes a decoder of the text part's config; none: the family of its model type"""
