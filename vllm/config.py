@@ -266,7 +266,8 @@ class MediaConfig:
     """How a model takes media."""
 
     token_ids: Mapping[Modality, int]
-    """Modality that it takes → the token that an embedding has in a prompt"""
+    """Modality that it takes → the token that an embedding has in a prompt; -1: transformers computes the model, and all
+    media of a prompt are prepared together"""
     limits: Mapping[str, int] = field(default_factory=dict)
     """Modality → how many a prompt may have; without an entry any number"""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -279,6 +280,11 @@ class MediaConfig:
     @property
     def modalities(self) -> tuple[Modality, ...]:
         return tuple(self.token_ids)
+
+    @property
+    def together(self) -> bool:
+        """All media of a prompt are prepared at once, with its text."""
+        return -1 in self.token_ids.values()
 
 
 @dataclass(frozen=True, slots=True)

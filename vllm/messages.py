@@ -40,11 +40,11 @@ class Media(Struct, array_like=True):
 
     @property
     def first(self) -> int:
-        return self.spans[0][0]
+        return self.spans[0][0] if self.spans else 0
 
     @property
     def end(self) -> int:
-        return self.spans[-1][1]
+        return self.spans[-1][1] if self.spans else 0
 
 
 class EngineRequest(Struct):

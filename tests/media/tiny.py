@@ -24,6 +24,7 @@ WORDS += ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|begin_of_image|>", "
 WORDS += ["<|begin_of_video|>", "<|end_of_video|>", "<|video|>", "[AUDIO]", "[BEGIN_AUDIO]", "<|audio|>"]
 WORDS += ["<img_start>", "<img_end>", "<|image_start|>", "<|image_end|>", "<|patch|>", "<|tile_x_separator|>"]
 WORDS += ["<|tile_y_separator|>", "<image_placeholder>", "<racm3:break>", "<eoss>", "|SPEAKER|", "|NEWLINE|"]
+WORDS += ["<IMG_ATOM>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
 """What marks the places of media in prompts."""
 
 TEXT: dict[str, Any] = {
@@ -95,7 +96,7 @@ class NoVideo:
 def seeing(kind: str, images: Any, maker: Maker, videos: str, video_options: dict[str, Any], **options: Any) -> Any:
     """A processor of images and, where there is torchvision, of videos."""
     own: Any = getattr(transformers, kind)
-    if importlib.util.find_spec("torchvision") is not None:
+    if has_torchvision():
         return own(images, maker.tokenizer, getattr(transformers, videos)(**video_options), **options)
     body = {
         "check_argument_for_proper_class": lambda self, name, part: type(part),
@@ -376,6 +377,125 @@ def aya_vision(maker: Maker) -> tuple[Any, Any]:
     )
 
 
+def aria(maker: Maker) -> tuple[Any, Any]:
+    maker.name(image_token="<image>")
+    images = pil("aria", "AriaImageProcessorPil")(max_image_size=980, split_image=False)
+    experts = {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}
+    config = transformers.AriaConfig(
+        vision_config={**VISION, "model_type": "idefics3_vision", "image_size": 980, "patch_size": 140},
+        text_config=maker.text("aria_text", **experts),
+        image_token_index=maker.id("<image>"),
+        projector_patch_to_query_dict={49: 4},
+        architectures=["AriaForConditionalGeneration"],
+    )
+    return config, transformers.AriaProcessor(images, maker.tokenizer, size_conversion={980: 4})
+
+
+def mllama(maker: Maker) -> tuple[Any, Any]:
+    maker.name(image_token="<|image|>")
+    maker.tokenizer.add_special_tokens({"bos_token": "<|end|>"})
+    images = pil("mllama", "MllamaImageProcessorPil")(size={"height": 32, "width": 32}, max_image_tiles=2)
+    vision = {**VISION, "attention_heads": 4, "num_global_layers": 1, "vision_output_dim": 128, "max_num_tiles": 2}
+    vision |= {"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]]}
+    text = maker.text("mllama_text_model", num_hidden_layers=4, cross_attention_layers=[1, 3])
+    config = transformers.MllamaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=maker.id("<|image|>"),
+        architectures=["MllamaForConditionalGeneration"],
+    )
+    return config, transformers.MllamaProcessor(images, maker.tokenizer)
+
+
+def fuyu(maker: Maker) -> tuple[Any, Any]:
+    images = pil("fuyu", "FuyuImageProcessorPil")(
+        size={"height": 32, "width": 32}, patch_size={"height": 8, "width": 8}
+    )
+    config = transformers.FuyuConfig(
+        text_config=maker.text("persimmon", hidden_act="relu2"),
+        image_size=32,
+        patch_size=8,
+        image_token_id=maker.id("|SPEAKER|"),
+        architectures=["FuyuForCausalLM"],
+    )
+    return config, transformers.FuyuProcessor(images, maker.tokenizer)
+
+
+def chameleon(maker: Maker) -> tuple[Any, Any]:
+    maker.name(image_token="<image>", boi_token="<racm3:break>", eoi_token="<eoss>", sep_token="<|end|>")
+    images = pil("chameleon", "ChameleonImageProcessorPil")(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    vocabulary = {f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 100 + i for i in range(16)} | {
+        "<image>": maker.id("<image>")
+    }
+    config = transformers.ChameleonConfig(
+        **{**TEXT, "vocab_size": maker.vocab_size},
+        vocabulary_map=vocabulary,
+        vq_config={
+            "embed_dim": 16,
+            "num_embeddings": 16,
+            "latent_channels": 16,
+            "resolution": 32,
+            "base_channels": 32,
+            "channel_multiplier": [1, 2, 2],
+            "num_res_blocks": 1,
+        },
+        architectures=["ChameleonForConditionalGeneration"],
+    )
+    return config, transformers.ChameleonProcessor(images, maker.tokenizer, image_seq_length=64)
+
+
+def ovis2(maker: Maker) -> tuple[Any, Any]:
+    maker.name(image_token="<image>")
+    images = pil("ovis2", "Ovis2ImageProcessorPil")(size={"height": 32, "width": 32}, crop_to_patches=True)
+    config = transformers.Ovis2Config(
+        vision_config={**VISION, "hidden_stride": 2, "num_visual_indicator_tokens": 5, "vocab_size": 64},
+        text_config=maker.text("qwen2"),
+        image_token_id=maker.id("<IMG_ATOM>"),
+        hidden_size=64,
+        visual_indicator_token_ids=[maker.id(word) for word in WORDS[-5:]],
+        architectures=["Ovis2ForConditionalGeneration"],
+    )
+    return config, transformers.Ovis2Processor(images, maker.tokenizer, image_seq_length=4)
+
+
+def glm4v(maker: Maker) -> tuple[Any, Any]:
+    maker.name(image_token="<|image|>", video_token="<|video|>")
+    sizes = {"shortest_edge": 16 * 16 * 2, "longest_edge": 64 * 64 * 2}
+    images = pil("glm4v", "Glm4vImageProcessorPil")(patch_size=8, merge_size=2, temporal_patch_size=2, size=sizes)
+    vision = {"depth": 2, "hidden_size": 64, "out_hidden_size": 64, "num_heads": 4, "intermediate_size": 96}
+    vision |= {"patch_size": 8, "image_size": 32, "spatial_merge_size": 2}
+    config = transformers.Glm4vConfig(
+        text_config=maker.text(
+            "glm4v_text", rope_parameters={**_ROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
+        ),
+        vision_config=vision,
+        image_token_id=maker.id("<|image|>"),
+        video_token_id=maker.id("<|video|>"),
+        image_start_token_id=maker.id("<|begin_of_image|>"),
+        image_end_token_id=maker.id("<|end_of_image|>"),
+        video_start_token_id=maker.id("<|begin_of_video|>"),
+        video_end_token_id=maker.id("<|end_of_video|>"),
+        architectures=["Glm4vForConditionalGeneration"],
+    )
+    videos = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2, "size": sizes}
+    return config, seeing("Glm4vProcessor", images, maker, "Glm4vVideoProcessor", videos)
+
+
+def qwen2_audio(maker: Maker) -> tuple[Any, Any]:
+    sounds = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=2, n_fft=400, hop_length=160)
+    audio = {"model_type": "qwen2_audio_encoder", "d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 4}
+    audio |= {"encoder_ffn_dim": 96, "num_mel_bins": 16, "max_source_positions": 100}
+    config = transformers.Qwen2AudioConfig(
+        audio_config=audio,
+        text_config=maker.text("qwen2"),
+        audio_token_index=maker.id("<|AUDIO|>"),
+        architectures=["Qwen2AudioForConditionalGeneration"],
+    )
+    return config, transformers.Qwen2AudioProcessor(sounds, maker.tokenizer)
+
+
 MAKERS: dict[str, Callable[[Maker], tuple[Any, Any]]] = {
     make.__name__: make
     for make in (
@@ -390,11 +510,23 @@ MAKERS: dict[str, Callable[[Maker], tuple[Any, Any]]] = {
         qwen3_vl_moe,
         gemma3,
     )
-    + (paligemma, internvl, idefics3, smolvlm, mistral3, aya_vision)
+    + (internvl, idefics3, smolvlm, mistral3, aya_vision)
 }
 
 
+FOREIGN: dict[str, Callable[[Maker], tuple[Any, Any]]] = {
+    make.__name__: make for make in (paligemma, aria, mllama, fuyu, chameleon, ovis2, glm4v, qwen2_audio)
+}
+"""Those that transformers' modules compute"""
+WITH_TORCHVISION = ("pixtral", "mistral3", "fuyu")
+"""Those whose processors transformers has beside torchvision only"""
+
+
+def has_torchvision() -> bool:
+    return importlib.util.find_spec("torchvision") is not None
+
+
 def save_media_checkpoint(folder: Path, tokenizer_folder: Path, name: str) -> Path:
-    """Write the checkpoint folder of one of MAKERS."""
+    """Write the checkpoint folder of one of MAKERS or FOREIGN."""
     maker = Maker(tokenizer_folder)
-    return maker.save(folder, *MAKERS[name](maker))
+    return maker.save(folder, *{**MAKERS, **FOREIGN}[name](maker))

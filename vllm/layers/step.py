@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vllm.messages import Media
 from vllm.ops.attention import AttentionBackend, CachePlan
 
 
@@ -27,6 +28,8 @@ class StepRow:
     num_prompt: int
     wants_all: bool
     """The results of all its tokens are wanted, not of the last one alone."""
+    media: list[Media] = field(default_factory=list)
+    """Of its prompt"""
 
 
 class Rows:

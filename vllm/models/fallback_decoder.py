@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,11 +28,14 @@ from vllm.layers.transformer import Transformer
 from vllm.logging import get_logger
 from vllm.models.foreign_names import WHOLE_PROMPTS, WITHOUT_CACHE
 from vllm.models.registry import Architecture, refuse_quantized
+from vllm.ops.memory import tensor_of
 
 logger = get_logger(__name__)
 
 _CACHES = ("past_key_values", "cache", "cache_params")
 """What modules call the cache that they are given."""
+_LASTING = ("cross_attention_mask",)
+"""What processors make that has a row for each token, and that later tokens need too: as the last one's."""
 
 
 class ForeignDecoder(nn.Module):
@@ -38,16 +43,20 @@ class ForeignDecoder(nn.Module):
 
     remembers = True
 
-    def __init__(self, module: Any, vocab_size: int, *, whole_prompts: bool, has_cache: bool) -> None:
+    def __init__(
+        self, module: Any, vocab_size: int, *, whole_prompts: bool, has_cache: bool, sees: bool = False
+    ) -> None:
         """`whole_prompts`: it can't take several tokens on top of a cache, so a prompt is computed when all of it is there, and
-        what follows token by token.  Without a cache everything is computed again for each token."""
+        what follows token by token.  Without a cache everything is computed again for each token.  `sees`: it takes media,
+        with whole prompts, and finds the positions of tokens itself."""
         super().__init__()
         self.module = module
         self.vocab_size = vocab_size
         takes = inspect.signature(module.forward).parameters
         self.whole_prompts = whole_prompts
         self._cache_name = next((name for name in _CACHES if name in takes), None) if has_cache else None
-        self._takes_positions = "position_ids" in takes
+        self._takes = takes
+        self._takes_positions = "position_ids" in takes and not sees
         self._takes_last = "logits_to_keep" in takes
         self._takes_use = "use_cache" in takes
         self._known: dict[int, _Known] = {}
@@ -59,7 +68,8 @@ class ForeignDecoder(nn.Module):
         logits = torch.empty(len(step.token_ids), self.vocab_size, dtype=torch.float32, device=device)
         for row in step.rows.each():
             if row.start == 0:
-                self._known[row.slot] = _Known(step.token_ids[:0], self._new_cache())
+                features = {name: value for name, value in self._features(row, device).items() if name in self._takes}
+                self._known[row.slot] = _Known(step.token_ids[:0], self._new_cache(), features)
             ids = step.token_ids[row.first : row.first + row.count]
             found = self._advance(self._known[row.slot], ids, row)
             end = row.first + row.count
@@ -79,15 +89,23 @@ class ForeignDecoder(nn.Module):
             )
         found = []
         if row.start < row.num_prompt:
-            whole = self._compute(known.ids[: row.num_prompt], known.cache, 0, row.wants_all)
+            if hasattr(self._body, "rope_deltas"):
+                self._body.rope_deltas = None  # another prompt's
+            whole = self._compute(known.ids[: row.num_prompt], known.cache, 0, row.wants_all, known.features)
+            known.shift = getattr(self._body, "rope_deltas", None)
             found.append(whole[-(row.num_prompt - row.start) :])
+        lasting = {name: known.features[name][:, -1:] for name in _LASTING if name in known.features}
         for position in range(max(row.start, row.num_prompt), row.start + row.count):
-            found.append(self._compute(known.ids[position : position + 1], known.cache, position, True))
+            if hasattr(self._body, "rope_deltas"):
+                self._body.rope_deltas = known.shift
+            found.append(self._compute(known.ids[position : position + 1], known.cache, position, True, lasting))
         return torch.cat(found)
 
-    def _compute(self, ids: Tensor, cache: Any, start: int, whole: bool) -> Tensor:
+    def _compute(
+        self, ids: Tensor, cache: Any, start: int, whole: bool, features: Mapping[str, Any] = MappingProxyType({})
+    ) -> Tensor:
         """Return the logits of tokens from position `start` on, or of the last one alone.  -> [n, V]"""
-        options: dict[str, Any] = {} if self._cache_name is None else {self._cache_name: cache}
+        options: dict[str, Any] = {**features, **({} if self._cache_name is None else {self._cache_name: cache})}
         if self._takes_use:
             options["use_cache"] = self._cache_name is not None
         if self._takes_positions:
@@ -96,6 +114,20 @@ class ForeignDecoder(nn.Module):
             options["logits_to_keep"] = 1
         found: Tensor = self.module(input_ids=ids[None], **options).logits
         return found[0]
+
+    @property
+    def _body(self) -> Any:
+        """What keeps where the last prompt's positions ended, in modules that count them in space."""
+        return getattr(self.module, "model", self.module)
+
+    def _features(self, row: StepRow, device: torch.device) -> dict[str, Tensor]:
+        """Return what a processor made of a prompt's media."""
+        found = {}
+        for one in row.media:
+            for name, array in one.features.items():
+                tensor = tensor_of(array).to(device)
+                found[name] = tensor.to(self.module.dtype) if tensor.is_floating_point() else tensor
+        return found
 
     def _new_cache(self) -> Any:
         from transformers import Cache, DynamicCache
@@ -121,6 +153,10 @@ class _Known:
     ids: Tensor
     """[n] its tokens so far"""
     cache: Any
+    features: dict[str, Tensor]
+    """Of its media"""
+    shift: Any = None
+    """What the module adds to the index of a token behind the prompt, if it counts positions in space"""
 
 
 class GivenLogits(nn.Module):
@@ -148,8 +184,9 @@ def build_foreign_decoder(
     entry = ForeignDecoder(
         module,
         config.get_text_config().vocab_size,
-        whole_prompts=architecture.name in WHOLE_PROMPTS,
+        whole_prompts=architecture.sees or architecture.name in WHOLE_PROMPTS,
         has_cache=architecture.name not in WITHOUT_CACHE,
+        sees=architecture.sees,
     )
     return Transformer(entry, [], nn.Identity(), head, ignored_names=("*",), base_prefix="")
 

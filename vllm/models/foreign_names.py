@@ -140,3 +140,11 @@ WITHOUT_CACHE: frozenset[str] = frozenset(
     )
 )
 """Those whose module has no cache, or one that holds one sequence only."""
+
+_NEEDS_PIXELS = "transformers' module wants the picture again with every token"
+UNFIT: dict[str, str] = {
+    "Blip2ForConditionalGeneration": _NEEDS_PIXELS,
+    "InstructBlipForConditionalGeneration": _NEEDS_PIXELS,
+    "InstructBlipVideoForConditionalGeneration": _NEEDS_PIXELS,
+}
+"""Models that take media and can't be computed, and why."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.messages import Modality
 from vllm.models.architectures import ARCHITECTURES, ENCODERS, FALLBACKS, HEADS
-from vllm.models.foreign_names import DECODERS
+from vllm.models.foreign_names import DECODERS, UNFIT
 from vllm.models.media.kinds import KINDS
 from vllm.pooling_params import Pooling
 
@@ -51,6 +51,8 @@ class Architecture:
     """generate, embed, classify, token_classify, token_embed, reward or process_reward"""
     both_ways: bool = False
     """It is a decoder by build, but its tokens see those behind them too."""
+    sees: bool = False
+    """It is computed by transformers and takes media."""
 
     @property
     def is_encoder(self) -> bool:
@@ -100,19 +102,36 @@ def find(config: Any, impl: str = "auto") -> Architecture:
     if impl == "transformers":
         if not names:
             raise ModelError("model_impl='transformers': the config names no architecture")
-        return Architecture(names[0], _base(names[0]), "", "generate")
+        return _foreign(names[0])
     for name in names:
         if found := _parse(name, config):
             return found if found.is_encoder else replace(found, both_ways=found.both_ways or _sees_both_ways(config))
     for name in names if impl == "auto" else ():
         if _generates_by_transformers(name, config) or comes_with(config, "AutoModelForCausalLM"):
-            return Architecture(name, _base(name), "", "generate")
+            return _foreign(name)
+    seeing = next((name for name in names if impl == "auto" and _sees_by_transformers(name)), None)
+    if seeing is not None:
+        return _foreign(seeing)
+    if unfit := next((name for name in names if name in UNFIT), None):
+        raise ModelError(f"{unfit} is not supported: {UNFIT[unfit]}")
     known = {*ModelRegistry.get_supported_archs(), *DECODERS}
     hint = did_you_mean(names[0], known) if names else " The config names no architecture."
     raise ModelError(
         f"architectures={names} are not supported.{hint} `vllm models` lists those that are; model_impl='transformers' tries "
         "transformers' own module"
     )
+
+
+def _foreign(name: str) -> Architecture:
+    return Architecture(name, _base(name), "", "generate", sees=_sees_by_transformers(name))
+
+
+def _sees_by_transformers(name: str) -> bool:
+    """Whether transformers has a model of that name that takes media and generates."""
+    from transformers.models.auto import modeling_auto as auto
+
+    tables = ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES")
+    return name not in UNFIT and any(name in getattr(auto, table, {}).values() for table in tables)
 
 
 def _generates_by_transformers(name: str, config: Any) -> bool:
@@ -137,8 +156,14 @@ def comes_with(config: Any, auto_class: str) -> bool:
 
 
 def media_tokens(config: Any, impl: str = "auto") -> dict[Modality, int] | None:
-    """Return the tokens that embeddings of media have in prompts, by modality; None for a model that takes text only."""
-    media = KINDS.get(find(config, impl).name)
+    """Return the tokens that embeddings of media have in prompts, by modality; None for a model that takes text only.
+
+    Where transformers computes it, they are its own affair: -1.
+    """
+    architecture = find(config, impl)
+    if architecture.sees:
+        return dict.fromkeys(_modalities(config), -1)
+    media = KINDS.get(architecture.name)
     if media is None:
         return None
     older = {name: name.replace("_token_id", "_token_index") for name in media.placeholders.values()}
@@ -147,6 +172,21 @@ def media_tokens(config: Any, impl: str = "auto") -> dict[Modality, int] | None:
         for modality, name in media.placeholders.items()
     }
     return {modality: token for modality, token in found.items() if token is not None}
+
+
+def _modalities(config: Any) -> list[Modality]:
+    """Return what transformers' processor of a model takes beside text."""
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    kind: Any = getattr(transformers, str(PROCESSOR_MAPPING_NAMES.get(config.model_type)), None)
+    parts = " ".join(kind.get_attributes()) if kind is not None else "image_processor"
+    marks: dict[Modality, tuple[str, ...]] = {
+        "image": ("image_processor",),
+        "video": ("video_processor",),
+        "audio": ("feature_extractor", "audio_processor"),
+    }
+    return [modality for modality, names in marks.items() if any(name in parts for name in names)]
 
 
 def build(

@@ -126,16 +126,21 @@ def rising_keys(logits: Tensor) -> Tensor:
 
 
 def attention_backend(
-    specs: Sequence[PagedSpec], dtype: torch.dtype, device: torch.device, block_size: int, quantized: bool = False
+    specs: Sequence[PagedSpec],
+    dtype: torch.dtype,
+    device: torch.device,
+    block_size: int,
+    quantized: bool = False,
+    media: bool = False,
 ) -> AttentionBackend:
     """Return the best attention backend that can serve such layers of a model of `dtype`.
 
-    `quantized`: the cache holds 8-bit integers.  Raises ConfigError if none can.
+    `quantized`: the cache holds 8-bit integers.  `media`: tokens of a medium see each other.  Raises ConfigError if none can.
     """
     backends: list[AttentionBackend] = [TorchAttention(device)]
     if device.type == "cpu" and native.library() is not None:
         backends.insert(0, NativeAttention())
-    if device.type == "cuda":
+    if device.type == "cuda" and not media:
         backends.insert(0, _gpu("attention").TritonAttention(device))
     reasons = []
     for backend in backends:

@@ -18,6 +18,8 @@ class Layout:
     first, start, count: [R] int64 on the host.  Row r's tokens are [first, first + count) of the step and stand at
     positions [start, start + count) of their sequence.
     block_table: [R, B] int32; entry b holds the sequence's tokens [b * block_size, (b + 1) * block_size).
+    media: [T, 2] int64 on the host, or None: the run of positions [first, end) that a token sees beside those it sees anyway,
+    where attention is causal; its own position alone for most.  Runs are of tokens of this step.
     """
 
     first: Tensor
@@ -25,6 +27,7 @@ class Layout:
     count: Tensor
     block_table: Tensor
     block_size: int
+    media: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,8 @@ class Tiles:
     """[N, chunks, blocks per chunk]"""
     alive: list[int]
     """How many tiles have a first, second, third … chunk."""
+    media: Tensor | None
+    """[N, n, 2] positions [first, end) that a token sees beside those before"""
 
 
 class TorchPlan:
@@ -219,6 +221,10 @@ def _chunk(
     visible = behind >= 0 if options.causal else (key_positions < tiles.num_keys[:alive, None])[:, None, None]
     if options.window is not None:
         visible = visible & (behind.abs() < options.window)
+    if tiles.media is not None:
+        runs = tiles.media[:alive].repeat(1, -(-behind.shape[2] // tiles.media.shape[1]), 1)[:, : behind.shape[2]]
+        keys_at = key_positions[:, None]
+        visible = visible | ((keys_at >= runs[..., :1]) & (keys_at < runs[..., 1:])).unsqueeze(1)
     visible = visible.expand_as(behind)
     # memory that no query of the tile may see can hold anything, and 0 · NaN is NaN
     values = values.where(visible.any(2)[..., None], 0.0)
@@ -249,6 +255,9 @@ def _tiles(layout: Layout, options: AttentionOptions, rows: Tensor, batch: int) 
     first, start = layout.first[row] + skipped, layout.start[row] + skipped
     num_keys = (layout.start + layout.count)[row]
     first_key, end = _seen(start, start + count, num_keys, options)
+    media = layout.media if options.causal else None
+    if media is not None:
+        first_key, end = first_key.minimum(media[first, 0]), end.maximum(media[first + count - 1, 1])
     first_chunk = first_key // chunk
     chunks = -(-end // chunk) - first_chunk
     for index in chunks.argsort(descending=True, stable=True).split(batch):
@@ -263,6 +272,7 @@ def _tiles(layout: Layout, options: AttentionOptions, rows: Tensor, batch: int) 
             num_keys=num_keys[index],
             tables=_look_up(layout.block_table, row[index], blocks).unflatten(1, (most, -1)),
             alive=(chunks[index] > torch.arange(most)[:, None]).sum(1).tolist(),
+            media=None if media is None else media[first[index, None] + slots],
         )
 
 
@@ -289,4 +299,5 @@ def _move(tiles: Tiles, device: torch.device) -> Tiles:
         num_keys=tiles.num_keys.to(device),
         tables=tiles.tables.to(device),
         alive=tiles.alive,
+        media=None if tiles.media is None else tiles.media.to(device),
     )

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vllm.messages import Array
+
 _ALIGNMENT = 64  # bytes of a cache line, and of the widest vector
 _HUGE_PAGE = 2 << 20
 _LARGE = 8 << 20  # from here on the system is asked for huge pages
@@ -96,3 +98,11 @@ class Arena:
         raw = chunk[self._end : self._end + num_bytes]
         self._end += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         return torch.from_numpy(raw).view(dtype).view(shape)
+
+
+def tensor_of(array: Array) -> Tensor:
+    """Return the tensor that bytes stand for."""
+    dtype = getattr(torch, array.dtype)
+    if not array.data:
+        return torch.empty(array.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(array.data), dtype=dtype).view(array.shape)

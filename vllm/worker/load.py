@@ -96,9 +96,11 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
         scheduler = replace(scheduler, whole_media=model.seeing.whole)
         media = MediaStates(model, scheduler.max_num_batched_tokens, dtype, device)
     paged = [spec for spec in model.cache_specs if not isinstance(spec, State)]
-    attention = attention_backend(paged, dtype, device, config.cache.block_size, config.cache.quantized)
+    cache = config.cache
+    attention = attention_backend(paged, dtype, device, cache.block_size, cache.quantized, scheduler.whole_media)
     memory = _CacheMemory(attention, StateMemory(device), config.cache, dtype)
     tables = SlotTables(_tokens(scheduler, device, group), kept + scratch, config.cache.block_size)
+    tables.whole_media = scheduler.whole_media
     num_scratch = scheduler.max_num_batched_tokens // config.cache.block_size + scheduler.max_num_seqs + 1
     if device.type == "cpu":
         activations = _activations(config, scheduler, model)

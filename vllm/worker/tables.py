@@ -48,6 +48,8 @@ class SlotTables:
         self._types: dict[int, np.ndarray] = {}
         self._num_blocks = [[0] * num_groups for _ in range(self.num_slots)]
         self.rows = Rows()
+        self.whole_media = False
+        """Tokens of a medium see each other."""
 
     @property
     def tokens(self) -> Tensor:
@@ -84,15 +86,30 @@ class SlotTables:
         firsts = _column([stop - row.count for row, stop in zip(rows, stops, strict=True)])
         starts, counts = _column([row.start for row in rows]), _column([row.count for row in rows])
         tables += [self._scratch_table(rows, width)] * self._num_scratch
+        media = self._runs(rows) if self.whole_media else None
         for plan, table in zip(plans, tables, strict=True):
-            plan.place(Layout(firsts, starts, counts, torch.from_numpy(table), self.block_size))
+            plan.place(Layout(firsts, starts, counts, torch.from_numpy(table), self.block_size, media))
         self.rows.place([self._placed(row, stop) for row, stop in zip(rows, stops, strict=True)], self.sequences.keys())
         return Packed(stops[-1], [stop - 1 for stop in stops])
+
+    def _runs(self, rows: list[Row]) -> Tensor | None:
+        """Return the run of a medium's tokens that each token is of; None if none is of any.  -> [T, 2]"""
+        if not any(self.sequences[row.slot].media and row.start < self.sequences[row.slot].num_prompt for row in rows):
+            return None
+        parts = []
+        for row in rows:
+            own = np.arange(row.start, row.start + row.count)
+            runs = np.stack((own, own + 1), axis=1)
+            for one in self.sequences[row.slot].media:
+                for first, end in one.spans:
+                    runs[max(0, first - row.start) : max(0, end - row.start)] = first, end
+            parts.append(runs)
+        return torch.from_numpy(np.concatenate(parts))
 
     def _placed(self, row: Row, stop: int) -> StepRow:
         sequence = self.sequences[row.slot]
         wants_all = sequence.pooling is not None or sequence.params.prompt_logprobs is not None
-        return StepRow(row.slot, stop - row.count, row.start, row.count, sequence.num_prompt, wants_all)
+        return StepRow(row.slot, stop - row.count, row.start, row.count, sequence.num_prompt, wants_all, sequence.media)
 
     def _lay_types(self, rows: list[Row]) -> None:
         parts = []

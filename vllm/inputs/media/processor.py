@@ -93,12 +93,51 @@ class MediaProcessor:
         if self.tokenizer is None:
             raise RequestError(f"{where} has media, but the engine runs without a tokenizer", "multi_modal_data")
         options = {**self.config.options, **options}
+        if self.config.together:
+            if token_ids is not None:
+                raise RequestError(
+                    f"{where} has media and token ids; give its text, which the model's processor reads", "prompt"
+                )
+            return self._together(text or "", items, options, add_special_tokens, where)
         prepared = [self._prepare(item, options, where) for item in items]
         if token_ids is None:
             tokens = self.tokenizer.encode(self._filled(text or "", items, prepared, where), add_special_tokens)
         else:
             tokens = self._spliced(token_ids, items, prepared, where)
         return tokens, self._placed(tokens, items, prepared, where)
+
+    def _together(
+        self, text: str, items: Sequence[MediaItem], options: Mapping[str, Any], add_special_tokens: bool, where: str
+    ) -> tuple[list[int], list[Media]]:
+        """Have a prompt's text and media processed at once, for a model of transformers."""
+        data: dict[str, list[Any]] = {}
+        for item in items:
+            data.setdefault(_ARGUMENTS[item.modality], []).append(self._raw(item))
+        given = {**options, "sampling_rate": self._rate()} if "audio" in data else dict(options)
+        with self._lock:
+            processor, _ = self._loaded()
+            found = self._call(processor, items[0].modality, where, text=text, **data, **given)
+        features = {
+            name: _array(value)
+            for name, value in found.items()
+            if name not in ("input_ids", "attention_mask", "labels") and _is_number(value)
+        }
+        tokens = [int(token) for token in np.asarray(found["input_ids"]).reshape(-1)]
+        key = hashlib.sha256(b"".join(_key(item, options) for item in items)).digest()
+        return tokens, [Media(items[0].modality, key, [], features)]
+
+    def _call(self, processor: Any, modality: Modality, where: str, **given: Any) -> Any:
+        try:
+            return processor(return_tensors="pt", **given)
+        except Exception as error:  # each processor refuses in its own way
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RequestError(
+                f"{where}: the model's processor refuses the {modality}: {reason}", "multi_modal_data"
+            ) from error
+
+    def _raw(self, item: MediaItem) -> Any:
+        """Return an item as processors take it."""
+        return self._resampled(item.data) if isinstance(item.data, Sound) else item.data
 
     # ── one item ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -120,22 +159,11 @@ class MediaProcessor:
             stand_in = self.placeholder(item.modality, where) * len(item.data)
             return Prepared(key, stand_in, {"embeds": _array(item.data)})
         processor, listener = self._loaded()
-        data, given = item.data, dict(options)
-        if isinstance(data, Sound):
-            data = self._resampled(data)
+        given = dict(options)
+        if isinstance(item.data, Sound):
             given["sampling_rate"] = self._rate()
-        try:
-            found = processor(
-                text=self.placeholder(item.modality, where),
-                return_tensors="pt",
-                **{_ARGUMENTS[item.modality]: [data]},
-                **given,
-            )
-        except Exception as error:  # each processor refuses in its own way
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise RequestError(
-                f"{where}: the model's processor refuses the {item.modality}: {reason}", "multi_modal_data"
-            ) from error
+        given[_ARGUMENTS[item.modality]] = [self._raw(item)]
+        found = self._call(processor, item.modality, where, text=self.placeholder(item.modality, where), **given)
         features = {name: _array(value) for name, value in found.items() if name not in _OF_TEXT and _is_number(value)}
         return Prepared(key, listener.heard, features)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vllm.errors import ModelError
 from vllm.messages import Array, Media
+from vllm.ops.memory import tensor_of
 
 
 class Tower:
@@ -93,14 +94,6 @@ class Tower:
 
 
 _TYPES = {"image": 1, "video": 2, "audio": 3}
-
-
-def tensor_of(array: Array) -> Tensor:
-    """Return the tensor that bytes stand for."""
-    dtype = getattr(torch, array.dtype)
-    if not array.data:
-        return torch.empty(array.shape, dtype=dtype)
-    return torch.frombuffer(bytearray(array.data), dtype=dtype).view(array.shape)
 
 
 def embeddings_of(output: Any, width: int) -> list[Tensor]:

@@ -22,7 +22,7 @@ _MOST_WIDTH = 512
 _MEMORY_PAGE = 4096  # bytes; a page of 16 tokens that lies across two of them costs two lookups
 
 _PLAN = np.dtype(
-    [(name, "u8") for name in ("first", "start", "count", "blocks")]
+    [(name, "u8") for name in ("first", "start", "count", "blocks", "media")]
     + [(name, "i8") for name in ("num_rows", "table_width", "block_size")]
 )
 """struct AttentionPlan of kernels.hpp"""
@@ -51,8 +51,11 @@ class NativePlan:
         """Point at a step's rows and tables."""
         places = (layout.first, layout.start, layout.count, layout.block_table)
         self._held = tuple(tensor.contiguous() for tensor in places)
-        addresses = (tensor.data_ptr() for tensor in self._held)
-        self._facts[0] = (*addresses, *layout.block_table.shape, layout.block_size)
+        addresses = [tensor.data_ptr() for tensor in self._held]
+        media = layout.media
+        if media is not None:
+            self._held += (media,)
+        self._facts[0] = (*addresses, address(media), *layout.block_table.shape, layout.block_size)
 
 
 class NativeAttention:

@@ -58,7 +58,9 @@ NOINLINE void walk_segment(const AttentionArgs& a, Room room, const Item& item, 
         if (++head == group) head = 0, token++;
     }
     walk.end = a.plan->start[item.row] + a.plan->count[item.row];
-    Seen one = Seen::of(a, walk.position[0], walk.end), other = Seen::of(a, walk.position[item.rows - 1], walk.end);
+    walk.row = item.row;
+    Seen one = Seen::of(a, item.row, walk.position[0], walk.end);
+    Seen other = Seen::of(a, item.row, walk.position[item.rows - 1], walk.end);
     walk.low = std::max(segment * SEGMENT, one.low);
     walk.high = std::min((segment + 1) * SEGMENT, other.high);
     walk.low_all = other.low;
@@ -189,7 +191,7 @@ struct Cuts {
         return (a.plan->count[row] * group + MOST_ROWS - 1) / MOST_ROWS * a.kv_heads;
     }
     int64_t first_segment(const AttentionArgs& a, int64_t row) const {
-        return Seen::of(a, a.plan->start[row], a.plan->start[row] + a.plan->count[row]).low / SEGMENT;
+        return Seen::of(a, row, a.plan->start[row], a.plan->start[row] + a.plan->count[row]).low / SEGMENT;
     }
     int64_t segments(const AttentionArgs& a, int64_t row) const {
         return (a.plan->start[row] + a.plan->count[row] - 1) / SEGMENT + 1 - first_segment(a, row);
@@ -210,8 +212,8 @@ INLINE void attend_whole(const AttentionArgs& a, Room room, const Cuts& cuts, co
     int64_t start = a.plan->start[item.row], end = start + a.plan->count[item.row];
     int64_t first_token = start + item.first_row / cuts.group;
     int64_t last_token = start + (item.first_row + item.rows - 1) / cuts.group;
-    int64_t segment = Seen::of(a, first_token, end).low / SEGMENT;
-    int64_t last = (Seen::of(a, last_token, end).high - 1) / SEGMENT;
+    int64_t segment = Seen::of(a, item.row, first_token, end).low / SEGMENT;
+    int64_t last = (Seen::of(a, item.row, last_token, end).high - 1) / SEGMENT;
     attend_segment<T>(a, room, item, segment, all);
     while (segment++ < last) {
         attend_segment<T>(a, room, item, segment, later);

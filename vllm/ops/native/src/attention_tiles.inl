@@ -11,9 +11,13 @@ constexpr float LOWEST = -1e30f;  // the maximum before the first key; finite, s
 struct Seen {
     int64_t low, high;
 
-    // By its position, in a row that has keys up to `end`.
-    INLINE Seen of(const AttentionArgs& a, int64_t position, int64_t end) {
+    // By its row of the plan and its position, in a row that has keys up to `end`.
+    INLINE Seen of(const AttentionArgs& a, int64_t row, int64_t position, int64_t end) {
         int64_t low = a.window ? std::max<int64_t>(0, position - a.window + 1) : 0;
+        if (a.causal && a.plan->media) {
+            const int64_t* run = a.plan->media + 2 * (a.plan->first[row] + position - a.plan->start[row]);
+            return {std::min(low, run[0]), std::max(position + 1, run[1])};
+        }
         if (a.causal) return {low, position + 1};
         return {low, a.window ? std::min(end, position + a.window) : end};
     }
@@ -62,6 +66,7 @@ struct Walk {
     int64_t low, high;          // seen by some row: [low, high)
     int64_t low_all, high_all;  // seen by every row
     int64_t end;                // of the sequence's keys
+    int64_t row;                // of the plan
     int64_t position[MOST_ROWS];
     float base2;   // from a score as it stands before the softmax to a power of 2
     float slack;   // by how much a score may pass the maximum before the maximum follows
@@ -217,7 +222,7 @@ INLINE void soften(const AttentionArgs& a, const Walk<T>& walk, int64_t position
                    float& highest, float* sums, float* output) {
     const float* s = walk.scores + in_tile * CHUNK;
     T* weights = walk.weights + in_tile * CHUNK;
-    Seen seen = Seen::of(a, position, walk.end);
+    Seen seen = Seen::of(a, walk.row, position, walk.end);
     vec x[CHUNK_PAGES], sum = load(sums);
 UNROLL(4)
     for (int i = 0; i < CHUNK_PAGES; i++) x[i] = load(s + i * PAGE);
