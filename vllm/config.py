@@ -90,8 +90,6 @@ WITHOUT_EFFECT: dict[str, str] = {
     "worker_use_ray": _PROCESSES,
     "disable_async_output_proc": _PROCESSES,
     "use_v2_block_manager": "there is one block manager",
-    "allowed_local_media_path": "the model reads text",
-    "allowed_media_domains": "the model reads text",
     "max_lora_rank": "LoRA is off",
     "max_loras": "LoRA is off",
     "lora_modules": "LoRA is off",
@@ -225,6 +223,11 @@ class EngineArgs:
     )
     mm_processor_kwargs: dict[str, Any] = option({}, "Options for the model's processor of media.")
     mm_processor_cache_gb: float = option(1.0, "GiB of processed media that are kept in case they come again.")
+    allowed_local_media_path: str = option("", "Folder whose files prompts may name as media; none: no files are read.")
+    allowed_media_domains: list[str] = option(
+        [],
+        "Hosts that media may be fetched from, private ones too; none: all hosts of the internet, and no private ones.",
+    )
     scheduling_policy: str = option(
         "fcfs", "fcfs: first come, first served; priority: lower values first.", ("fcfs", "priority")
     )
@@ -272,8 +275,10 @@ class MediaConfig:
     """Modality → how many a prompt may have; without an entry any number"""
     options: Mapping[str, Any] = field(default_factory=dict)
     """For the processor, with every item"""
-    leads: bool = False
-    """Placeholders may be left out: media come before the text"""
+    folder: str = ""
+    """Whose files prompts may name"""
+    hosts: tuple[str, ...] = ()
+    """That media may be fetched from; none: all that are public"""
     cache_bytes: int = 1 << 30
     """What is kept of items that may come again"""
 

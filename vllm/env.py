@@ -12,6 +12,8 @@
 | VLLM_API_KEY | a key that the server asks of its clients, beside those of --api-key |
 | VLLM_USE_MODELSCOPE | 1 or true: model names are looked up on ModelScope |
 | VLLM_PLUGINS | names of the plugins to run, with commas between; empty: none; unset: all that are installed |
+| VLLM_IMAGE_FETCH_TIMEOUT, VLLM_VIDEO_FETCH_TIMEOUT, VLLM_AUDIO_FETCH_TIMEOUT | seconds that a medium may take to be fetched; 5, 30, 10 |
+| VLLM_MEDIA_URL_ALLOW_REDIRECTS | 0: an address of a medium may not lead to another |
 | HF_HUB_OFFLINE | 1: no network is used, here for ModelScope; the Hub's client reads it, and HF_HOME and the like, itself |
 | VLLM_API_KEY, OPENAI_API_KEY | the key that commands with --url send; the first that is set |
 """
@@ -76,6 +78,26 @@ def cpu_kvcache_bytes() -> int | None:
     if not 0 <= size < math.inf:
         raise ConfigError(f"VLLM_CPU_KVCACHE_SPACE={value!r} is not a number of GiB; set one, as 4, or unset it")
     return int(size * 2**30) or None
+
+
+_FETCH_SECONDS = {"image": 5.0, "video": 30.0, "audio": 10.0}
+
+
+def media_timeout(modality: str) -> float:
+    """Return the seconds that a medium may take to be fetched."""
+    name = f"VLLM_{modality.upper()}_FETCH_TIMEOUT"
+    value = os.environ.get(name)
+    try:
+        seconds = float(value) if value else _FETCH_SECONDS[modality]
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"{name}={value!r} is not a number of seconds; set one, as 10, or unset it")
+    return seconds
+
+
+def media_redirects() -> bool:
+    return _flag("VLLM_MEDIA_URL_ALLOW_REDIRECTS", True)
 
 
 def cpu_kernels() -> str | None:

@@ -96,7 +96,7 @@ class AsyncEngine:
 
     def chat_renderer(self) -> ChatRenderer:
         """Return what turns conversations into prompts, with the model's own templates."""
-        return make_chat_renderer(self.config.model, self.tokenizer)
+        return make_chat_renderer(self.config.model, self.preparer)
 
     def stats(self) -> EngineStats:
         """What the engine was busy with after its last step."""

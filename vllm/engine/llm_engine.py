@@ -51,7 +51,7 @@ class LLMEngine:
 
     def chat_renderer(self) -> ChatRenderer:
         """Return what turns conversations into prompts, with the model's own templates."""
-        return make_chat_renderer(self.config.model, self.tokenizer)
+        return make_chat_renderer(self.config.model, self.preparer)
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request."""

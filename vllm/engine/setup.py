@@ -125,11 +125,14 @@ def make_preparer(model: ModelConfig, tokenizer: Tokenizer | None) -> Preparer:
     return Preparer(tokenizer, limits, eos_token_ids=model.eos_token_ids, seed=model.seed, media=media)
 
 
-def make_chat_renderer(model: ModelConfig, tokenizer: Tokenizer | None) -> ChatRenderer:
+def make_chat_renderer(model: ModelConfig, preparer: Preparer) -> ChatRenderer:
     """Return what turns conversations into prompts, with the model's own templates."""
+    tokenizer = preparer.tokenizer
     folder = model.tokenizer_path or model.path
     special = {} if tokenizer is None else tokenizer.special_tokens
-    return ChatRenderer(model.model or "the default model", find_templates(folder), special, model.chat_template)
+    return ChatRenderer(
+        model.model or "the default model", find_templates(folder), special, model.chat_template, preparer.media
+    )
 
 
 def _find(args: EngineArgs, name: str, revision: str | None) -> Path:
@@ -213,7 +216,8 @@ def _media(args: EngineArgs, hf_config: Any) -> MediaConfig | None:
             raise ConfigError(f"limit_mm_per_prompt[{modality!r}]={most!r} must be a number of media")
         limits[modality] = count
     cache_bytes = int(args.mm_processor_cache_gb * 2**30)
-    return MediaConfig(token_ids, limits, args.mm_processor_kwargs, cache_bytes=cache_bytes)
+    folder, hosts = args.allowed_local_media_path, tuple(args.allowed_media_domains)
+    return MediaConfig(token_ids, limits, args.mm_processor_kwargs, folder, hosts, cache_bytes)
 
 
 def _max_model_len(args: EngineArgs, hf_config: Any, path: Path) -> int:

@@ -7,13 +7,16 @@ the special tokens, so that it is tokenized without adding any.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vllm.errors import RequestError, did_you_mean
 from vllm.inputs.chat_template import choose_template
+from vllm.inputs.media.item import MODALITIES, MediaItem
+from vllm.inputs.media.messages import find_media
+from vllm.inputs.media.processor import MediaProcessor
 from vllm.inputs.prompts import Prompt
 
 Message = dict[str, Any]
@@ -40,6 +43,10 @@ class ChatOptions:
     documents: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """More variables for the template."""
+    mm_processor_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Options for the model's processor of media."""
+    media_io_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Modality → how media are read, as {"video": {"num_frames": 16}}."""
 
     def __post_init__(self) -> None:
         if self.chat_template_content_format not in _FORMATS:
@@ -70,17 +77,27 @@ class ChatRenderer:
         templates: dict[str, str],
         special_tokens: dict[str, str],
         default: str | Path | None = None,
+        media: MediaProcessor | None = None,
     ) -> None:
-        """`default` takes the place of the model's own template; a request may still bring another."""
+        """`default` takes the place of the model's own template; a request may still bring another.  `media`: None for a model
+        that takes text only."""
         self.model = model
         self.templates = templates
         self.special_tokens = special_tokens
         self.default = default
+        self.media = media
 
     def prompts(self, messages: Any, options: ChatOptions) -> list[Prompt]:
         """Return one prompt per conversation, whether one or many were given."""
-        conversations = parse_conversations(messages)
-        return [Prompt(self.render(messages, options), add_special_tokens=False) for messages in conversations]
+        return [self._prompt(conversation, options) for conversation in parse_conversations(messages)]
+
+    def _prompt(self, messages: list[Message], options: ChatOptions) -> Prompt:
+        items: list[MediaItem] = []
+        if self.media is not None:
+            messages, sources = find_media(messages)
+            items = self.media.fetcher.now(sources, options.media_io_kwargs) if sources else []
+        text = self.render(messages, options)
+        return Prompt(text, add_special_tokens=False, media=tuple(items), processor_options=options.mm_processor_kwargs)
 
     def render(self, messages: list[Message], options: ChatOptions) -> str:
         """Return the text of a conversation.  Raises RequestError for what the template doesn't take."""
@@ -90,7 +107,7 @@ class ChatRenderer:
         template = choose_template(self.model, self.templates, given, options.tools is not None)
         form = options.chat_template_content_format
         form = content_format(template) if form == "auto" else form
-        messages = [_message(message, position, form) for position, message in enumerate(messages)]
+        messages = [_message(message, position, form, self._placeholder) for position, message in enumerate(messages)]
         final = _open_final(messages) if options.continue_final_message else None
         variables = {
             "messages": messages,
@@ -104,6 +121,12 @@ class ChatRenderer:
             raise RequestError(f"{field} can't set {name!r}; it has an argument of its own", field)
         text = run_template(template, own | variables)
         return text if final is None else _cut_final(text, final)
+
+    def _placeholder(self, part: Mapping[str, Any]) -> str | None:
+        """Return what stands for a part that is a medium's place, in a text; None if it is no such part."""
+        kind = part.get("type")
+        is_place = self.media is not None and kind in MODALITIES and len(part) == 1
+        return self.media.placeholder(kind) if is_place and self.media is not None else None  # type: ignore[arg-type]
 
 
 def parse_conversations(messages: Any) -> list[list[Message]]:
@@ -143,13 +166,19 @@ def _checked(message: Any, position: int) -> Message:
     return dict(message)
 
 
-def _message(message: Message, position: int, form: str) -> Message:
-    """Return a plain copy of a message in the form the template takes: "string", "openai" or "any"."""
+Placeholder = Callable[[Mapping[str, Any]], str | None]
+
+
+def _message(message: Message, position: int, form: str, placeholder: Placeholder) -> Message:
+    """Return a plain copy of a message in the form the template takes: "string", "openai" or "any".
+
+    `placeholder` gives the text of a part that is a medium's place.
+    """
     fields = {key: value for key, value in message.items() if value is not None}
     content = fields.pop("content", None)
     result = {"role": fields.pop("role")}
     if content is not None:
-        result["content"] = _content(content, position, form)
+        result["content"] = _content(content, position, form, placeholder)
     if "tool_calls" in fields:
         if not isinstance(fields["tool_calls"], (list, tuple)):
             raise RequestError(f"message {position}: tool_calls must be a list", "messages")
@@ -161,12 +190,17 @@ def _message(message: Message, position: int, form: str) -> Message:
     return result
 
 
-def _content(content: Any, position: int, form: str) -> str | list[dict[str, Any]]:
+def _content(content: Any, position: int, form: str, placeholder: Placeholder) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if form == "openai" else content
-    parts = [_text_part(part, position, index) for index, part in enumerate(content)]
-    if form == "string":
-        return "\n".join(part["text"] for part in parts)
+    places = [placeholder(part) if isinstance(part, Mapping) else None for part in content]
+    parts = [
+        dict(part) if place is not None else _text_part(part, position, index)
+        for index, (part, place) in enumerate(zip(content, places, strict=True))
+    ]
+    if form == "string":  # media first, as models are trained
+        texts = [part["text"] for part, place in zip(parts, places, strict=True) if place is None]
+        return "\n".join([*(place for place in places if place is not None), *texts])
     return parts
 
 
@@ -233,7 +267,7 @@ def _open_final(messages: list[Message]) -> str:
     if isinstance(content, str):
         messages[-1]["content"] = content + _END_MARK
         return content
-    if content:
+    if content and "text" in content[-1]:
         text = content[-1]["text"]
         content[-1]["text"] = text + _END_MARK
         return text

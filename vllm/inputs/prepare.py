@@ -153,11 +153,16 @@ class Preparer:
         asked = (param.truncate_prompt_tokens for param in each)
         keeps = [most if keep == -1 else keep for keep in asked]
         tokens = self._encode(prompts, keeps, pooling.texts.lower_case)
+        media: list[list[Media]] = [[] for _ in prompts]
+        for i, prompt in enumerate(prompts):
+            if prompt.media:
+                ids_of, media[i] = self._with_media(prompt, i)
+                tokens[i] = Tokens(ids_of, [0] * len(ids_of))
         has_types = pooling.texts.num_token_types > 1
         arrival = time.monotonic()
         requests = []
         for i, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
-            self._check_tokens(tokens[i].ids, i, most, limit)
+            self._check_tokens(tokens[i].ids, i, most, limit, media[i])
             requests.append(
                 EngineRequest(
                     id=str(next(self._numbers)) if ids is None else ids[i],
@@ -169,6 +174,7 @@ class Preparer:
                     arrival=arrival,
                     cache_salt=prompt.cache_salt,
                     token_types=tokens[i].types if has_types and any(tokens[i].types) else [],
+                    media=media[i],
                 )
             )
         return requests
@@ -179,7 +185,8 @@ class Preparer:
         sides = [prompt.truncation_side or usual for prompt in prompts]
         result = [cut_ids(p.token_ids or [], keep, side) for p, keep, side in zip(prompts, keeps, sides, strict=True)]
         for special in (True, False):
-            chosen = [i for i, p in enumerate(prompts) if p.token_ids is None and p.add_special_tokens is special]
+            texts_at = [i for i, p in enumerate(prompts) if p.token_ids is None and not p.media]
+            chosen = [i for i in texts_at if prompts[i].add_special_tokens is special]
             if not chosen:
                 continue
             if self.tokenizer is None:
@@ -196,6 +203,10 @@ class Preparer:
             for i, encoding in zip(chosen, self.tokenizer.encode_pairs(texts, special), strict=True):
                 result[i] = tokens_of(encoding, keeps[i], sides[i])
         return result
+
+    def tokens(self, prompt: Prompt) -> list[int]:
+        """Return the tokens of a prompt, those included that keep places for media.  Raises RequestError."""
+        return self._tokenize([prompt])[0][0]
 
     def _tokenize(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[list[Media]]]:
         """Tokenize the texts, all with the same treatment of special tokens in one go, and prepare the media."""

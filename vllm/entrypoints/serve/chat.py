@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from msgspec import UNSET
 
@@ -103,12 +104,12 @@ async def _prepare(call: Call, body: ChatFields, conversations: Sequence[list[Me
     params = call.model.sampling.params(body, max_tokens, logprobs, body.prompt_logprobs)
     special = bool(body.add_special_tokens)
     with in_words_of(_IN_WORDS):
-        texts = [await _render(call, conversations, index) for index in range(len(conversations))]
-        prompts = [Prompt(text, cache_salt=body.cache_salt, add_special_tokens=special) for text in texts]
+        rendered = [await _render(call, conversations, index) for index in range(len(conversations))]
+        prompts = [replace(one, cache_salt=body.cache_salt, add_special_tokens=special) for one in rendered]
         return await prepare(call, prompts, params)
 
 
-async def _render(call: Call, conversations: Sequence[list[Message]], index: int) -> str:
+async def _render(call: Call, conversations: Sequence[list[Message]], index: int) -> Prompt:
     try:
         return await render(call, conversations[index])
     except RequestError as error:

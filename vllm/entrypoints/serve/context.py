@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LARGE = 16 * 1024  # bytes; what is made of smaller bodies takes well under a millisecond
+LARGE = 16 * 1024  # bytes; what is made of smaller bodies takes well under a millisecond
 _IDS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/=+")
 
 
@@ -69,7 +69,7 @@ class Server:
 
     async def work(self, size: int, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run a function of text: at once if `size`, the bytes it comes from, is small, else in a thread."""
-        if size <= _LARGE:
+        if size < LARGE:
             return function(*args, **kwargs)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, functools.partial(function, *args, **kwargs))

@@ -6,16 +6,16 @@ Its fields become a `ChatRequest`, on which rendering and preparing work; what t
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.errors import RETRY_AFTER, HttpError
 from vllm.entrypoints.serve.generation import prepare
 from vllm.entrypoints.serve.http import encode
 from vllm.entrypoints.serve.protocol import ChatRequest
-from vllm.entrypoints.serve.rendering import render
+from vllm.entrypoints.serve.rendering import render, size_of
 from vllm.errors import RequestError
 from vllm.inputs.chat import Message
-from vllm.inputs.prompts import Prompt
 from vllm.messages import EngineRequest
 from vllm.outputs import CompletionOutput, RequestOutput
 
@@ -33,8 +33,7 @@ async def prepare_chat(chat: Call, logprobs: int | None = None) -> EngineRequest
     sampling = chat.model.sampling
     max_tokens = sampling.defaults.get("max_tokens") if body.max_tokens is None else body.max_tokens
     params = sampling.params(body, max_tokens, logprobs, None)
-    text = await render(chat, body.messages)
-    prompt = Prompt(text, cache_salt=body.cache_salt, add_special_tokens=False)
+    prompt = replace(await render(chat, body.messages), cache_salt=body.cache_salt)
     return (await prepare(chat, [prompt], params))[0]
 
 
@@ -43,8 +42,8 @@ async def count_tokens(chat: Call) -> int:
     tokenizer = chat.engine.tokenizer
     if tokenizer is None:
         raise RequestError("the engine runs without a tokenizer (skip_tokenizer_init)", "model")
-    text = await render(chat, chat.body.messages)
-    return len(await chat.server.work(len(text), tokenizer.encode, text, False))
+    prompt = await render(chat, chat.body.messages)
+    return len(await chat.server.work(size_of(chat, [prompt]), chat.engine.preparer.tokens, prompt))
 
 
 def joined(messages: list[Message]) -> list[Message]:

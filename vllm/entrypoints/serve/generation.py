@@ -13,6 +13,7 @@ from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.engine import Engine
 from vllm.entrypoints.serve.errors import HttpError
 from vllm.entrypoints.serve.protocol import Metrics, PromptTokensDetails, SamplingRequest, Usage
+from vllm.entrypoints.serve.rendering import size_of
 from vllm.errors import RequestError
 from vllm.inputs.prepare import Params
 from vllm.inputs.prompts import Prompt
@@ -27,7 +28,7 @@ async def prepare(call: Call, prompts: Sequence[Prompt], params: Params) -> list
     preparer = call.engine.preparer
     priority = priority_of(call)
     requests = await call.server.work(
-        len(call.raw), preparer.prepare, prompts, params, priority=[priority] * len(prompts)
+        size_of(call, prompts), preparer.prepare, prompts, params, priority=[priority] * len(prompts)
     )
     if call.facts is not None:
         _note(call, requests)

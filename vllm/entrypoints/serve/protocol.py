@@ -121,6 +121,8 @@ class ChatFields(SamplingRequest, kw_only=True):
     documents: list[dict[str, Any]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: dict[str, Any] | None = None
 
 
 class ChatRequest(ChatFields, kw_only=True):
@@ -324,8 +326,6 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "function_call": (("none",), _NO_TOOLS),
     "modalities": ((["text"],), _TEXT_ONLY),
     "audio": ((), _TEXT_ONLY),
-    "mm_processor_kwargs": (({},), _TEXT_ONLY),
-    "media_io_kwargs": (({},), _TEXT_ONLY),
     "prompt_embeds": (([],), "prompts are texts or token ids"),
     "web_search_options": (({},), "the server searches nothing"),
     "structured_outputs": (({},), _NO_STRUCTURE),

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from vllm.entrypoints.serve.context import Call
+from vllm.entrypoints.serve.context import LARGE, Call
 from vllm.entrypoints.serve.sandbox import render_apart
 from vllm.errors import RequestError
-from vllm.inputs.chat import ChatOptions, ChatRenderer, Message
+from vllm.inputs.chat import ChatOptions, ChatRenderer, Message, parse_conversations
 from vllm.inputs.chat_template import choose_template
+from vllm.inputs.media.item import MediaItem
+from vllm.inputs.media.messages import find_media
+from vllm.inputs.prompts import Prompt
 
 
-async def render(call: Call, messages: list[Message]) -> str:
-    """Return the text of a conversation, with the options that the call's body has.  Raises RequestError."""
+async def render(call: Call, messages: list[Message]) -> Prompt:
+    """Return the prompt of a conversation, with the options that the call's body has.  Raises RequestError."""
+    body, renderer = call.body, call.model.renderer
+    items: list[MediaItem] = []
+    if renderer.media is not None:
+        messages, sources = find_media(messages)
+        if sources:
+            items = await renderer.media.fetcher.fetch(sources, _dict(body, "media_io_kwargs"))
+    elif wanted := [name for name in ("mm_processor_kwargs", "media_io_kwargs") if _dict(body, name)]:
+        raise RequestError(f"{wanted[0]}: the model takes and gives text only", wanted[0])
+    text = await _text(call, messages, LARGE if items else len(call.raw))
+    return Prompt(
+        text, add_special_tokens=False, media=tuple(items), processor_options=_dict(body, "mm_processor_kwargs")
+    )
+
+
+def _dict(body: Any, name: str) -> dict[str, Any]:
+    return getattr(body, name, None) or {}
+
+
+def size_of(call: Call, prompts: Sequence[Prompt]) -> int:
+    """Return how large the work on prompts is: media are prepared, and their processor is loaded, in a thread."""
+    return LARGE if any(prompt.media for prompt in prompts) else len(call.raw)
+
+
+async def _text(call: Call, messages: list[Message], size: int) -> str:
     body, renderer = call.body, call.model.renderer
     continues = bool(body.continue_final_message)
     given = body.add_generation_prompt
@@ -30,9 +58,8 @@ async def render(call: Call, messages: list[Message]) -> str:
     )
     if options.chat_template is not None and options.chat_template not in renderer.templates:
         return await render_apart(call.server.sandboxes, renderer, messages, options)
-    prompts = await call.server.work(len(call.raw), renderer.prompts, messages, options)
-    assert len(prompts) == 1 and prompts[0].text is not None
-    return prompts[0].text
+    (conversation,) = parse_conversations(messages)
+    return await call.server.work(size, renderer.render, conversation, options)
 
 
 def _template(call: Call) -> str | None:

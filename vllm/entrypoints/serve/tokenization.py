@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.http import json_reply
 from vllm.entrypoints.serve.protocol import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
-from vllm.entrypoints.serve.rendering import render
+from vllm.entrypoints.serve.rendering import render, size_of
 from vllm.entrypoints.serve.route import Answer, Route
 from vllm.errors import RequestError
 from vllm.inputs.chat_template import choose_template
+from vllm.inputs.prompts import Prompt
 from vllm.inputs.tokenizer import Tokenizer
 from vllm.inputs.tokenizer_files import read_json
 
@@ -23,9 +25,10 @@ async def tokenize(call: Call) -> Answer:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either prompt or messages", "prompt")
     is_chat = body.messages is not None
-    text = await render(call, body.messages) if body.messages is not None else body.prompt
+    prompt = await render(call, body.messages) if body.messages is not None else Prompt(body.prompt)
     special = not is_chat if body.add_special_tokens is None else body.add_special_tokens
-    tokens = await call.server.work(len(call.raw), tokenizer.encode, text, special)
+    prompt = dataclasses.replace(prompt, add_special_tokens=special)
+    tokens = await call.server.work(size_of(call, [prompt]), call.engine.preparer.tokens, prompt)
     names = [tokenizer.token_text(token) for token in tokens] if body.return_token_strs else None
     return json_reply(Tokens(len(tokens), call.engine.model_config.max_model_len, tokens, names))
 

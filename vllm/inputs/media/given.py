@@ -90,7 +90,7 @@ def _picture(value: Any, where: str) -> Any:
     from PIL import Image
 
     if isinstance(value, Image.Image):
-        return value if value.mode == "RGB" else _on_white(value)
+        return value if value.mode == "RGB" else on_white(value)
     pixels = _pixels(value, where)
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size:
         raise RequestError(
@@ -99,7 +99,7 @@ def _picture(value: Any, where: str) -> Any:
     return Image.fromarray(pixels)
 
 
-def _on_white(picture: Any) -> Any:
+def on_white(picture: Any) -> Any:
     """Return a picture in RGB; what is transparent becomes white."""
     from PIL import Image
 

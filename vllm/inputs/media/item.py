@@ -30,8 +30,3 @@ class Sound:
     """float32 [N], within [-1, 1]"""
     rate: int
     """Samples per second"""
-
-
-def place(item: MediaItem) -> dict[str, str]:
-    """Return the part of a message that a chat template makes the item's place of."""
-    return {"type": item.modality}

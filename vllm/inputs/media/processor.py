@@ -22,6 +22,7 @@ import numpy as np
 from vllm.config import MediaConfig
 from vllm.errors import ModelError, RequestError
 from vllm.inputs.media.assemble import load_processor
+from vllm.inputs.media.fetch import Fetcher, Reach
 from vllm.inputs.media.item import MediaItem, Sound
 from vllm.inputs.tokenizer import Tokenizer
 from vllm.messages import Array, Media, Modality
@@ -56,6 +57,7 @@ class MediaProcessor:
         self.folder = folder
         self.config = config
         self.tokenizer = tokenizer
+        self.fetcher = Fetcher(Reach.of(config.folder, config.hosts))
         self._trust = trust_remote_code
         self._processor: Any = None
         self._listener: _Listener | None = None
@@ -202,8 +204,6 @@ class MediaProcessor:
         """Put the stand-ins in the places of the placeholders."""
         queues = _queues(items, prepared)
         marks = {modality: self.placeholder(modality, where) for modality in queues}
-        if self.config.leads and not any(mark in text for mark in marks.values()):
-            text = "".join(marks[item.modality] for item in items) + text
         parts, at = [], 0
         while True:
             found = [(text.find(mark, at), modality) for modality, mark in marks.items() if text.find(mark, at) >= 0]

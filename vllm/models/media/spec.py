@@ -19,7 +19,5 @@ class MediaSpec:
     """spatial: a token has three positions, in time, height and width, which share out the pairs of its rotary embedding"""
     sees: Literal["past", "medium"] = "past"
     """medium: tokens of one medium also see those behind them, as far as that medium goes"""
-    leads: bool = False
-    """Placeholders may be left out of a text: media come first"""
     text: str = ""
     """Which function of `texts` makes a decoder of the text part's config; none: the family of its model type"""

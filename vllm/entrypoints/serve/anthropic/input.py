@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vllm.entrypoints.serve.anthropic.protocol import CountTokensRequest, InputBlock, MessagesRequest
 from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.conversation import as_chat, joined
@@ -62,10 +64,24 @@ def _check(body: CountTokensRequest) -> None:
             raise RequestError(f"{name} is not supported by this version; leave it out", name)
 
 
-def _content(content: str | list[InputBlock], where: str) -> str | list[dict[str, str]]:
+def _content(content: str | list[InputBlock], where: str) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
-    return [{"type": "text", "text": _text(block, f"{where}[{i}]")} for i, block in enumerate(content)]
+    return [_part(block, f"{where}[{i}]") for i, block in enumerate(content)]
+
+
+def _part(block: InputBlock, where: str) -> dict[str, Any]:
+    if block.type != "image":
+        return {"type": "text", "text": _text(block, where)}
+    source = block.source or {}
+    if source.get("type") == "url" and isinstance(source.get("url"), str):
+        return {"type": "image_url", "image_url": {"url": source["url"]}}
+    if source.get("type") == "base64" and isinstance(source.get("data"), str):
+        return {
+            "type": "image_url",
+            "image_url": {"url": f"data:{source.get('media_type') or ''};base64,{source['data']}"},
+        }
+    raise RequestError(f"{where}.source: must be of the type base64, with data, or url, with url", f"{where}.source")
 
 
 def _text(block: InputBlock, where: str) -> str:

@@ -12,7 +12,7 @@ from vllm.entrypoints.serve.errors import HttpError
 from vllm.entrypoints.serve.protocol import Int, Positive
 
 # Other blocks are refused in words of our own; the description shows what is taken.
-_BlockType = Annotated[str, Meta(extra_json_schema={"enum": ["text"]})]
+_BlockType = Annotated[str, Meta(extra_json_schema={"enum": ["text", "image"]})]
 
 
 class InputBlock(Struct):
@@ -20,6 +20,7 @@ class InputBlock(Struct):
 
     type: _BlockType
     text: str | None = None
+    source: dict[str, Any] | None = None
 
 
 class InputMessage(Struct):

@@ -46,8 +46,7 @@ async def prompts_of(call: Call) -> list[Prompt]:
         raise RequestError("give either input or messages", "input")
     if body.messages is not None:
         body.add_generation_prompt = bool(body.add_generation_prompt)
-        text = await render(call, body.messages)
-        return dressed([Prompt(text)], body, special=bool(body.add_special_tokens))
+        return dressed([await render(call, body.messages)], body, special=bool(body.add_special_tokens))
     if body.input == []:
         raise RequestError("input is an empty list; give at least one text", "input")
     if isinstance(body.input, list) and not isinstance(body.input[0], int):

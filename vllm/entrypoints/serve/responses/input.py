@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import Any
 
 from vllm.entrypoints.serve.context import Call
 from vllm.entrypoints.serve.conversation import as_chat, count_tokens, joined
@@ -68,8 +69,20 @@ def _message(item: InputItem, where: str) -> Message:
         raise RequestError(f"{where}.content: required, but missing", f"{where}.content")
     if isinstance(item.content, str):
         return {"role": role, "content": item.content}
-    texts = [_text(part, f"{where}.content[{position}]") for position, part in enumerate(item.content)]
-    return {"role": role, "content": [{"type": "text", "text": text} for text in texts]}
+    return {
+        "role": role,
+        "content": [_part(part, f"{where}.content[{position}]") for position, part in enumerate(item.content)],
+    }
+
+
+def _part(part: InputPart, where: str) -> dict[str, Any]:
+    if part.type == "input_image":
+        if part.image_url is None:
+            raise RequestError(
+                f"{where}.image_url: required, but missing; files are not kept here", f"{where}.image_url"
+            )
+        return {"type": "image_url", "image_url": {"url": part.image_url}}
+    return {"type": "text", "text": _text(part, where)}
 
 
 def _text(part: InputPart, where: str) -> str:

@@ -30,7 +30,9 @@ Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "
 
 # What is no message of text is refused in words of our own; the description shows what is taken.
 _ItemType = Annotated[str, Meta(extra_json_schema={"enum": ["message"]})]
-_PartType = Annotated[str, Meta(extra_json_schema={"enum": ["input_text", "output_text", "text", "refusal"]})]
+_PartType = Annotated[
+    str, Meta(extra_json_schema={"enum": ["input_text", "output_text", "text", "refusal", "input_image"]})
+]
 _Role = Annotated[str, Meta(extra_json_schema={"enum": ["user", "assistant", "system", "developer"]})]
 
 
@@ -40,6 +42,7 @@ class InputPart(Struct):
     type: _PartType
     text: str | None = None
     refusal: str | None = None
+    image_url: str | None = None
 
 
 class InputItem(Struct):
