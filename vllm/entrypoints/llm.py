@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,7 +69,7 @@ class LLM(PoolingCalls):
         priority: Priorities = None,
         *,
         tokenization_kwargs: None = None,
-        mm_processor_kwargs: None = None,
+        mm_processor_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Continue prompts; return one output per prompt, in their order.
 
@@ -81,9 +82,10 @@ class LLM(PoolingCalls):
             prompt_adapter_request=prompt_adapter_request,
             guided_options_request=guided_options_request,
             tokenization_kwargs=tokenization_kwargs,
-            mm_processor_kwargs=mm_processor_kwargs,
         )
         parsed = parse_prompts(prompts, prompt_token_ids)
+        if mm_processor_kwargs:
+            parsed = [replace(p, processor_options={**mm_processor_kwargs, **p.processor_options}) for p in parsed]
         return self._run(self._prepare(parsed, sampling_params, priority), use_tqdm)
 
     def chat(
@@ -101,15 +103,13 @@ class LLM(PoolingCalls):
         *,
         priority: Priorities = None,
         tokenization_kwargs: None = None,
-        mm_processor_kwargs: None = None,
+        mm_processor_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer a conversation, or a list of them, rendered by the model's chat template or the given one.
 
         Raises ModelError if there is no template, RequestError for messages that cannot be rendered.
         """
-        refuse(
-            lora_request=lora_request, tokenization_kwargs=tokenization_kwargs, mm_processor_kwargs=mm_processor_kwargs
-        )
+        refuse(lora_request=lora_request, tokenization_kwargs=tokenization_kwargs)
         self._check_generates()
         options = ChatOptions(
             chat_template=chat_template,
@@ -118,6 +118,7 @@ class LLM(PoolingCalls):
             continue_final_message=continue_final_message,
             tools=tools,
             chat_template_kwargs=chat_template_kwargs or {},
+            mm_processor_kwargs=mm_processor_kwargs or {},
         )
         prompts = self._renderer.prompts(messages, options)
         return self._run(self._prepare(prompts, sampling_params, priority), use_tqdm)
