@@ -24,7 +24,7 @@ from vllm.models import registry
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ("quickstart", "offline", "loading", "adding_a_model")
+PAGES = ("quickstart", "offline", "loading", "adding_a_model", "multimodal")
 MODELS = {"facebook/opt-125m": "opt", "Qwen/Qwen3-0.6B": "qwen3"}
 
 
@@ -42,10 +42,18 @@ def test_it_is_built_without_a_warning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_its_python_runs(
-    page: str, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    page: str,
+    checkpoint: Callable[..., Path],
+    media_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
     redirects = tmp_path / "redirects"
-    redirects.write_text("".join(f"{name} {checkpoint(kind)}\n" for name, kind in MODELS.items()))
+    folders = {name: checkpoint(kind) for name, kind in MODELS.items()}
+    if page == "multimodal":
+        folders = {"llava-hf/llava-1.5-7b-hf": media_checkpoint("llava")}
+    redirects.write_text("".join(f"{name} {folder}\n" for name, folder in folders.items()))
     monkeypatch.setenv("VLLM_MODEL_REDIRECT_PATH", str(redirects))
     monkeypatch.setattr(registry, "_registered", {})
     names: dict[str, Any] = {}
@@ -79,6 +87,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     [
         ("quickstart", []),
         ("adding_a_model", ["right: my_model/checkpoint "]),
+        ("multimodal", []),
         ("troubleshooting", ["right: the model inside", "Python"]),
     ],
 )

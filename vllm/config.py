@@ -275,6 +275,8 @@ class MediaConfig:
     """Modality → how many a prompt may have; without an entry any number"""
     options: Mapping[str, Any] = field(default_factory=dict)
     """For the processor, with every item"""
+    processor: str = ""
+    """Where what prepares media is, if it is not transformers'"""
     folder: str = ""
     """Whose files prompts may name"""
     hosts: tuple[str, ...] = ()

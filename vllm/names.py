@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -47,3 +48,14 @@ def take_names(
         return cls
 
     return decorate
+
+
+def named(where: str) -> Any:
+    """Return what is called "package.module:name".  Raises ConfigError if there is nothing of that name."""
+    module, _, name = where.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # a module's own code may raise anything
+        raise ConfigError(
+            f"{where} cannot be imported ({type(error).__name__}: {error}); is its package installed?"
+        ) from error

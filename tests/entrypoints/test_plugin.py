@@ -63,6 +63,34 @@ def test_both_generate_without_the_code_that_comes_with_the_checkpoint(installed
     assert spec == layers
 
 
+SIGHT = """
+import sys
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tidal.sight import Eye, Processor
+from vllm import LLM, SamplingParams
+params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+with LLM(sys.argv[1], dtype="float32") as llm:
+    def say(data, text="High <picture> tide"):
+        prompt = {"prompt": text, "multi_modal_data": {"image": data}}
+        return llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].token_ids
+    seen = {color: say(Image.new("RGB", (9, 9), color)) for color in ("red", "blue")}
+    weights = load_file(sys.argv[1] + "/model.safetensors")
+    eye = Eye(type("Config", (), {"hidden_size": weights["tower.patches.bias"].shape[0]}))
+    eye.load_state_dict({name[6:]: tensor for name, tensor in weights.items() if name.startswith("tower.")})
+    _, features = Processor(None).prepare("image", Image.new("RGB", (9, 9), "red"))
+    found = eye.get_image_features(**features).detach()
+    assert say(found, "High [<picture>] tide") == seen["red"] != seen["blue"]
+"""
+
+
+def test_it_sees_with_a_tower_and_a_processor_of_its_own(installed: dict[str, str], tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "tidal.sight", str(tmp_path)], env=installed, check=True)
+    done = run(installed, SIGHT, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_the_plugin_there_is_no_such_model(installed: dict[str, str], model: Path) -> None:
     done = run(installed, RUN, str(model), VLLM_PLUGINS="")
     assert done.returncode and "ModelError" in done.stderr

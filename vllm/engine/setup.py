@@ -21,7 +21,7 @@ from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
 from vllm.loader.config import check_sizes, dtype_of, read_config, read_generation_config
 from vllm.loader.find import find_model
 from vllm.logging import get_logger
-from vllm.models.registry import architecture_of, media_tokens, read_as_they_stand
+from vllm.models.registry import architecture_of, media_of, media_tokens, read_as_they_stand
 from vllm.models.tasks import native_length, resolve_pooling
 from vllm.plugins import load_plugins
 from vllm.pooling_params import PoolerConfig, Pooling
@@ -216,8 +216,16 @@ def _media(args: EngineArgs, hf_config: Any) -> MediaConfig | None:
             raise ConfigError(f"limit_mm_per_prompt[{modality!r}]={most!r} must be a number of media")
         limits[modality] = count
     cache_bytes = int(args.mm_processor_cache_gb * 2**30)
-    folder, hosts = args.allowed_local_media_path, tuple(args.allowed_media_domains)
-    return MediaConfig(token_ids, limits, args.mm_processor_kwargs, folder, hosts, cache_bytes)
+    media = media_of(architecture_of(hf_config, args.model_impl))
+    return MediaConfig(
+        token_ids,
+        limits,
+        args.mm_processor_kwargs,
+        processor=media.processor if media is not None and args.model_impl != "transformers" else "",
+        folder=args.allowed_local_media_path,
+        hosts=tuple(args.allowed_media_domains),
+        cache_bytes=cache_bytes,
+    )
 
 
 def _max_model_len(args: EngineArgs, hf_config: Any, path: Path) -> int:

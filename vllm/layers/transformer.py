@@ -72,6 +72,7 @@ class Transformer(nn.Module):
     def see(self, seeing: Seeing) -> None:
         """Have it read what a tower makes of media, beside texts."""
         self.seeing = seeing
+        self.ignored_names += ("tower.*",)  # the tower has read them itself
         self.entry = entry = MediaInput(self.entry, seeing.num_deep)
         for index in range(seeing.num_deep):
             self.blocks[index] = Deepened(self.blocks[index], entry, index)

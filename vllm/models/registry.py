@@ -19,6 +19,7 @@ from vllm.messages import Modality
 from vllm.models.architectures import ARCHITECTURES, ENCODERS, FALLBACKS, HEADS
 from vllm.models.foreign_names import DECODERS, UNFIT
 from vllm.models.media.kinds import KINDS
+from vllm.models.media.spec import MediaSpec
 from vllm.pooling_params import Pooling
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ _BOTH_WAYS = ("Bidirectional", "Encoder", "Bi")
 """Ends of base names of decoders whose tokens see those behind them too: nvidia's, and two of LLM2Vec."""
 
 _registered: dict[str, Definition] = {}
+_media: dict[str, MediaSpec] = {}
 
 _COLBERT_BASES = {"bert": "Bert", "distilbert": "DistilBert", "modernbert": "ModernBert", "xlm-roberta": "XLMRoberta"}
 """Model type → base of an `HF_ColBERT`."""
@@ -81,6 +83,11 @@ class ModelRegistry:
                 "of Transformer, or where one is, as 'package.module:name'"
             )
         _registered[name] = definition
+
+    @staticmethod
+    def register_media(name: str, media: MediaSpec) -> None:
+        """Say how the architecture that config.json calls `name`, and that is registered as a model, takes media."""
+        _media[name] = media
 
     @staticmethod
     def get_supported_archs() -> list[str]:
@@ -155,6 +162,11 @@ def comes_with(config: Any, auto_class: str) -> bool:
     return trusted and auto_class in (getattr(config, "auto_map", None) or {})
 
 
+def media_of(name: str) -> MediaSpec | None:
+    """Return how an architecture takes media; None if it takes text only, or transformers computes it."""
+    return _media.get(name) or KINDS.get(name)
+
+
 def media_tokens(config: Any, impl: str = "auto") -> dict[Modality, int] | None:
     """Return the tokens that embeddings of media have in prompts, by modality; None for a model that takes text only.
 
@@ -163,7 +175,7 @@ def media_tokens(config: Any, impl: str = "auto") -> dict[Modality, int] | None:
     architecture = find(config, impl)
     if architecture.sees:
         return dict.fromkeys(_modalities(config), -1)
-    media = KINDS.get(architecture.name)
+    media = media_of(architecture.name)
     if media is None:
         return None
     older = {name: name.replace("_token_id", "_token_index") for name in media.placeholders.values()}
@@ -228,10 +240,10 @@ def build(
     else:
         pooler = make_pooler(architecture, config, Body.of(spec), pooling, placement, folder)
         model = build_transformer(spec, placement, max_model_len, pooler)
-    if architecture.name in KINDS:
+    if media := media_of(architecture.name):
         from vllm.models.media.build import load_seeing
 
-        model.see(load_seeing(architecture.name, config, placement, None if dummy else folder))
+        model.see(load_seeing(architecture.name, media, config, placement, None if dummy else folder))
     return model
 
 

@@ -8,6 +8,11 @@ def register() -> None:
     enough for a model.  Here are two of the same one, to choose from: data, and a module.
     """
     from vllm import ModelRegistry
+    from vllm.models.media.spec import MediaSpec
 
     ModelRegistry.register_model("TidalForCausalLM", "tidal.family:tidal")
     ModelRegistry.register_model("TidalLayersForCausalLM", "tidal.layers:TidalLayersForCausalLM")
+    ModelRegistry.register_model("TidalWithSight", "tidal.family:tidal")
+    ModelRegistry.register_media(
+        "TidalWithSight", MediaSpec(processor="tidal.sight:Processor", tower="tidal.sight:Eye")
+    )

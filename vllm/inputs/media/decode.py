@@ -93,7 +93,8 @@ def frames_of(data: bytes, where: str, num_frames: int = NUM_FRAMES) -> np.ndarr
     except ImportError:
         raise ConfigError(f"{where}: videos need PyAV (pip install vllm[video])") from None
     try:
-        with av.open(io.BytesIO(data)) as file:
+        opened: Any = av.open(io.BytesIO(data))
+        with opened as file:
             stream = file.streams.video[0]
             _check_pixels(stream.width * stream.height * num_frames, f"{stream.width} x {stream.height}", where)
             total = stream.frames or sum(1 for _ in file.decode(stream))

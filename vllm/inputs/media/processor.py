@@ -8,6 +8,7 @@ whatever company.  What takes an item's place in the text is read off the text t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import threading
@@ -15,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from vllm.inputs.media.fetch import Fetcher, Reach
 from vllm.inputs.media.item import MediaItem, Sound
 from vllm.inputs.tokenizer import Tokenizer
 from vllm.messages import Array, Media, Modality
+from vllm.names import named
 
 _ARGUMENTS: dict[Modality, str] = {"image": "images", "video": "videos", "audio": "audio"}
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
@@ -45,6 +47,19 @@ class Prepared:
     @property
     def num_bytes(self) -> int:
         return sum(len(array.data) for array in self.features.values())
+
+
+class OwnProcessor(Protocol):
+    """What a package brings that has a model of its own."""
+
+    placeholders: Mapping[Modality, str]
+    """Modality → what marks the place of a medium in a prompt"""
+
+    def prepare(self, modality: Modality, data: Any, **options: Any) -> tuple[str, Mapping[str, Any]]:
+        """Return what takes the placeholder's place in the text, and the tensors that the tower takes, by name.
+
+        `data` is as in `MediaItem`.  Whatever it raises is told to the sender.
+        """
 
 
 class MediaProcessor:
@@ -158,8 +173,12 @@ class MediaProcessor:
 
     def _process(self, key: bytes, item: MediaItem, options: Mapping[str, Any], where: str) -> Prepared:
         if hasattr(item.data, "is_floating_point"):
-            stand_in = self.placeholder(item.modality, where) * len(item.data)
+            assert self.tokenizer is not None
+            stand_in = self.tokenizer.decode([self.config.token_ids[item.modality]], False) * len(item.data)
             return Prepared(key, stand_in, {"embeds": _array(item.data)})
+        if self._own is not None:
+            stand_in, made = self._made_by_own(item, options, where)
+            return Prepared(key, stand_in, {name: _array(value) for name, value in made.items()})
         processor, listener = self._loaded()
         given = dict(options)
         if isinstance(item.data, Sound):
@@ -169,8 +188,27 @@ class MediaProcessor:
         features = {name: _array(value) for name, value in found.items() if name not in _OF_TEXT and _is_number(value)}
         return Prepared(key, listener.heard, features)
 
+    def _made_by_own(self, item: MediaItem, options: Mapping[str, Any], where: str) -> tuple[str, Mapping[str, Any]]:
+        assert self._own is not None
+        try:
+            return self._own.prepare(item.modality, item.data, **options)
+        except Exception as error:  # another package's code
+            raise RequestError(
+                f"{where}: the model's processor refuses the {item.modality}: {error}", "multi_modal_data"
+            ) from error
+
+    @functools.cached_property
+    def _own(self) -> OwnProcessor | None:
+        """The processor that a package brings for its model."""
+        if not self.config.processor:
+            return None
+        made: OwnProcessor = named(self.config.processor)(self.folder)
+        return made
+
     def placeholder(self, modality: Modality, where: str = "the prompt") -> str:
         """Return what marks the place of a medium in a prompt."""
+        if self._own is not None:
+            return self._own.placeholders[modality]
         processor, _ = self._loaded()
         found = getattr(processor, f"{modality}_token", None)
         if not isinstance(found, str):

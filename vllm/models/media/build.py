@@ -15,23 +15,19 @@ from vllm.layers.placement import Placement
 from vllm.models.media import texts
 from vllm.models.media.kinds import KINDS, TEXT_FAMILIES
 from vllm.models.media.spec import MediaSpec
-from vllm.models.media.tower import load_tower
+from vllm.models.media.tower import load_own_tower, load_tower
 from vllm.models.spec import AttentionSpec, TransformerSpec
 
 
 def text_spec(config: Any) -> TransformerSpec:
     """Return the decoder of a model that takes media.  Raises ModelError if its text part is of no family."""
-    media, text = media_spec(config), config.get_text_config()
+    media = next(KINDS[name] for name in config.architectures if name in KINDS)
+    text = config.get_text_config()
     spec = (getattr(texts, media.text) if media.text else _family_of(text))(text)
     if media.positions == "spatial":
         spec = replace(spec, layers=tuple(replace(layer, mixer=_spatial(layer.mixer, text)) for layer in spec.layers))
     # what is not of the text part is read by transformers, which also says if something is missing
     return replace(spec, tied=bool(config.tie_word_embeddings), ignored_names=("*",))
-
-
-def media_spec(config: Any) -> MediaSpec:
-    """Return how the first known architecture of a config takes media."""
-    return next(KINDS[name] for name in config.architectures if name in KINDS)
 
 
 def _family_of(text: Any) -> Callable[[Any], TransformerSpec]:
@@ -57,12 +53,15 @@ def _spatial(mixer: Any, text: Any) -> Any:
     return replace(mixer, rope=replace(mixer.rope, sections=sections, spread=spread))
 
 
-def load_seeing(architecture: str, config: Any, placement: Placement, folder: Path | None) -> Seeing:
+def load_seeing(architecture: str, media: MediaSpec, config: Any, placement: Placement, folder: Path | None) -> Seeing:
     """Load what a model sees with; without a folder its weights are random."""
     width = config.get_text_config().hidden_size
-    tower = load_tower(architecture, config, folder, width, placement.dtype, placement.device)
+    if media.tower:
+        tower = load_own_tower(media.tower, config, folder, width, placement.dtype, placement.device)
+    else:
+        tower = load_tower(architecture, config, folder, width, placement.dtype, placement.device)
     deep = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
-    return Seeing(tower, len(deep), media_spec(config).sees == "medium")
+    return Seeing(tower, len(deep), media.sees == "medium")
 
 
 def text_tensors(tensors: Iterable[tuple[str, Tensor]], width: int) -> Iterator[tuple[str, Tensor]]:

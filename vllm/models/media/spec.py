@@ -19,5 +19,11 @@ class MediaSpec:
     """spatial: a token has three positions, in time, height and width, which share out the pairs of its rotary embedding"""
     sees: Literal["past", "medium"] = "past"
     """medium: tokens of one medium also see those behind them, as far as that medium goes"""
+    processor: str = ""
+    """Where what prepares media is, as "package.module:name": a function from a model's folder to an `OwnProcessor`; none:
+    transformers' processor of the model"""
+    tower: str = ""
+    """Where a module is that is made of the config, as "package.module:name"; its weights are those of the checkpoint whose names
+    begin with "tower."  None: transformers' model"""
     text: str = ""
     """Which function of `texts` makes a decoder of the text part's config; none: the family of its model type"""

@@ -16,8 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from vllm.errors import ModelError
+from vllm.loader.files import weight_files
+from vllm.loader.fill import fill
+from vllm.loader.read import tensors
 from vllm.messages import Array, Media
+from vllm.names import named
 from vllm.ops.memory import tensor_of
+from vllm.weights import TensorPlace, Window
 
 
 class Tower:
@@ -70,6 +75,10 @@ class Tower:
             for name, value in self._tensors(one.features).items():
                 if name.endswith("_grid_thw"):
                     grids.setdefault(name, []).append(value.cpu())
+        if sum(map(len, grids.values())) < len(media):
+            raise ModelError(
+                "where tokens have positions in space, embeddings can't be given; give the media themselves"
+            )
         found, shift = self.module.model.get_rope_index(
             torch.tensor([token_ids]),
             mm_token_type_ids=types,
@@ -146,6 +155,17 @@ def load_tower(
         )
     _drop_text(module)
     return Tower(module.to(device).eval().requires_grad_(False), width, dtype, device)
+
+
+def load_own_tower(
+    where: str, config: Any, folder: Path | None, width: int, dtype: torch.dtype, device: torch.device
+) -> Tower:
+    """Load a tower of another package, a module that is made of the config.  Raises ModelError if that can't be."""
+    module = named(where)(config).to(device=device, dtype=dtype).eval().requires_grad_(False)
+    if folder is not None:
+        windows = [Window(f"tower.{name}", TensorPlace(tensor)) for name, tensor in module.state_dict().items()]
+        fill(windows, tensors(weight_files(folder)), ("*",), where=str(folder))
+    return Tower(module, width, dtype, device)
 
 
 def _without_text(config: Any) -> Any:
