@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from vllm.errors import ConfigError, did_you_mean
 from vllm.messages import Modality
@@ -324,6 +324,9 @@ class ModelConfig:
     """How it pools; None: it generates."""
     media: MediaConfig | None = None
     """How it takes media; None: it takes text only."""
+    source: Literal["", "text", "audio"] = ""
+    """What its encoder reads, text or audio, where it has one beside its decoder"""
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> str | None:

@@ -64,6 +64,8 @@ class EngineRequest(Struct):
     bad_words_ids: list[list[int]] = []  # bad_words, tokenized
     token_types: list[int] = []  # which of a pair of texts each token is of; empty: there is no pair
     media: list[Media] = []  # in the order of their places
+    encoder_prompt: str | None = None
+    encoder_token_ids: list[int] = []  # what a model's encoder reads; `token_ids` are then the decoder's
 
 
 class Sequence(Struct):
@@ -80,6 +82,7 @@ class Sequence(Struct):
     pooling: PoolingParams | None = None  # return what is pooled from the hidden states instead
     token_types: list[int] = []
     media: list[Media] = []
+    encoder_token_ids: list[int] = []
 
 
 class Row(Struct):

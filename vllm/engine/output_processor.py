@@ -221,6 +221,8 @@ class OutputProcessor:
             request_id=request.id,
             prompt=request.prompt,
             prompt_token_ids=request.token_ids,
+            encoder_prompt=request.encoder_prompt,
+            encoder_prompt_token_ids=request.encoder_token_ids or None,
             prompt_logprobs=state.take_prompt_logprobs(kind is RequestOutputKind.DELTA),
             outputs=completions,
             finished=state.finished,

@@ -14,6 +14,7 @@ from vllm.device import choose_device, native_bfloat16, usable_cores
 from vllm.errors import ConfigError, did_you_mean
 from vllm.inputs.chat import ChatRenderer
 from vllm.inputs.chat_template import find_templates
+from vllm.inputs.encoder import EncoderRules
 from vllm.inputs.media.item import MODALITIES
 from vllm.inputs.media.processor import MediaProcessor
 from vllm.inputs.prepare import Limits, Preparer, find_eos_token_ids
@@ -21,7 +22,7 @@ from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
 from vllm.loader.config import check_sizes, dtype_of, read_config, read_generation_config
 from vllm.loader.find import find_model
 from vllm.logging import get_logger
-from vllm.models.registry import architecture_of, media_of, media_tokens, read_as_they_stand
+from vllm.models.registry import architecture_of, find, media_of, media_tokens, read_as_they_stand
 from vllm.models.tasks import native_length, resolve_pooling
 from vllm.plugins import load_plugins
 from vllm.pooling_params import PoolerConfig, Pooling
@@ -87,6 +88,8 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         seed=args.seed,
         pooling=pooling,
         media=_media(args, hf_config),
+        source=find(hf_config, args.model_impl).source,
+        generation_config=generation,
     )
     scheduler = _scheduler(args, max_model_len, device)
     cache = CacheConfig(
@@ -122,7 +125,10 @@ def make_preparer(model: ModelConfig, tokenizer: Tokenizer | None) -> Preparer:
     if model.media is not None:
         folder = Path(model.tokenizer_path or model.path)
         media = MediaProcessor(folder, model.media, tokenizer, model.trust_remote_code)
-    return Preparer(tokenizer, limits, eos_token_ids=model.eos_token_ids, seed=model.seed, media=media)
+    encoder = None
+    if model.source:
+        encoder = EncoderRules.of(model.source, model.hf_config, model.generation_config)
+    return Preparer(tokenizer, limits, eos_token_ids=model.eos_token_ids, seed=model.seed, media=media, encoder=encoder)
 
 
 def make_chat_renderer(model: ModelConfig, preparer: Preparer) -> ChatRenderer:
@@ -186,15 +192,13 @@ def _dtype(wanted: str, stored: str | None, device: str) -> str:
 
 def _pooling(args: EngineArgs, hf_config: Any, path: Path) -> Pooling | None:
     """Settle what the model is for; None: it generates."""
-    if args.task == "transcription":
-        raise ConfigError("task='transcription' is not supported by this version; leave it out")
     given = args.override_pooler_config | args.pooler_config
     return resolve_pooling(
         hf_config,
         path,
         runner=args.runner,
         convert=args.convert,
-        task=args.task,
+        task="generate" if args.task == "transcription" else args.task,
         pooler_config=PoolerConfig(**given) if given else None,
         impl=args.model_impl,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.errors import ModelError, RequestError
+from vllm.inputs.encoder import EncoderRules
 from vllm.inputs.media.processor import MediaProcessor
 from vllm.inputs.pooling import Tokens, cut_ids, settle, tokens_of
 from vllm.inputs.prompts import Prompt
@@ -67,14 +68,16 @@ class Preparer:
         eos_token_ids: tuple[int, ...] = (),
         seed: int = 0,
         media: MediaProcessor | None = None,
+        encoder: EncoderRules | None = None,
     ) -> None:
-        """`tokenizer` is None for an engine that takes and gives token ids only, `media` for a model that takes text only;
-        `seed` is the engine's."""
+        """`tokenizer` is None for an engine that takes and gives token ids only, `media` for a model that takes text only,
+        `encoder` for one without an encoder beside its decoder; `seed` is the engine's."""
         self.tokenizer = tokenizer
         self.limits = limits
         self.eos_token_ids = eos_token_ids
         self.seed = seed
         self.media = media
+        self.encoder = encoder
         self._numbers = itertools.count()
 
     def prepare(
@@ -96,9 +99,19 @@ class Preparer:
         for param in distinct.values():
             self._check_params(param)
         words = {key: self._bad_words(param) for key, param in distinct.items()}
+        encoders = [Prompt()] * len(prompts)
+        if self.encoder is not None:
+            pairs = [self.encoder.split(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
+            encoders, prompts = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        elif any(prompt.encoder for prompt in prompts):
+            raise RequestError("encoder_prompt: the model has no encoder; give 'prompt'", "encoder_prompt")
         token_ids, media = self._tokenize(prompts)
+        read: list[list[int]] = [[] for _ in prompts]
+        if self.encoder is not None:
+            token_ids = [self.encoder.begun(tokens) for tokens in token_ids]
+            read, media = self._read(encoders)
         cut = [
-            _truncated(tokens, param, self.limits, media=bool(found))
+            _truncated(tokens, param, self.limits, media=bool(found) and self.encoder is None)
             for tokens, param, found in zip(token_ids, each, media, strict=True)
         ]
         most = self.limits.max_model_len - 1
@@ -123,6 +136,8 @@ class Preparer:
                     cache_salt=prompt.cache_salt,
                     bad_words_ids=words[id(param)],
                     media=media[i],
+                    encoder_prompt=encoders[i].text,
+                    encoder_token_ids=read[i],
                 )
             )
         return requests
@@ -203,6 +218,20 @@ class Preparer:
             for i, encoding in zip(chosen, self.tokenizer.encode_pairs(texts, special), strict=True):
                 result[i] = tokens_of(encoding, keeps[i], sides[i])
         return result
+
+    def _read(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[list[Media]]]:
+        """Return what the encoder reads of prompts: tokens, or a sound."""
+        assert self.encoder is not None
+        if self.encoder.reads == "audio":
+            if self.media is None:
+                raise RequestError("the engine has no processor of sounds", "multi_modal_data")
+            sounds = [self.media.heard(prompt.media[0], f"prompt {i}") for i, prompt in enumerate(prompts)]
+            return [[] for _ in prompts], [[sound] for sound in sounds]
+        tokens, _ = self._tokenize(prompts)
+        for position, ids in enumerate(tokens):
+            most = self.encoder.max_len or self.limits.max_model_len
+            self._check_tokens(ids, position, most, f"its encoder reads at most {most:,}")
+        return tokens, [[] for _ in prompts]
 
     def tokens(self, prompt: Prompt) -> list[int]:
         """Return the tokens of a prompt, those included that keep places for media.  Raises RequestError."""

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from vllm.errors import RequestError, did_you_mean
@@ -38,16 +38,24 @@ class TokensPrompt(TypedDict, total=False):
 
 
 SingletonPrompt: TypeAlias = str | list[int] | TextPrompt | TokensPrompt
-PromptType: TypeAlias = SingletonPrompt
+
+
+class ExplicitEncoderDecoderPrompt(TypedDict, total=False):
+    """What a model's encoder reads, and how its decoder begins; without `decoder_prompt` as the model's config says."""
+
+    encoder_prompt: SingletonPrompt
+    decoder_prompt: SingletonPrompt | None
+
+
+PromptType: TypeAlias = SingletonPrompt | ExplicitEncoderDecoderPrompt
 
 _TEXT = ("prompt", "prompt_token_ids", "cache_salt")
+_PAIR = frozenset(("encoder_prompt", "decoder_prompt"))
 _KNOWN = (*_TEXT, "multi_modal_data", "mm_processor_kwargs", "multi_modal_uuids")
 _FOREIGN = {
     "media_io_kwargs": "media are given as they are, not to be read from files; leave it out",
     "token_type_ids": "the model has no token types",
     "prompt_embeds": "prompts are text or token ids",
-    "encoder_prompt": "the model has no encoder; give 'prompt'",
-    "decoder_prompt": "the model has no encoder; give 'prompt'",
 }
 
 
@@ -68,6 +76,8 @@ class Prompt:
     """In the order of their places in the prompt, modality by modality."""
     processor_options: Mapping[str, Any] = field(default_factory=dict)
     """For the model's processor of media."""
+    encoder: Prompt | None = None
+    """What the model's encoder reads; the prompt itself is the decoder's then."""
 
 
 def parse_prompts(
@@ -126,7 +136,26 @@ def _parse(prompt: Any, position: int) -> Prompt:
     raise TypeError(f"prompt {position} must be a text, a list of token ids or a dict, got {_show(prompt)}")
 
 
+def _parse_pair(prompt: Mapping[str, Any], position: int) -> Prompt:
+    """Return the decoder's prompt with the encoder's."""
+    for key in prompt:
+        if key not in _PAIR:
+            raise RequestError(
+                f"prompt {position} has an unknown field {key!r} beside 'encoder_prompt'.{did_you_mean(str(key), _PAIR)}",
+                str(key),
+            )
+    if prompt.get("encoder_prompt") is None:
+        raise RequestError(f"prompt {position} has no 'encoder_prompt'", "encoder_prompt")
+    encoder, given = _parse(prompt["encoder_prompt"], position), prompt.get("decoder_prompt")
+    decoder = Prompt(text="") if given is None else _parse(given, position)
+    if encoder.encoder or decoder.encoder:
+        raise RequestError(f"prompt {position} has pairs of prompts within a pair", "encoder_prompt")
+    return replace(decoder, encoder=encoder)
+
+
 def _parse_dict(prompt: Mapping[str, Any], position: int) -> Prompt:
+    if not _PAIR.isdisjoint(prompt):
+        return _parse_pair(prompt, position)
     for key, value in prompt.items():
         if key in _FOREIGN and value is not None:
             raise RequestError(f"prompt {position} has {key!r}: {_FOREIGN[key]}", str(key))

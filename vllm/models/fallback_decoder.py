@@ -178,7 +178,7 @@ def build_foreign_decoder(
     if placement.group.size > 1:
         raise ConfigError(f"{architecture.name} can't be shared among processes; use tensor_parallel_size=1")
     refuse_quantized(architecture, config)
-    module = _module(architecture, config, placement, folder)
+    module = load_module(architecture, config, placement, folder)
     logger.info("%s is computed by transformers' module, one request at a time", architecture.name)
     head = Head(nn.Identity(), GivenLogits(), 0.0)
     entry = ForeignDecoder(
@@ -191,7 +191,8 @@ def build_foreign_decoder(
     return Transformer(entry, [], nn.Identity(), head, ignored_names=("*",), base_prefix="")
 
 
-def _module(architecture: Architecture, config: Any, placement: Placement, folder: Path | None) -> Any:
+def load_module(architecture: Architecture, config: Any, placement: Placement, folder: Path | None) -> Any:
+    """Load a model with transformers; without a folder its weights are random.  Raises ModelError."""
     import transformers
 
     remote = type(config).__module__.startswith("transformers_modules")

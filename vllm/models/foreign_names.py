@@ -148,3 +148,5 @@ UNFIT: dict[str, str] = {
     "InstructBlipVideoForConditionalGeneration": _NEEDS_PIXELS,
 }
 """Models that take media and can't be computed, and why."""
+SPEECH = ("MoonshineForConditionalGeneration", "WhisperForConditionalGeneration")
+"""Models with an encoder of sounds and a decoder"""

@@ -12,12 +12,12 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.messages import Modality
 from vllm.models.architectures import ARCHITECTURES, ENCODERS, FALLBACKS, HEADS
-from vllm.models.foreign_names import DECODERS, UNFIT
+from vllm.models.foreign_names import DECODERS, SPEECH, UNFIT
 from vllm.models.media.kinds import KINDS
 from vllm.models.media.spec import MediaSpec
 from vllm.pooling_params import Pooling
@@ -55,6 +55,8 @@ class Architecture:
     """It is a decoder by build, but its tokens see those behind them too."""
     sees: bool = False
     """It is computed by transformers and takes media."""
+    source: Literal["", "text", "audio"] = ""
+    """What its encoder reads, where it has one beside its decoder; transformers computes it"""
 
     @property
     def is_encoder(self) -> bool:
@@ -116,6 +118,9 @@ def find(config: Any, impl: str = "auto") -> Architecture:
     for name in names if impl == "auto" else ():
         if _generates_by_transformers(name, config) or comes_with(config, "AutoModelForCausalLM"):
             return _foreign(name)
+    for name in names if impl == "auto" else ():
+        if source := _source(name):
+            return Architecture(name, _base(name), "", "generate", source=source)
     seeing = next((name for name in names if impl == "auto" and _sees_by_transformers(name)), None)
     if seeing is not None:
         return _foreign(seeing)
@@ -139,6 +144,15 @@ def _sees_by_transformers(name: str) -> bool:
 
     tables = ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES")
     return name not in UNFIT and any(name in getattr(auto, table, {}).values() for table in tables)
+
+
+def _source(name: str) -> Literal["", "text", "audio"]:
+    """Return what the encoder of a model of transformers reads that has a decoder too; "" if there is none of that name."""
+    from transformers.models.auto import modeling_auto as auto
+
+    if name in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+        return "text"
+    return "audio" if name in SPEECH else ""
 
 
 def _generates_by_transformers(name: str, config: Any) -> bool:
@@ -175,6 +189,8 @@ def media_tokens(config: Any, impl: str = "auto") -> dict[Modality, int] | None:
     architecture = find(config, impl)
     if architecture.sees:
         return dict.fromkeys(_modalities(config), -1)
+    if architecture.source == "audio":
+        return {"audio": -1}
     media = media_of(architecture.name)
     if media is None:
         return None
@@ -220,6 +236,12 @@ def build(
     from vllm.models.heads import Body, make_pooler
 
     architecture = find(config, impl)
+    if architecture.source:
+        from vllm.models.fallback_seq2seq import build_foreign_seq2seq
+
+        if pooling is not None:
+            raise ModelError(f"{architecture.name} is computed by transformers' module, which generates; it can't pool")
+        return build_foreign_seq2seq(architecture, config, placement, None if dummy else folder)
     if not architecture.body and architecture.head == "generate":
         from vllm.models.fallback_decoder import build_foreign_decoder
 

@@ -83,7 +83,7 @@ def resolve_pooling(
 def native_length(hf_config: Any, folder: Path) -> int | None:
     """Return the tokens that a sequence may have by what the model was made for; None if nothing is said."""
     text_config = hf_config.get_text_config()
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    names = ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
     known = next((value for name in names if (value := getattr(text_config, name, None))), None)
     if known is not None:
         known = _scaled(known, getattr(text_config, "rope_parameters", None))

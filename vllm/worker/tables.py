@@ -109,7 +109,16 @@ class SlotTables:
     def _placed(self, row: Row, stop: int) -> StepRow:
         sequence = self.sequences[row.slot]
         wants_all = sequence.pooling is not None or sequence.params.prompt_logprobs is not None
-        return StepRow(row.slot, stop - row.count, row.start, row.count, sequence.num_prompt, wants_all, sequence.media)
+        return StepRow(
+            row.slot,
+            stop - row.count,
+            row.start,
+            row.count,
+            sequence.num_prompt,
+            wants_all,
+            sequence.media,
+            sequence.encoder_token_ids,
+        )
 
     def _lay_types(self, rows: list[Row]) -> None:
         parts = []

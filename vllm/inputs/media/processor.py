@@ -143,6 +143,28 @@ class MediaProcessor:
         key = hashlib.sha256(b"".join(_key(item, options) for item in items)).digest()
         return tokens, [Media(items[0].modality, key, [], features)]
 
+    def heard(self, item: MediaItem, where: str) -> Media:
+        """Return a sound as the encoder of a model of speech takes it.  Raises RequestError."""
+        if not isinstance(item.data, Sound):
+            raise RequestError(f"{where}: the model's encoder takes a sound", "multi_modal_data")
+        key = _key(item, {})
+        with self._lock:
+            extractor = self._extractor
+            sound = Sound(_at_rate(item.data, int(extractor.sampling_rate)), int(extractor.sampling_rate))
+            found = extractor(sound.samples, sampling_rate=sound.rate, return_tensors="pt")
+        return Media("audio", key, [], {name: _array(value) for name, value in found.items()})
+
+    @functools.cached_property
+    def _extractor(self) -> Any:
+        """What makes features of sounds, for models whose encoder is all that takes them."""
+        from transformers import AutoFeatureExtractor
+
+        try:
+            return AutoFeatureExtractor.from_pretrained(str(self.folder))
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(f"{self.folder}: what prepares sounds can't be loaded: {lines[0]}") from error
+
     def _call(self, processor: Any, modality: Modality, where: str, **given: Any) -> Any:
         try:
             return processor(return_tensors="pt", **given)
@@ -230,11 +252,7 @@ class MediaProcessor:
 
     def _resampled(self, sound: Sound) -> np.ndarray:
         """Return samples at the model's rate."""
-        rate = self._rate()
-        if sound.rate == rate:
-            return sound.samples
-        count = max(1, round(len(sound.samples) * rate / sound.rate))
-        return _resample(sound.samples, count)
+        return _at_rate(sound, self._rate())
 
     # ── a prompt ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -375,6 +393,13 @@ def _runs(places: np.ndarray) -> list[tuple[int, int]]:
         raise ModelError("the model's processor made no place for a medium; its tokenizer and its config do not fit")
     breaks = np.flatnonzero(np.diff(places) != 1) + 1
     return [(int(run[0]), int(run[-1]) + 1) for run in np.split(places, breaks)]
+
+
+def _at_rate(sound: Sound, rate: int) -> np.ndarray:
+    """Return a sound's samples at another rate.  -> [N] float32"""
+    if sound.rate == rate:
+        return sound.samples  # type: ignore[no-any-return]
+    return _resample(sound.samples, max(1, round(len(sound.samples) * rate / sound.rate)))
 
 
 def _resample(samples: np.ndarray, count: int) -> np.ndarray:

@@ -1,0 +1,155 @@
+"""Encoders with decoders say what they say in transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from tests.checkpoints import spread
+from vllm import LLM, SamplingParams
+from vllm.errors import RequestError
+from vllm.sampling_params import BeamSearchParams
+
+LENGTH = 6
+GREEDY = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True, logprobs=1)
+SIZES: dict[str, Any] = {"vocab_size": 512, "d_model": 48, "pad_token_id": 1, "eos_token_id": 0, "bos_token_id": 0}
+LAYERS = dict.fromkeys(("encoder_layers", "decoder_layers"), 2)
+LAYERS |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
+LAYERS |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 64)
+T5 = {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "d_kv": 12, "d_ff": 64, "n_positions": 128}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bart": ("BartForConditionalGeneration", {**LAYERS, "max_position_embeddings": 128, "decoder_start_token_id": 2}),
+    "mbart": ("MBartForConditionalGeneration", {**LAYERS, "max_position_embeddings": 128, "decoder_start_token_id": 2}),
+    "marian": ("MarianMTModel", {**LAYERS, "max_position_embeddings": 128, "decoder_start_token_id": 1}),
+    "pegasus": ("PegasusForConditionalGeneration", {**LAYERS, "max_position_embeddings": 128}),
+    "blenderbot": ("BlenderbotForConditionalGeneration", {**LAYERS, "max_position_embeddings": 128}),
+    "t5": ("T5ForConditionalGeneration", {**T5, "decoder_start_token_id": 1}),
+    "flan": ("T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+}
+TEXTS = ["The tide came in twice a day", "nobody", "children learned to count the hours between two waters"]
+
+
+@pytest.fixture(scope="module")
+def model_of(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer_folders: dict[str, Path]
+) -> Callable[[str], tuple[Path, Any]]:
+    made: dict[str, tuple[Path, Any]] = {}
+
+    def make(name: str) -> tuple[Path, Any]:
+        if name not in made:
+            architecture, changes = KINDS[name]
+            folder = tmp_path_factory.mktemp(name)
+            kind = getattr(transformers, architecture)
+            fields = {"decoder_start_token_id": 3, **SIZES, **changes}
+            with torch.random.fork_rng(), torch.no_grad():
+                torch.manual_seed(0)
+                model = spread(kind(kind.config_class(**fields, architectures=[architecture])))
+                model.generation_config.forced_eos_token_id = None
+                model.save_pretrained(folder)
+            transformers.AutoTokenizer.from_pretrained(tokenizer_folders["byte level"]).save_pretrained(folder)
+            made[name] = folder, kind.from_pretrained(folder, attn_implementation="eager").eval()
+        return made[name]
+
+    return make
+
+
+def make(folder: Path, **options: Any) -> LLM:
+    return LLM(str(folder), dtype="float32", max_num_seqs=4, **options)
+
+
+@torch.inference_mode()
+def expected(model: Any, source: list[int], begin: list[int] | None = None, **options: Any) -> Any:
+    ids = torch.tensor([source])
+    if begin is not None:
+        options["decoder_input_ids"] = torch.tensor([begin])
+    result = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=LENGTH,
+        do_sample=False,
+        eos_token_id=None,
+        forced_eos_token_id=None,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **{"num_beams": 1, **options},
+    )
+    logprobs = torch.stack([logits[0].log_softmax(-1).max() for logits in result.logits])
+    return result.sequences[0].tolist(), logprobs
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_text_is_read_and_answered(name: str, model_of: Callable[[str], tuple[Path, Any]]) -> None:
+    folder, model = model_of(name)
+    with make(folder, max_num_batched_tokens=8) as llm:
+        alone = [llm.generate(text, GREEDY, use_tqdm=False)[0] for text in TEXTS]
+        together = llm.generate(TEXTS, GREEDY, use_tqdm=False)
+        for one, other in zip(alone, together, strict=True):
+            assert one.encoder_prompt_token_ids and one.encoder_prompt in TEXTS
+            tokens, logprobs = expected(model, one.encoder_prompt_token_ids)
+            assert [*one.prompt_token_ids, *one.outputs[0].token_ids] == tokens
+            assert one.outputs[0].token_ids == other.outputs[0].token_ids
+            found = torch.tensor([next(iter(step.values())).logprob for step in one.outputs[0].logprobs])
+            torch.testing.assert_close(found, logprobs, atol=2e-4, rtol=0.0)
+
+
+def test_the_decoder_may_begin_with_a_text(model_of: Callable[[str], tuple[Path, Any]]) -> None:
+    folder, model = model_of("bart")
+    with make(folder, max_num_batched_tokens=8) as llm:
+        pair = {"encoder_prompt": TEXTS[0], "decoder_prompt": "Fishermen's boats rose and fell"}
+        (output,) = llm.generate(pair, GREEDY, use_tqdm=False)
+        assert output.prompt_token_ids[0] == model.config.decoder_start_token_id
+        tokens, _ = expected(model, output.encoder_prompt_token_ids, output.prompt_token_ids)
+        assert [*output.prompt_token_ids, *output.outputs[0].token_ids] == tokens
+        ids = {"prompt_token_ids": output.encoder_prompt_token_ids}
+        (again,) = llm.generate(
+            {"encoder_prompt": ids, "decoder_prompt": output.prompt_token_ids}, GREEDY, use_tqdm=False
+        )
+        assert again.outputs[0].token_ids == output.outputs[0].token_ids
+        several = SamplingParams(temperature=1.0, n=3, max_tokens=4, seed=1, ignore_eos=True)
+        assert len(llm.generate(pair, several, use_tqdm=False)[0].outputs) == 3
+        beams = llm.beam_search([pair], BeamSearchParams(beam_width=2, max_tokens=4, ignore_eos=True))
+        assert len(beams[0].sequences) == 2
+        with pytest.raises(RequestError, match="its encoder reads at most 128"):
+            llm.generate("long " * 200, GREEDY)
+        with pytest.raises(RequestError, match="no 'encoder_prompt'"):
+            llm.generate({"decoder_prompt": "a"}, GREEDY)
+    with LLM("", max_model_len=64) as llm, pytest.raises(RequestError, match="the model has no encoder"):
+        llm.generate(pair, GREEDY)
+
+
+def test_a_sound_is_heard_and_written_down(tmp_path: Path, tokenizer_folders: dict[str, Path]) -> None:
+    config = transformers.WhisperConfig(
+        **{**SIZES, **LAYERS, "num_mel_bins": 16, "max_source_positions": 100, "max_target_positions": 64},
+        decoder_start_token_id=3,
+        architectures=["WhisperForConditionalGeneration"],
+    )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = spread(transformers.WhisperForConditionalGeneration(config))
+        model.save_pretrained(tmp_path)
+    extractor = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    extractor.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(tokenizer_folders["byte level"]).save_pretrained(tmp_path)
+    sound = np.sin(np.arange(24000) / 9).astype(np.float32)
+    features = extractor(sound, sampling_rate=16000, return_tensors="pt").input_features
+    ids = torch.tensor([[3, 7, 9]])
+    with torch.inference_mode():
+        for _ in range(LENGTH):
+            logits = model(input_features=features, decoder_input_ids=ids).logits[0, -1]
+            ids = torch.cat((ids, logits.argmax().view(1, 1)), dim=1)
+    with make(tmp_path) as llm:
+        audio = {"audio": (sound, 16000)}
+        prompts: list[Any] = [
+            {"prompt_token_ids": [3, 7, 9], "multi_modal_data": audio},
+            {"encoder_prompt": {"prompt": "", "multi_modal_data": audio}, "decoder_prompt": [7, 9]},
+        ]
+        for output in llm.generate(prompts, GREEDY, use_tqdm=False):
+            assert [*output.prompt_token_ids, *output.outputs[0].token_ids] == ids[0].tolist()
+        with pytest.raises(RequestError, match="0 sounds for the model's encoder"):
+            llm.generate("a", GREEDY)

@@ -1,0 +1,62 @@
+"""Prompts of models that have an encoder beside their decoder: who reads what, and how the decoder begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from vllm.errors import ModelError, RequestError
+from vllm.inputs.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderRules:
+    """How prompts of a model are shared out."""
+
+    reads: Literal["text", "audio"]
+    """What its encoder takes"""
+    start: tuple[int, ...]
+    """The tokens that its decoder begins with"""
+    max_len: int | None = None
+    """The most tokens that its encoder reads"""
+
+    @classmethod
+    def of(cls, reads: Literal["text", "audio"], config: Any, generation: Mapping[str, Any]) -> EncoderRules:
+        """Raises ModelError for a model that doesn't say how its decoder begins."""
+
+        def value(name: str) -> Any:
+            stored = generation.get(name)
+            return getattr(config, name, None) if stored is None else stored
+
+        start = value("decoder_start_token_id")
+        if not isinstance(start, int):
+            raise ModelError("the model's config names no decoder_start_token_id; correct it with hf_overrides")
+        forced = value("forced_bos_token_id") if reads == "text" else None
+        lengths = [getattr(config, name, None) for name in ("max_source_positions", "max_position_embeddings")]
+        longest = next((length for length in lengths if length), None) if reads == "text" else None
+        return cls(reads, (start,) if forced is None else (start, forced), longest)
+
+    def split(self, prompt: Prompt, where: str) -> tuple[Prompt, Prompt]:
+        """Return what the encoder reads and what the decoder begins with.  Raises RequestError for neither."""
+        if prompt.encoder is not None:
+            encoder, decoder = prompt.encoder, replace(prompt, encoder=None, add_special_tokens=False)
+        elif self.reads == "text":
+            encoder, decoder = prompt, Prompt(text="", cache_salt=prompt.cache_salt)
+        else:
+            encoder, decoder = prompt, replace(prompt, media=(), add_special_tokens=False)
+        if self.reads == "audio" and len(encoder.media) != 1:
+            raise RequestError(
+                f"{where} has {len(encoder.media)} sounds for the model's encoder; give one, as multi_modal_data "
+                "{'audio': (samples, rate)}",
+                "multi_modal_data",
+            )
+        if self.reads == "text" and encoder.media:
+            raise RequestError(f"{where} has 'multi_modal_data': the model takes text only", "multi_modal_data")
+        return encoder, replace(decoder, media=())
+
+    def begun(self, tokens: list[int]) -> list[int]:
+        """Return the decoder's tokens, which begin as the model's do."""
+        if not tokens:
+            return list(self.start)
+        return tokens if tokens[0] == self.start[0] else [self.start[0], *tokens]

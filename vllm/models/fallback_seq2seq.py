@@ -1,0 +1,109 @@
+"""Encoders with decoders: transformers' own module, one request at a time.
+
+    encoder(a's source) ─▶ kept ─▶ module(a's tokens, on top of what the decoder knows of both) ─▶ [T, V]
+
+A sequence's source, its tokens or the features of a sound, is encoded once, when its first token is computed; a fork and a
+preempted sequence encode again.  Weights are read by transformers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vllm.errors import ConfigError
+from vllm.layers.embedding import Head
+from vllm.layers.placement import Placement
+from vllm.layers.step import Step, StepRow
+from vllm.layers.transformer import Transformer
+from vllm.logging import get_logger
+from vllm.models.fallback_decoder import GivenLogits, load_module
+from vllm.models.registry import Architecture, refuse_quantized
+from vllm.ops.memory import tensor_of
+
+logger = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of a sequence."""
+
+    source: Any
+    """What the encoder made"""
+    cache: Any
+    ids: Tensor
+    """[n] the decoder's tokens so far"""
+
+
+class ForeignSeq2Seq(nn.Module):
+    """A module of transformers that gives each token of a decoder logits.  -> [T, V]"""
+
+    remembers = True
+
+    def __init__(self, module: Any, vocab_size: int) -> None:
+        super().__init__()
+        self.module = module
+        self.vocab_size = vocab_size
+        takes = inspect.signature(module.forward).parameters
+        self._cache_name = "cache" if "cache" in takes else "past_key_values"
+        self._known: dict[int, _Known] = {}
+
+    def forward(self, step: Step) -> Tensor:
+        for slot in self._known.keys() - step.rows.living():
+            del self._known[slot]
+        device = step.token_ids.device
+        logits = torch.empty(len(step.token_ids), self.vocab_size, dtype=torch.float32, device=device)
+        for row in step.rows.each():
+            ids = step.token_ids[row.first : row.first + row.count]
+            if row.start == 0:
+                self._known[row.slot] = _Known(self._encode(row, device), self._new_cache(), ids[:0])
+            known = self._known[row.slot]
+            known.ids = torch.cat((known.ids, ids))
+            options = {self._cache_name: known.cache, "use_cache": True}
+            found = self.module(encoder_outputs=known.source, decoder_input_ids=ids[None], **options).logits
+            logits[row.first : row.first + row.count] = found[0, :, : self.vocab_size]
+        return logits
+
+    def _encode(self, row: StepRow, device: torch.device) -> Any:
+        encoder = self.module.get_encoder()
+        if not row.media:
+            ids = torch.tensor([row.encoder_token_ids], device=device)
+            return encoder(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True)
+        features = {name: tensor_of(array).to(device) for name, array in row.media[0].features.items()}
+        takes = inspect.signature(encoder.forward).parameters
+        given = {
+            name: value.to(self.module.dtype) if value.is_floating_point() else value
+            for name, value in features.items()
+            if name in takes
+        }
+        return encoder(**given, return_dict=True)
+
+    def _new_cache(self) -> Any:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+
+def build_foreign_seq2seq(
+    architecture: Architecture, config: Any, placement: Placement, folder: Path | None
+) -> Transformer:
+    """Make an encoder with a decoder of transformers' modules, with the weights of `folder`, or random ones.
+
+    Raises ModelError if transformers can't, ConfigError for what can't be done with its modules.
+    """
+    if placement.format is not None:
+        raise ConfigError(f"quantization={placement.format!r} can't be used with {architecture.name}; leave it out")
+    if placement.group.size > 1:
+        raise ConfigError(f"{architecture.name} can't be shared among processes; use tensor_parallel_size=1")
+    refuse_quantized(architecture, config)
+    module = load_module(architecture, config, placement, folder)
+    logger.info("%s is computed by transformers' module, one request at a time", architecture.name)
+    entry = ForeignSeq2Seq(module, config.get_text_config().vocab_size)
+    return Transformer(
+        entry, [], nn.Identity(), Head(nn.Identity(), GivenLogits(), 0.0), ignored_names=("*",), base_prefix=""
+    )
