@@ -59,4 +59,4 @@ class EncoderRules:
         """Return the decoder's tokens, which begin as the model's do."""
         if not tokens:
             return list(self.start)
-        return tokens if tokens[0] == self.start[0] else [self.start[0], *tokens]
+        return tokens if self.start[0] in tokens else [self.start[0], *tokens]

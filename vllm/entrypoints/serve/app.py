@@ -36,7 +36,9 @@ class App:
         server.routes = self.router.routes
         self.guard = Guard(server.settings, [*keys])
         self._open = {route.path for route in server.routes if route.is_open}
-        self._decoders = {route.path: decoder(route.body, route.refused) for route in server.routes if route.body}
+        self._decoders = {
+            route.path: decoder(route.body, route.refused) for route in server.routes if route.body and not route.form
+        }
         self._under_way: set[Exchange] = set()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -92,8 +94,12 @@ class App:
     async def _handle(self, route: Route, call: Call, scope: Any, exchange: Exchange, send: Send) -> None:
         settings = self.server.settings
         if route.body is not None:
-            call.raw = await read_body(exchange.receive, call.headers, settings.max_body_bytes, settings.body_timeout)
-            call.body = self._decoders[route.path](call.raw)
+            limits = (settings.max_body_bytes, settings.body_timeout)
+            call.raw = await read_body(exchange.receive, call.headers, *limits, is_form=route.form is not None)
+            if route.form is not None:
+                call.body = route.form(call.raw, call.headers.get(b"content-type", b""))
+            else:
+                call.body = self._decoders[route.path](call.raw)
             call.choose(call.body.model)
         _check(route, call)
         if settings.enable_log_requests or (self.server.tracing and route.computes):

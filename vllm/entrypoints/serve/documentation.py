@@ -82,7 +82,8 @@ def _operation(route: Route, bodies: list[Any], replies: list[Any], error: Any) 
             for name in names
         ]
     if bodies:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _any_of(bodies)}}}
+        kind = "multipart/form-data" if route.form is not None else "application/json"
+        operation["requestBody"] = {"required": True, "content": {kind: {"schema": _any_of(bodies)}}}
     return operation
 
 

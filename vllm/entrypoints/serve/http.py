@@ -116,16 +116,20 @@ class EventStream:
         await send({"type": "http.response.start", "status": 200, "headers": [*headers, *self.headers]})
 
 
-async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int, patience: float) -> bytes:
+async def read_body(
+    receive: Receive, headers: Mapping[bytes, bytes], limit: int, patience: float, *, is_form: bool = False
+) -> bytes:
     """Return a request's body.
 
-    Raises HttpError for one of more than `limit` bytes or of another type than JSON, or that takes more than `patience`
+    Raises HttpError for one of more than `limit` bytes or of another type than JSON or a form, or that takes more than `patience`
     seconds to arrive, and ClientGone if it doesn't.
     """
     content_type, length = headers.get(b"content-type", b""), headers.get(b"content-length", b"0")
     if length.isdigit() and int(length[:20]) > limit:
         raise _too_large(limit)
-    if content_type != JSON and not _is_json(content_type):
+    if is_form and not content_type.lower().startswith(b"multipart/form-data"):
+        raise HttpError(400, "the content type must be multipart/form-data", "Content-Type", headers=_CLOSE)
+    if not is_form and content_type != JSON and not _is_json(content_type):
         shown = content_type.decode("latin-1")[:80] or "none"
         raise HttpError(400, f"the content type must be application/json, got {shown}", "Content-Type", headers=_CLOSE)
     message = await receive()

@@ -30,6 +30,8 @@ class Route:
     summary: str
     body: type[msgspec.Struct] | dict[str, type[msgspec.Struct]] | None = None
     """What a request's body is; where there are several kinds, by the field that tells them apart."""
+    form: Callable[[bytes, bytes], msgspec.Struct] | None = None
+    """Where a body is a form and no JSON: what makes the struct, of the bytes and their content type"""
     reply: Any = None
     """The type of what a successful answer holds, or a tuple of types; None: no JSON, or none that is described."""
     needs_model: bool = True

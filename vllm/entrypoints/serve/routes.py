@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vllm.entrypoints.serve import chat, completions, documentation, invocations, metrics, models, probes, tokenization
 from vllm.entrypoints.serve.anthropic import endpoints as anthropic
+from vllm.entrypoints.serve.audio import endpoints as audio
 from vllm.entrypoints.serve.pooling import classify, cohere, embeddings, pooling, scoring
 from vllm.entrypoints.serve.responses import endpoints as responses
 from vllm.entrypoints.serve.route import Route
@@ -20,6 +21,7 @@ def routes(settings: ServerArgs) -> list[Route]:
         *chat.ROUTES,
         *responses.routes(settings),
         *anthropic.ROUTES,
+        *audio.ROUTES,
         *embeddings.ROUTES,
         *pooling.ROUTES,
         *classify.ROUTES,

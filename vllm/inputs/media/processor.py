@@ -154,6 +154,11 @@ class MediaProcessor:
             found = extractor(sound.samples, sampling_rate=sound.rate, return_tensors="pt")
         return Media("audio", key, [], {name: _array(value) for name, value in found.items()})
 
+    def window_seconds(self) -> float:
+        """Return how long a sound the model hears at once."""
+        with self._lock:
+            return float(getattr(self._extractor, "chunk_length", 30))
+
     @functools.cached_property
     def _extractor(self) -> Any:
         """What makes features of sounds, for models whose encoder is all that takes them."""
