@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor
 
 from tests.media.tiny import FOREIGN, MAKERS, WITH_TORCHVISION, Maker, has_torchvision, picture
 from vllm import LLM, SamplingParams
+from vllm.inputs.media.assemble import load_processor
 from vllm.models.media.tower import Tower
 
 LENGTH = 5
@@ -46,7 +48,8 @@ class Case:
 def cases_of(name: str, folder: Path) -> list[Case]:
     """Prompts with and without pictures, and what transformers says to them."""
     maker = Maker(folder)
-    config, processor = {**MAKERS, **FOREIGN}[name](maker)
+    config, _ = {**MAKERS, **FOREIGN}[name](maker)
+    processor = load_processor(folder)
     kind = getattr(transformers, config.architectures[0])
     model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     place = processor.image_token
@@ -132,7 +135,10 @@ def test_transformers_modules_see_too(name: str, media_checkpoint: Callable[[str
 
 
 def test_transformers_modules_hear_too(media_checkpoint: Callable[[str], Path]) -> None:
-    folder = media_checkpoint("qwen2_audio")
+    check_hearing(media_checkpoint("qwen2_audio"))
+
+
+def check_hearing(folder: Path) -> None:
     config, processor = FOREIGN["qwen2_audio"](Maker(folder))
     model: Any = transformers.Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     text = "Hear <|audio_bos|><|AUDIO|><|audio_eos|> and tell"
@@ -155,3 +161,19 @@ def test_torch_sees_as_the_kernels_do(media_checkpoint: Callable[[str], Path], m
     with make(folder, max_num_batched_tokens=24) as llm:
         for case in cases_of("gemma3", folder):
             check(case, llm.generate(case.prompt, GREEDY, use_tqdm=False)[0])
+
+
+def test_a_preempted_prompt_is_seen_again(media_checkpoint: Callable[[str], Path]) -> None:
+    folder = media_checkpoint("llava")
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    colors = ["red", "green", "blue", "white"]
+    prompts = [
+        {"prompt": f"Look: <image> {color}", "multi_modal_data": {"image": Image.new("RGB", (32, 32), color)}}
+        for color in colors
+    ]
+    with make(folder) as llm:
+        alone = [llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].token_ids for prompt in prompts]
+    with make(folder, max_model_len=96, num_gpu_blocks_override=9) as llm:
+        together = llm.generate(prompts, params, use_tqdm=False)
+        assert llm.llm_engine.core.stats().num_preemptions > 0
+    assert [output.outputs[0].token_ids for output in together] == alone

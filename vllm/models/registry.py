@@ -118,12 +118,12 @@ def find(config: Any, impl: str = "auto") -> Architecture:
     for name in names if impl == "auto" else ():
         if _generates_by_transformers(name, config) or comes_with(config, "AutoModelForCausalLM"):
             return _foreign(name)
-    for name in names if impl == "auto" else ():
-        if source := _source(name):
-            return Architecture(name, _base(name), "", "generate", source=source)
     seeing = next((name for name in names if impl == "auto" and _sees_by_transformers(name)), None)
     if seeing is not None:
         return _foreign(seeing)
+    for name in names if impl == "auto" else ():
+        if source := _source(name):
+            return Architecture(name, _base(name), "", "generate", source=source)
     if unfit := next((name for name in names if name in UNFIT), None):
         raise ModelError(f"{unfit} is not supported: {UNFIT[unfit]}")
     known = {*ModelRegistry.get_supported_archs(), *DECODERS}

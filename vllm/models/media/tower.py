@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,10 @@ def load_tower(
         if folder is None:
             module = kind._from_config(_without_text(config), dtype=dtype)
         else:
-            module, found = kind.from_pretrained(
-                folder, config=_without_text(config), dtype=dtype, output_loading_info=True
-            )
+            with _in_silence():  # it would warn of all that is of the text part
+                module, found = kind.from_pretrained(
+                    folder, config=_without_text(config), dtype=dtype, output_loading_info=True
+                )
             missing = sorted(found["missing_keys"])
     except Exception as error:  # each class refuses in its own way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -155,6 +157,22 @@ def load_tower(
         )
     _drop_text(module)
     return Tower(module.to(device).eval().requires_grad_(False), width, dtype, device)
+
+
+@contextmanager
+def _in_silence() -> Iterator[None]:
+    """Have transformers neither warn nor show bars."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_own_tower(

@@ -1,0 +1,114 @@
+"""Compare every model that sees or hears with transformers, and write the table of docs/models.md:
+
+python -m tests.media [--write] [name …]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import transformers
+
+from tests.conftest import _byte_level
+from tests.media.test_models import GREEDY, LENGTH, cases_of, check, check_hearing, make
+from tests.media.tiny import FOREIGN, MAKERS, Maker, save_media_checkpoint
+from vllm.models.foreign_names import UNFIT
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+BEGIN, END = "<!-- by python -m tests.media --write -->", "<!-- end of media -->"
+_CODE = "transformers has no class of it, and its checkpoints' own code was not tried"
+NOT_HERE = {
+    **UNFIT,
+    "DeepseekVLV2ForCausalLM": _CODE,
+    "GLM4VForCausalLM": f"{_CODE}; Glm4vForConditionalGeneration is the later model",
+    "H2OVLChatModel": _CODE,
+    "InternVLChatModel": f"{_CODE}; InternVLForConditionalGeneration is the same model in transformers' layout",
+    "MiniCPMO": _CODE,
+    "MiniCPMV": _CODE,
+    "MolmoForCausalLM": _CODE,
+    "NVLM_D_Model": _CODE,
+    "Phi3VForCausalLM": _CODE,
+    "QwenVLForConditionalGeneration": _CODE,
+    "UltravoxModel": _CODE,
+}
+"""Names that people may look for, and why they are not here"""
+
+
+def ways_of(name: str, folder: Path) -> Iterator[str]:
+    """Yield the ways in which a model says what transformers says; the first that fails raises."""
+    if name == "qwen2_audio":
+        check_hearing(folder)
+        yield "alone"
+        return
+    cases = cases_of(name, folder)
+    with make(folder) as llm:
+        for case in cases:
+            check(case, llm.generate(case.prompt, GREEDY, use_tqdm=False)[0])
+        yield "alone"
+        if name in MAKERS:
+            again = llm.generate(cases[-1].prompt, GREEDY, use_tqdm=False)[0]
+            check(cases[-1], again)
+            assert again.num_cached_tokens
+            yield "prefix hit"
+        for case, output in zip(cases, llm.generate([c.prompt for c in cases], GREEDY, use_tqdm=False), strict=True):
+            check(case, output)
+        yield "together"
+    if name in MAKERS:
+        with make(folder, max_num_batched_tokens=24) as llm:
+            prompts = [case.prompt for case in cases]
+            for case, output in zip(cases, llm.generate(prompts, GREEDY, use_tqdm=False), strict=True):
+                check(case, output)
+        yield "cut"
+
+
+def rows(names: list[str], place: Path) -> Iterator[str]:
+    tokenizers = place / "tokenizer"
+    _byte_level().save_pretrained(tokenizers)
+    found: list[tuple[str, str, str, str]] = []
+    makers: dict[str, Callable[[Maker], object]] = {**MAKERS, **FOREIGN}
+    for name in names or makers:
+        route = "family, transformers' tower" if name in MAKERS else "transformers"
+        architecture, ways, reason = name, [], ""
+        try:
+            folder = save_media_checkpoint(place / name, tokenizers, name)
+            architecture = transformers.AutoConfig.from_pretrained(folder).architectures[0]
+            for way in ways_of(name, folder):
+                ways.append(way)
+        except Exception as error:
+            reason = f"; not further: {(str(error).strip() or type(error).__name__).splitlines()[0][:100]}"
+        found.append((architecture, name, route, (", ".join(ways) or "no") + reason))
+        print(*found[-1], flush=True)
+    yield ""
+    yield f"The first {LENGTH} greedy tokens and their log-probabilities, with real processors; transformers {transformers.__version__}, "
+    yield f"{time.strftime('%Y-%m-%d')}."
+    yield ""
+    yield "| architecture | example | computed by | agrees |"
+    yield "|---|---|---|---|"
+    for architecture, name, route, ways_text in sorted(found):
+        text = ways_text.replace("|", "/").replace("<", "(").replace(">", ")").replace("`", "'")
+        yield f"| `{architecture}` | {name} | {route} | {text} |"
+    for architecture, reason in sorted(NOT_HERE.items()):
+        yield f"| `{architecture}` | | not here | {reason} |"
+    yield ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        table = list(rows(options.names, Path(place)))
+    if options.write:
+        text = PAGE.read_text("utf-8")
+        before, _, rest = text.partition(BEGIN)
+        _, _, after = rest.partition(END)
+        PAGE.write_text("\n".join([before + BEGIN, *table, END]) + after, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
