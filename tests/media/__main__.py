@@ -24,6 +24,7 @@ _CODE = "transformers has no class of it, and its checkpoints' own code was not 
 NOT_HERE = {
     **UNFIT,
     "DeepseekVLV2ForCausalLM": _CODE,
+    "FuyuForCausalLM": "computed by transformers' module if its processor can be had, but not compared",
     "GLM4VForCausalLM": f"{_CODE}; Glm4vForConditionalGeneration is the later model",
     "H2OVLChatModel": _CODE,
     "InternVLChatModel": f"{_CODE}; InternVLForConditionalGeneration is the same model in transformers' layout",

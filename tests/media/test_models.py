@@ -177,3 +177,25 @@ def test_a_preempted_prompt_is_seen_again(media_checkpoint: Callable[[str], Path
         together = llm.generate(prompts, params, use_tqdm=False)
         assert llm.llm_engine.core.stats().num_preemptions > 0
     assert [output.outputs[0].token_ids for output in together] == alone
+
+
+@pytest.mark.skipif(not has_torchvision(), reason="transformers' processors of videos need torchvision")
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+def test_videos_are_seen(name: str, media_checkpoint: Callable[[str], Path]) -> None:
+    folder = media_checkpoint(name)
+    config, _ = MAKERS[name](Maker(folder))
+    processor = load_processor(folder)
+    model = getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32).eval()
+    frames = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
+    place = processor.video_token
+    text = f"See <|vision_start|>{place}<|vision_end|> it" if "qwen" in name else f"See {place} it"
+    inputs = dict(processor(text=text, videos=[frames], return_tensors="pt"))
+    takes = {*inspect.signature(model.forward).parameters, "mm_token_type_ids"}
+    with torch.inference_mode():
+        result = model.generate(
+            **{key: value for key, value in inputs.items() if key in takes},
+            max_new_tokens=LENGTH, do_sample=False, eos_token_id=None, pad_token_id=1,
+        )  # fmt: skip
+    with make(folder, max_num_batched_tokens=16) as llm:
+        (output,) = llm.generate({"prompt": text, "multi_modal_data": {"video": frames}}, GREEDY, use_tqdm=False)
+    assert [*output.prompt_token_ids, *output.outputs[0].token_ids] == result[0].tolist()

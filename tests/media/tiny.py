@@ -407,20 +407,6 @@ def mllama(maker: Maker) -> tuple[Any, Any]:
     return config, transformers.MllamaProcessor(images, maker.tokenizer)
 
 
-def fuyu(maker: Maker) -> tuple[Any, Any]:
-    images = pil("fuyu", "FuyuImageProcessorPil")(
-        size={"height": 32, "width": 32}, patch_size={"height": 8, "width": 8}
-    )
-    config = transformers.FuyuConfig(
-        text_config=maker.text("persimmon", hidden_act="relu2"),
-        image_size=32,
-        patch_size=8,
-        image_token_id=maker.id("|SPEAKER|"),
-        architectures=["FuyuForCausalLM"],
-    )
-    return config, transformers.FuyuProcessor(images, maker.tokenizer)
-
-
 def chameleon(maker: Maker) -> tuple[Any, Any]:
     maker.name(image_token="<image>", boi_token="<racm3:break>", eoi_token="<eoss>", sep_token="<|end|>")
     images = pil("chameleon", "ChameleonImageProcessorPil")(
@@ -515,10 +501,10 @@ MAKERS: dict[str, Callable[[Maker], tuple[Any, Any]]] = {
 
 
 FOREIGN: dict[str, Callable[[Maker], tuple[Any, Any]]] = {
-    make.__name__: make for make in (paligemma, aria, mllama, fuyu, chameleon, ovis2, glm4v, qwen2_audio)
+    make.__name__: make for make in (paligemma, aria, mllama, chameleon, ovis2, glm4v, qwen2_audio)
 }
 """Those that transformers' modules compute"""
-WITH_TORCHVISION = ("pixtral", "mistral3", "fuyu")
+WITH_TORCHVISION = ("pixtral", "mistral3")
 """Those whose processors transformers has beside torchvision only"""
 
 

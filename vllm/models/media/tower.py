@@ -69,22 +69,21 @@ class Tower:
         -> [3, n] int64
         """
         types = torch.zeros(1, len(token_ids), dtype=torch.int32)
-        grids: dict[str, list[Tensor]] = {}
+        find = self.module.model.get_rope_index
+        takes = inspect.signature(find).parameters
+        facts: dict[str, list[Tensor]] = {}
         for one in media:
             for first, end in one.spans:
                 types[0, first:end] = _TYPES[one.modality]
             for name, value in self._tensors(one.features).items():
-                if name.endswith("_grid_thw"):
-                    grids.setdefault(name, []).append(value.cpu())
-        if sum(map(len, grids.values())) < len(media):
+                if name in takes:
+                    facts.setdefault(name, []).append(value.cpu())
+        if sum(len(each) for name, each in facts.items() if name.endswith("_grid_thw")) < len(media):
             raise ModelError(
                 "where tokens have positions in space, embeddings can't be given; give the media themselves"
             )
-        found, shift = self.module.model.get_rope_index(
-            torch.tensor([token_ids]),
-            mm_token_type_ids=types,
-            **{name: torch.cat(each) for name, each in grids.items()},
-        )
+        given = {name: torch.cat(each) for name, each in facts.items()}
+        found, shift = find(torch.tensor([token_ids]), mm_token_type_ids=types, **given)
         return found[:, 0], int(shift.flatten()[0])
 
     def _method(self, modality: str) -> Callable[..., Any]:
