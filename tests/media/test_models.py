@@ -163,6 +163,23 @@ def test_torch_sees_as_the_kernels_do(media_checkpoint: Callable[[str], Path], m
             check(case, llm.generate(case.prompt, GREEDY, use_tqdm=False)[0])
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3"])
+def test_pictures_are_embedded(name: str, media_checkpoint: Callable[[str], Path]) -> None:
+    folder = media_checkpoint(name)
+    config, _ = MAKERS[name](Maker(folder))
+    processor = load_processor(folder)
+    model = getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32).eval()
+    place = processor.image_token
+    text = f"See <|vision_start|>{place}<|vision_end|> it" if "qwen" in name else f"See {place} it"
+    inputs = dict(processor(text=text, images=[picture(40, 30)], return_tensors="pt"))
+    with torch.inference_mode():
+        expected = torch.nn.functional.normalize(model.model(**inputs).last_hidden_state[0, -1], dim=0)
+    with make(folder, task="embed") as llm:
+        prompt = {"prompt": text, "multi_modal_data": {"image": picture(40, 30)}}
+        (output,) = llm.embed(prompt, use_tqdm=False)
+    torch.testing.assert_close(torch.tensor(output.outputs.embedding), expected, atol=1e-4, rtol=0.0)
+
+
 def test_a_preempted_prompt_is_seen_again(media_checkpoint: Callable[[str], Path]) -> None:
     folder = media_checkpoint("llava")
     params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
@@ -180,7 +197,7 @@ def test_a_preempted_prompt_is_seen_again(media_checkpoint: Callable[[str], Path
 
 
 @pytest.mark.skipif(not has_torchvision(), reason="transformers' processors of videos need torchvision")
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "llava_next_video"])
 def test_videos_are_seen(name: str, media_checkpoint: Callable[[str], Path]) -> None:
     folder = media_checkpoint(name)
     config, _ = MAKERS[name](Maker(folder))

@@ -149,6 +149,33 @@ def llava_next(maker: Maker) -> tuple[Any, Any]:
     )
 
 
+def llava_next_video(maker: Maker) -> tuple[Any, Any]:
+    config, processor = llava_next(maker)
+    videos = transformers.LlavaNextVideoVideoProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    own = transformers.LlavaNextVideoProcessor(
+        videos,
+        processor.image_processor,
+        maker.tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    fields = {name: getattr(config, name) for name in ("vision_config", "text_config", "image_grid_pinpoints")}
+    return (
+        transformers.LlavaNextVideoConfig(
+            **fields,
+            image_token_id=maker.id("<image>"),
+            video_token_id=maker.id("<video>"),
+            image_seq_length=16,
+            video_seq_length=4,
+            architectures=["LlavaNextVideoForConditionalGeneration"],
+        ),
+        own,
+    )
+
+
 def vipllava(maker: Maker) -> tuple[Any, Any]:
     _, processor = llava(maker)
     config = transformers.VipLlavaConfig(
@@ -488,6 +515,7 @@ MAKERS: dict[str, Callable[[Maker], tuple[Any, Any]]] = {
         llava,
         pixtral,
         llava_next,
+        llava_next_video,
         vipllava,
         llava_onevision,
         qwen2_vl,
@@ -504,7 +532,7 @@ FOREIGN: dict[str, Callable[[Maker], tuple[Any, Any]]] = {
     make.__name__: make for make in (paligemma, aria, mllama, chameleon, ovis2, glm4v, qwen2_audio)
 }
 """Those that transformers' modules compute"""
-WITH_TORCHVISION = ("pixtral", "mistral3")
+WITH_TORCHVISION = ("pixtral", "mistral3", "llava_next_video")
 """Those whose processors transformers has beside torchvision only"""
 
 

@@ -18,6 +18,7 @@ KINDS: Mapping[str, MediaSpec] = {
     "InternVLForConditionalGeneration": MediaSpec(),
     "LlavaForConditionalGeneration": MediaSpec(),
     "LlavaNextForConditionalGeneration": MediaSpec(),
+    "LlavaNextVideoForConditionalGeneration": MediaSpec(_BOTH),
     "LlavaOnevisionForConditionalGeneration": MediaSpec(_BOTH),
     "Mistral3ForConditionalGeneration": MediaSpec(),
     "Qwen2VLForConditionalGeneration": _SPATIAL,
