@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> None:
 def supported() -> dict[str, Any]:
     """Return the names of all architectures, by who computes them."""
     from vllm.models.foreign_names import DECODERS
+    from vllm.models.media.kinds import KINDS
     from vllm.models.registry import ARCHITECTURES, ENCODERS, FALLBACKS
     from vllm.plugins import load_plugins
 
@@ -47,6 +48,7 @@ def supported() -> dict[str, Any]:
     return {
         "generate, by families here": sorted(ARCHITECTURES),
         "generate, by transformers' modules": sorted(DECODERS - ARCHITECTURES.keys()),
+        "see or hear, by families here": sorted(KINDS),
         "pool, by families here (bases of names)": sorted(ENCODERS),
         "pool, by transformers' modules (bases of names)": sorted(FALLBACKS),
     }
