@@ -49,8 +49,10 @@ def _parts(cache: Any) -> list[Any]:
 
 
 def _window(layer: Any) -> int | None:
+    """Return the tokens that a layer keeps at most.  A model's own kind of layer may keep others beside its window (deepseek_v4)."""
     window = getattr(layer, "sliding_window", None)
-    return window if isinstance(window, int) else None
+    is_known = type(layer).__module__ == "transformers.cache_utils"
+    return window if is_known and isinstance(window, int) else None
 
 
 def _num_bytes(part: Any) -> int:
