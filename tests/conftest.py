@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import site
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,24 @@ def media_checkpoint(
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which the package is installed, and nothing that is installed in it stays."""
+    root = Path(__file__).parents[1]
+    place = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
+    (packages,) = (place / "lib").glob("python*/site-packages")
+    paths = [root, *site.getsitepackages(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    (packages / "ours.pth").write_text("".join(f"{path}\n" for path in paths))
+    for name, module in (("vllm", "vllm.entrypoints.cli"), ("pip", "pip")):
+        command = place / "bin" / name
+        command.write_text(f'#!/bin/sh\nexec python -m {module} "$@"\n')
+        command.chmod(0o755)
+    path = os.pathsep.join([str(place / "bin"), os.environ["PATH"]])
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**kept, "PATH": path, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
 def _byte_level() -> Any:

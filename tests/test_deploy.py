@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import configparser
-import importlib.util
 import json
 import re
 import shlex
@@ -13,54 +12,27 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.pages import DOCS, blocks, check_options
 from vllm.entrypoints.cli import COMMANDS, command_parser
-from vllm.entrypoints.cli.serve import split
-from vllm.entrypoints.serve.lineup import line_up
-from vllm.entrypoints.serve.settings import ServerArgs
+from vllm.entrypoints.serve.metrics import METRICS as SERVED
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
-SERVING = ROOT / "docs" / "serving.md"
-
-METRICS = {
-    "num_requests_running",
-    "num_requests_waiting",
-    "kv_cache_usage_perc",
-    "prefix_cache_queries_total",
-    "prefix_cache_hits_total",
-    "num_preemptions_total",
-    "engine_sleep_state",
-    "prompt_tokens_total",
-    "generation_tokens_total",
-    "request_success_total",
-    "iteration_tokens_total",
-    "time_to_first_token_seconds",
-    "inter_token_latency_seconds",
-    "request_time_per_output_token_seconds",
-    "e2e_request_latency_seconds",
-    "request_queue_time_seconds",
-    "request_inference_time_seconds",
-    "request_prefill_time_seconds",
-    "request_decode_time_seconds",
-    "request_prompt_tokens",
-    "request_generation_tokens",
-}
+FOREIGN = ("docker", "kubectl", "pip", "curl", "openssl", "systemctl")
+"""Commands of others, whose flags are theirs."""
 
 
 def documents(path: Path) -> list[Any]:
     return [document for document in yaml.safe_load_all(path.read_text()) if document]
 
 
-def check_options(arguments: list[str]) -> None:
-    """The server would start with these arguments."""
-    shared, models = split(command_parser("serve")[0].parse_args(arguments))
-    line_up(shared, models)
-    ServerArgs(**shared.server)
-
-
 def metrics_in(text: str) -> set[str]:
+    """Return the metrics that a text names, without what stands at the ends of a counter's and a histogram's series."""
     names = re.findall(r"vllm:([a-z0-9]+_[a-z0-9_]+)", text)
-    return {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
+    return {re.sub(r"(_total|_info)?(_bucket|_sum|_count)?$", "", name, count=1) for name in names}
+
+
+METRICS = metrics_in(" ".join(SERVED))
 
 
 @pytest.mark.parametrize("path", sorted(DEPLOY.rglob("*.y*ml")), ids=lambda path: path.name)
@@ -149,16 +121,6 @@ class TestDashboard:
         assert all(metrics_in(query) for query in self.queries)
         assert set().union(*map(metrics_in, self.queries)) <= METRICS
 
-    @pytest.mark.skipif(
-        importlib.util.find_spec("vllm.entrypoints.serve.metrics") is None, reason="the server has no metrics yet"
-    )
-    def test_the_server_has_these_metrics(self) -> None:
-        from vllm.entrypoints.serve.metrics import METRICS as OURS
-
-        known = {name.removeprefix("vllm:").removesuffix("_total") for name in OURS}
-        asked = set().union(*map(metrics_in, [*self.queries, SERVING.read_text()]))
-        assert {name for name in asked if name.removesuffix("_total") not in known} == set()
-
     def test_every_query_is_of_the_chosen_model(self) -> None:
         for query in self.queries:
             assert len(re.findall(r"vllm:\w+", query)) == len(re.findall(r'vllm:\w+\{model_name=~"\$model"', query)), (
@@ -236,30 +198,33 @@ class TestKubernetes:
         assert self.pod["terminationGracePeriodSeconds"] > options["shutdown-timeout"] + pause
 
 
+@pytest.mark.parametrize("page", ["serving", "deployment", "metrics"])
 class TestDocumentation:
-    text = SERVING.read_text()
-
-    def test_every_command_line_is_one_that_the_command_takes(self) -> None:
-        lines = re.findall(r"^ *(?:\$ )?(vllm [^\n`|>&]*(?:\\\n[^\n`|>&]*)*)", self.text, re.MULTILINE)
-        assert len(lines) > 10
+    def test_every_command_line_is_one_that_the_command_takes(self, page: str) -> None:
+        lines = re.findall(r"^ *(?:\$ )?(vllm [^\n`|>&]*(?:\\\n[^\n`|>&]*)*)", text_of(page), re.MULTILINE)
+        assert lines
         for line in lines:
             words = shlex.split(line.replace("\\\n", " "), comments=True)[1:]
             name = next(name for name in COMMANDS if words[: len(name.split())] == name.split())
             flags = {word.split("=")[0] for word in words if word.startswith("--")}
             assert flags <= set(command_parser(name)[0].flags()), line
 
-    def test_every_flag_exists(self) -> None:
+    def test_every_flag_exists(self, page: str) -> None:
         known = set().union(*(command_parser(name)[0].flags() for name in COMMANDS))
-        foreign = set(
-            re.findall(
-                r"(--[a-z][a-z-]+)",
-                "\n".join(re.findall(r"^(?:docker|kubectl|pip|curl|openssl|systemctl)[^\n]*", self.text, re.M)),
-            )
-        )
-        used = set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]+)", self.text))
-        assert used - foreign - known == set()
+        lines = "\n".join(re.findall(rf"^.*(?:{'|'.join(FOREIGN)}) [^\n]*", text_of(page), re.M))
+        used = set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]+)", text_of(page)))
+        assert used - set(re.findall(r"(--[a-z][a-z-]+)", lines)) - known == set()
 
-    def test_every_metric_and_file_exists(self) -> None:
-        assert metrics_in(self.text) <= METRICS
-        for name in re.findall(r"\]\(([^)#]+)\)", self.text):
-            assert name.startswith("http") or (SERVING.parent / name).exists(), name
+    def test_every_metric_and_file_exists(self, page: str) -> None:
+        assert metrics_in(text_of(page)) <= METRICS
+        for name in re.findall(r"\]\(([^)#]+)[)#]", text_of(page)):
+            assert name.startswith("http") or (DOCS / name).exists(), name
+
+
+def test_what_compose_is_told_of_a_gpu_is_of_its_server() -> None:
+    (block,) = (block for block in blocks("deployment", "yaml") if "compose.gpu" in block)
+    assert set(yaml.safe_load(block)["services"]) <= set(TestCompose.services)
+
+
+def text_of(page: str) -> str:
+    return (DOCS / f"{page}.md").read_text("utf-8")

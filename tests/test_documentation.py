@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import re
 import shutil
-import site
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,19 +15,15 @@ from typing import Any
 
 import pytest
 
+from tests.pages import DOCS, blocks
 from tools.documentation import configuration
 from vllm.config import EngineArgs
 from vllm.entrypoints.serve.settings import ServerArgs
 from vllm.models import registry
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
 PAGES = ("quickstart", "offline", "loading", "adding_a_model", "multimodal")
 MODELS = {"facebook/opt-125m": "opt", "Qwen/Qwen3-0.6B": "qwen3"}
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / f"{page}.md").read_text("utf-8"), re.M | re.S)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="sphinx is not installed: the extra docs")
@@ -63,23 +57,6 @@ def test_its_python_runs(
         exec(block, names)
         assert "print" not in block or capsys.readouterr().out
     names["llm"].close()
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which the package is installed, and nothing that is installed in it stays."""
-    place = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
-    (packages,) = (place / "lib").glob("python*/site-packages")
-    paths = [ROOT, *site.getsitepackages(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    (packages / "ours.pth").write_text("".join(f"{path}\n" for path in paths))
-    for name, module in (("vllm", "vllm.entrypoints.cli"), ("pip", "pip")):
-        command = place / "bin" / name
-        command.write_text(f'#!/bin/sh\nexec python -m {module} "$@"\n')
-        command.chmod(0o755)
-    path = os.pathsep.join([str(place / "bin"), os.environ["PATH"]])
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return {**kept, "PATH": path, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from dataclasses import asdict
 
 from tests.conformance.era import FORMATS
 from tests.conformance.page import write
+from tests.conformance.published import MODELS
 from tests.conformance.suite import WAYS, Outcome, examine
 
 _SECONDS = 90
@@ -43,7 +44,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     began = time.monotonic()
-    names = options.model_types or [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FORMATS]
+    names = options.model_types or [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FORMATS, *MODELS]
     outcomes = _all(names, options.impl, options.jobs)
     for outcome in outcomes:
         failed = [way for way in WAYS if not outcome.ways.get(way)]

@@ -133,6 +133,31 @@ def _telechat2(state: State, config: Any) -> State:
     return state
 
 
+def _deepseek(state: State, config: Any) -> State:
+    """A shared network without a gate is one whose gate is always half open, and whose last matrix is half as large."""
+    found = {}
+    for name, tensor in _renamed((r"shared_expert\.", "shared_experts."))(state, config).items():
+        if "shared_expert_gate" in name:
+            tensor.zero_()  # of the model, too
+        elif "mlp.experts." in name:
+            found |= _expert_by_expert(name, tensor)
+        else:
+            found[name] = tensor / 2 if "shared_experts.down_proj" in name else tensor
+    return found
+
+
+def _expert_by_expert(name: str, tensor: Tensor) -> State:
+    """Take apart what transformers keeps of all experts in one tensor, gate and up in one."""
+    base, _, part = name.rpartition(".")
+    found = {}
+    for number, matrix in enumerate(tensor):
+        parts = (
+            zip(("gate_proj", "up_proj"), matrix.chunk(2), strict=True) if part == "gate_up_proj" else [(part, matrix)]
+        )
+        found |= {f"{base}.{number}.{own}.weight": each for own, each in parts}
+    return found
+
+
 def _minicpm(config: Any) -> dict[str, Any]:
     layers = config.num_hidden_layers
     return _sizes(config) | {
@@ -157,6 +182,18 @@ FORMATS: Mapping[str, Format] = {
         "llama",
         lambda c: _sizes(c, num_hidden_layers="num_layers", hidden_act="activation_function", rms_norm_eps="layer_norm_epsilon"),
         _EXAONE, {},
+    ),
+    "DeepseekForCausalLM": Format(
+        "qwen2_moe",
+        lambda c: _sizes(c)
+        | {
+            "n_routed_experts": c.num_experts, "num_experts_per_tok": c.num_experts_per_tok, "n_shared_experts": 2,
+            "moe_intermediate_size": c.moe_intermediate_size, "norm_topk_prob": False, "first_k_dense_replace": 1,
+            "moe_layer_freq": 1, "scoring_func": "softmax",
+        },
+        _deepseek,
+        {"mlp_only_layers": [0], "qkv_bias": False, "norm_topk_prob": False, "shared_expert_intermediate_size": 64,
+         "moe_intermediate_size": 32, "num_experts": 4, "use_sliding_window": False},
     ),
     "DeciLMForCausalLM": Format("llama", lambda c: _sizes(c) | {"num_key_value_heads_per_layer": [2] * 4}, _SAME, {}),
     "MiniCPMForCausalLM": Format(
@@ -204,6 +241,7 @@ ALIASES: Mapping[str, str] = {
     "BaiChuanForCausalLM": "BaichuanForCausalLM",
     "ChatGLMForConditionalGeneration": "ChatGLMModel",
     "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
+    "GritLM": "MistralForCausalLM",
     "InternLM3ForCausalLM": "LlamaForCausalLM",
     "LLaMAForCausalLM": "LlamaForCausalLM",
     "MPTForCausalLM": "MptForCausalLM",
@@ -212,8 +250,3 @@ ALIASES: Mapping[str, str] = {
     "OLMoForCausalLM": "OlmoForCausalLM",
 }
 """Other names of architectures that are examined."""
-
-UNCHECKED: Mapping[str, str] = {
-    "DeepseekForCausalLM": "no model of transformers computes the same",
-}
-"""Architectures that nothing is compared with, and why."""

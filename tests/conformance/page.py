@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.conformance.era import ALIASES, UNCHECKED
+from tests.conformance.era import ALIASES
 from tests.conformance.suite import WAYS, Outcome
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -47,8 +47,6 @@ def table(names: Sequence[str], outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield f"| `{outcome.architecture}` | {name} | {route} | {ways} | {difference} |"
     for name, other in ALIASES.items():
         yield f"| `{name}` | | as `{other}` | | |"
-    for name, reason in UNCHECKED.items():
-        yield f"| `{name}` | | family | unchecked: {reason} | |"
     yield ""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tests.conformance import era
+from tests.conformance import era, published
 from tests.conformance.tiny import VOCAB, save_tiny
 
 WAYS = ("alone", "batch", "chunks", "prefix", "preempted")
@@ -56,13 +56,15 @@ class Expected:
 
 def examine(model_type: str, impl: str = "auto") -> Outcome:
     """Find out whether the engine computes a model type as transformers does, or an architecture that is in a format which
-    transformers doesn't know as the model that it was made from."""
+    transformers doesn't know as the model that it was made from, or as its mathematics are written down."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         outcome = Outcome(model_type)
         try:
             if model_type in era.FORMATS:
                 reference = era.save(model_type, folder)
+            elif model_type in published.MODELS:
+                reference = published.save(model_type, folder)
             else:
                 reference = save_tiny(model_type, folder)
                 outcome.architecture = type(reference).__name__
@@ -149,6 +151,9 @@ def _agrees(outcome: Outcome, expected: list[Expected], found: list[Any]) -> boo
 
 @torch.no_grad()
 def _expected(model: Any, prompt: list[int]) -> Expected:
+    if isinstance(model, published.Written):
+        tokens, logits = model.go_on(prompt, NUM_NEW)
+        return Expected(prompt, tokens, logits[:, :VOCAB])
     ids = torch.tensor([prompt])
     found = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_NEW, min_new_tokens=NUM_NEW, do_sample=False,

@@ -19,6 +19,10 @@ FAMILIES = (
     "starcoder2",
     "InternLM2ForCausalLM",
     "ChatGLMModel",
+    "ArcticForCausalLM",
+    "DeepseekForCausalLM",
+    "JAISLMHeadModel",
+    "SolarForCausalLM",
 )
 FOREIGN = ("jamba", "deepseek_v3", "mamba2")
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import vllm
-from tests.entrypoints.serve.test_end_to_end import serving
+from tests.entrypoints.serve.serving import starting
 from tests.entrypoints.test_seed import PAGE
+from tests.pages import URL, blocks, commands
 
-ROOT = Path(__file__).parents[2]
 EMBEDS = "intfloat/e5-mistral-7b-instruct"
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "pooling.md").read_text("utf-8"), re.M | re.S)
+BLOCKS = blocks("pooling", "python")
 OFFLINE = [block for block in BLOCKS if "127.0.0.1" not in block]
 ONLINE = [block for block in BLOCKS if "127.0.0.1" in block]
 
@@ -82,12 +82,12 @@ def test_the_blocks_for_clients_run_and_a_server_gives_what_python_does(
     models: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert len(ONLINE) == 2
-    options = ("--runner", "pooling", "--dtype", "float32", "--max-model-len", "512", "--served-model-name", EMBEDS)
-    with serving(str(models[EMBEDS]), *options) as running:
-        running.wait()
+    (words,) = commands(blocks("pooling", "sh")[0])
+    with starting(*words[2:], "--dtype", "float32") as running:
+        running.read_until("ready in")
         for block in ONLINE:
             names: dict[str, Any] = {}
-            exec(block.replace("http://127.0.0.1:8000", running.url), names)
+            exec(block.replace(URL, running.url), names)
             shown = capsys.readouterr().out.splitlines()
             if "reply" in names:
                 assert shown[0].startswith("2 48 ")

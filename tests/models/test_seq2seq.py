@@ -98,6 +98,19 @@ def test_a_text_is_read_and_answered(name: str, model_of: Callable[[str], tuple[
             torch.testing.assert_close(found, logprobs, atol=2e-4, rtol=0.0)
 
 
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_what_is_kept_of_source_and_tokens_is_known_before_they_come(
+    name: str, model_of: Callable[[str], tuple[Path, Any]]
+) -> None:
+    folder, model = model_of(name)
+    with make(folder, max_model_len=100) as llm:
+        entry = llm.llm_engine.core.executor.runner.hidden.model.entry
+        source = getattr(model.config, "max_position_embeddings", 100)
+        keys_and_values = 2 * 2 * 48 * 4  # of two layers
+        assert entry.sequence_bytes(100) == 100 * 8 + (100 + source) * keys_and_values + source * 48 * 4
+        assert llm.llm_engine.core.executor.plan.num_seqs == 4
+
+
 def test_the_decoder_may_begin_with_a_text(model_of: Callable[[str], tuple[Path, Any]]) -> None:
     folder, model = model_of("bart")
     with make(folder, max_num_batched_tokens=8) as llm:

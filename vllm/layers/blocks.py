@@ -77,6 +77,21 @@ class Sandwich(nn.Module):
         return self.after_ffn(self.ffn(self.before_ffn(x)), x)
 
 
+class Beside(nn.Module):
+    """A block as most are, and experts that read what it reads, under a norm of their own: arctic."""
+
+    def __init__(self, attention: nn.Module, ffns: nn.ModuleList, norms: tuple[nn.Module, ...]) -> None:
+        """`ffns`: the feed-forward, then the experts."""
+        super().__init__()
+        self.attention = attention
+        self.ffn, self.experts = ffns
+        self.before_attention, self.before_ffn, self.before_experts = norms
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        y = self.attention(self.before_attention(x), step, x)
+        return self.experts(self.before_experts(x), self.ffn(self.before_ffn(y), y))
+
+
 class Parallel(nn.Module):
     """Both branches read the same input, under norms of their own (gpt-neox) or under one (phi)."""
 

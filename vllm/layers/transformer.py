@@ -33,6 +33,14 @@ class HasCache(Protocol):
     cache_spec: CacheSpec
 
 
+@runtime_checkable
+class Remembers(Protocol):
+    """An entry that keeps what it knows of a sequence by itself."""
+
+    def sequence_bytes(self, num_tokens: int) -> int:
+        """Return the bytes that it keeps of a sequence of so many tokens."""
+
+
 class Transformer(nn.Module):
     """Input, blocks, norm and head.
 
@@ -86,7 +94,12 @@ class Transformer(nn.Module):
     @property
     def remembers(self) -> bool:
         """Whether it keeps what it knows of a sequence by itself, by slot."""
-        return getattr(self.entry, "remembers", False)
+        return isinstance(self.entry, Remembers)
+
+    def sequence_bytes(self, num_tokens: int) -> int:
+        """Return the bytes that it keeps by itself of a sequence of so many tokens, where it remembers."""
+        assert isinstance(self.entry, Remembers), "its layers have caches, which say what they need"
+        return self.entry.sequence_bytes(num_tokens)
 
     @property
     def whole_prompts(self) -> bool:

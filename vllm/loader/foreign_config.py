@@ -15,16 +15,15 @@ _MODEL_TYPES: Mapping[str, str] = {
 }
 """A model type → the one whose configuration has the same fields."""
 
-_FIELDS: Mapping[str, Mapping[str, str]] = {
-    "nomic_bert": {  # nomic-ai/nomic-bert-2048 took gpt2's names
-        "layer_norm_epsilon": "layer_norm_eps",
-        "n_embd": "hidden_size",
-        "n_head": "num_attention_heads",
-        "n_inner": "intermediate_size",
-        "n_layer": "num_hidden_layers",
-        "n_positions": "max_position_embeddings",
-    },
+_GPT2: Mapping[str, str] = {
+    "layer_norm_epsilon": "layer_norm_eps",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "n_layer": "num_hidden_layers",
+    "n_positions": "max_position_embeddings",
 }
+_FIELDS: Mapping[str, Mapping[str, str]] = {"jais": _GPT2, "nomic_bert": _GPT2}
 """Model type → its older names of fields."""
 
 _GATED_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "glu": "sigmoid"}

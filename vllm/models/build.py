@@ -14,7 +14,7 @@ from torch.nn import functional
 from vllm import ops
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.layers.attention import Attention, GatedAttention
-from vllm.layers.blocks import AfterBranch, Parallel, PostNorm, PreNorm, Sandwich, Single
+from vllm.layers.blocks import AfterBranch, Beside, Parallel, PostNorm, PreNorm, Sandwich, Single
 from vllm.layers.embedding import Embedding, Head, Positions, Sum, TiedLinear, TokenInput, TokenTypes
 from vllm.layers.linear import Linear, Part, split
 from vllm.layers.mlp import ExpertNames, Mlp, MoE, SharedMoE
@@ -23,6 +23,7 @@ from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
 from vllm.layers.position_bias import Alibi, Buckets, RelativeBias, alibi_slopes
 from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary
+from vllm.layers.skip import Passed, Way
 from vllm.layers.transformer import Transformer
 from vllm.models.build_recurrent import build_recurrent
 from vllm.models.spec import AttentionSpec, LayerSpec, Mixer, MlpSpec, MoeSpec, TransformerSpec
@@ -39,6 +40,7 @@ _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "parallel": (Parallel, ("norm1", "norm2")),
     "parallel_one": (Parallel, ("norm1", "norm1")),
     "single": (Single, ("norm1",)),
+    "beside": (Beside, ("norm1", "norm2", "norm_beside")),
 }
 """Block → its class, and the roles of its norms in the order it takes them; "" where there is none."""
 
@@ -83,7 +85,7 @@ class Builder:
             ignored += (f"{spec.names['head']}.{'weight' if self.pooler is None else '*'}",)
         return Transformer(
             self.entry(tokens),
-            [self.block(index, layer) for index, layer in enumerate(spec.layers)],
+            self.passed([self.block(index, layer) for index, layer in enumerate(spec.layers)]),
             self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity(),
             self.head(tokens) if self.pooler is None else self.pooler,
             ignored_names=ignored,
@@ -138,7 +140,17 @@ class Builder:
         if layer.ffn is None:
             return kind(self.mixer(index, layer.mixer), norms)
         ffn = self.moe(index, layer.ffn) if isinstance(layer.ffn, MoeSpec) else self.mlp(index, layer.ffn)
+        if layer.beside is not None:
+            return kind(self.mixer(index, layer.mixer), nn.ModuleList((ffn, self.moe(index, layer.beside))), norms)
         return kind(self.mixer(index, layer.mixer), ffn, norms)
+
+    def passed(self, blocks: list[nn.Module]) -> list[nn.Module]:
+        """Let hidden states pass blocks, where the spec says so."""
+        ways = [(skip, Way(skip.share)) for skip in self.spec.skips]
+        for index in {layer for skip in self.spec.skips for layer in (skip.source, skip.target)}:
+            begin = [way for skip, way in ways if skip.source == index]
+            blocks[index] = Passed(blocks[index], begin, [way for skip, way in ways if skip.target == index])
+        return blocks
 
     def mixer(self, index: int, mixer: Mixer) -> nn.Module:
         if isinstance(mixer, AttentionSpec):

@@ -3,8 +3,8 @@
     step: a a a b c  ──▶  module(a a a, cache of a), module(b, cache of b), module(c, cache of c)  ──▶  [T, V]
 
 It is right before it is fast: requests come, go and are cut into chunks as with any model, but their rows are not computed
-together and no prefix is shared.  Weights are read by transformers too, which knows how its modules' names differ from those
-of checkpoints.
+together and no prefix is shared.  As many sequences run at a time as there is memory for their caches.  Weights are read by
+transformers too, which knows how its modules' names differ from those of checkpoints.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from vllm.layers.placement import Placement
 from vllm.layers.step import Step, StepRow
 from vllm.layers.transformer import Transformer
 from vllm.logging import get_logger
+from vllm.models.foreign_cache import Growth, measure_growth
 from vllm.models.foreign_names import WHOLE_PROMPTS, WITHOUT_CACHE
 from vllm.models.registry import Architecture, refuse_quantized
 from vllm.ops.memory import tensor_of
@@ -40,8 +41,6 @@ _LASTING = ("cross_attention_mask",)
 
 class ForeignDecoder(nn.Module):
     """A module of transformers that gives each token of a request logits.  -> [T, V]"""
-
-    remembers = True
 
     def __init__(
         self, module: Any, vocab_size: int, *, whole_prompts: bool, has_cache: bool, sees: bool = False
@@ -60,6 +59,22 @@ class ForeignDecoder(nn.Module):
         self._takes_last = "logits_to_keep" in takes
         self._takes_use = "use_cache" in takes
         self._known: dict[int, _Known] = {}
+        self._growth: tuple[Growth, ...] | None = None
+
+    @torch.inference_mode()
+    def sequence_bytes(self, num_tokens: int) -> int:
+        """Return the bytes that it keeps of a sequence of so many tokens."""
+        if self._growth is None:
+            self._growth = () if self._cache_name is None else measure_growth(self._filled)
+        return 8 * num_tokens + sum(part.num_bytes(num_tokens) for part in self._growth)  # 8: a token's id
+
+    def _filled(self, num_tokens: int) -> Any:
+        """Return a cache with so many tokens, of which the last came alone: until then windows hold more."""
+        cache = self._new_cache()
+        ids = torch.zeros(num_tokens, dtype=torch.int64, device=next(self.module.parameters()).device)
+        self._compute(ids[1:], cache, 0, whole=False)
+        self._compute(ids[:1], cache, num_tokens - 1, whole=False)
+        return cache
 
     def forward(self, step: Step) -> Tensor:
         for slot in self._known.keys() - step.rows.living():

@@ -115,6 +115,8 @@ def _classes(architecture: Architecture, config: Any, body: Body, pooling: Pooli
     if tokens:
         cut = partial(_difference if pooling.label_difference else _rows, tokens)
         return [Projection(body.vocabulary, labels or len(tokens), False, None, cut)]
+    if architecture.head == "reward" and architecture.base == "InternLM2":
+        return [Projection("v_head", labels, bias=False)]
     if architecture.head in ("reward", "process_reward"):
         return [Projection("score.0", body.width, activation="relu"), Projection("score.2", labels)]
     per_token = architecture.head == "token_classify"

@@ -99,7 +99,8 @@ class ModelRegistry:
 
 def read_as_they_stand() -> frozenset[str]:
     """Return the names of architectures whose config.json needs no class: transformers may know none."""
-    return frozenset(_registered) | {name for name, body in ARCHITECTURES.items() if body.startswith("era:")}
+    era = {name for name, body in ARCHITECTURES.items() if body.startswith("era")}
+    return frozenset(_registered) | era | {_base(name) + head for name in era for head in HEADS}
 
 
 def find(config: Any, impl: str = "auto") -> Architecture:

@@ -143,7 +143,11 @@ class LayerSpec:
 
     mixer: Mixer
     ffn: MlpSpec | MoeSpec | None
-    block: Literal["pre", "pre_ffn", "post", "after", "sandwich", "parallel", "parallel_one", "single"] = "pre"
+    block: Literal["pre", "pre_ffn", "post", "after", "sandwich", "parallel", "parallel_one", "single", "beside"] = (
+        "pre"
+    )
+    beside: MoeSpec | None = None
+    """In a block of that name: experts that read what the layer reads."""
 
     @property
     def attention(self) -> AttentionSpec:
@@ -203,13 +207,22 @@ class HeadSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SkipSpec:
+    """What comes into layer `source` is mixed into what comes into layer `target`, where its share of 1 is `share`."""
+
+    source: int
+    target: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class TransformerSpec:
     """A decoder or an encoder.
 
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
     layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
-    project_out, head, and per layer q, k, v or qkv, o, q_norm, k_norm, norm1, norm1_after, norm2, norm2_after, gate, up
-    or gate_up, down, router, expert_gate, expert_up, expert_down, shared_gate, shared_up, shared_down, shared_router; of a
+    project_out, head, and per layer q, k, v or qkv, o, q_norm, k_norm, norm1, norm1_after, norm2, norm2_after,
+    norm_beside, gate, up or gate_up, down, router, expert_gate, expert_up, expert_down, shared_gate, shared_up, shared_down, shared_router; of a
     recurrent layer enter, enter_gate, control, beta, decay, conv, select, spread, dt_norm, b_norm, c_norm, mixer_norm,
     leave, and with their endings a_log, skip, dt_bias.
     """
@@ -225,6 +238,8 @@ class TransformerSpec:
     head: HeadSpec = HeadSpec()
     branch_scale: float = 1.0
     """What the result of a block's branch is multiplied with before it is added."""
+    skips: tuple[SkipSpec, ...] = ()
+    """Those with one target are mixed in one after another."""
     transposed: bool = False
     """The checkpoint stores the layers' matrices as [in, out]."""
     base_prefix: str = "model."

@@ -47,6 +47,9 @@ _OFFERS: dict[str, tuple[PoolingTask, ...]] = {
 }
 """Head → the tasks it can do, its own first.  "states": a decoder whose hidden states are the reward."""
 
+_NOT_POOLED = {"GritLM": "embeds by what stands behind an instruction, which is not supported"}
+"""Architecture that pools where it was published, and not here → why."""
+
 
 def resolve_pooling(
     hf_config: Any,
@@ -74,6 +77,10 @@ def resolve_pooling(
             )
             raise ConfigError(f"task={task!r}, runner={runner!r}: {architecture.name} {why}; it pools: leave them out")
         return None
+    if reason := _NOT_POOLED.get(architecture.name):
+        raise ConfigError(
+            f"task={task!r}, runner={runner!r}: {architecture.name} {reason}; it generates: leave them out"
+        )
     head = _head(architecture, convert, hf_config, stored)
     pooling = _of_head(head, architecture, hf_config, stored, folder)
     pooling = _overridden(pooling, head, pooler_config or PoolerConfig(), hf_config)

@@ -41,7 +41,7 @@ from vllm.worker.forward import HiddenStates, Logits
 from vllm.worker.generation import Generation
 from vllm.worker.measure import measure
 from vllm.worker.media import MediaStates
-from vllm.worker.memory import MemoryPlan, plan_memory
+from vllm.worker.memory import MemoryPlan, plan_memory, plan_own_cache
 from vllm.worker.pooling import PooledStates
 from vllm.worker.runner import ModelRunner, Purpose
 from vllm.worker.tables import SlotTables
@@ -59,7 +59,8 @@ class Loaded:
     groups: tuple[CacheGroup, ...]
     """Those whose blocks are kept between steps."""
     scheduler: SchedulerConfig
-    """The configuration's; prompts that a model must see whole are not split."""
+    """The configuration's; prompts that a model must see whole are not split, and of sequences that it keeps by itself no more
+    run at a time than there is memory for."""
     group: Group
     """Who computes it together."""
 
@@ -108,15 +109,14 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
         tiny = memory.allocate_shared(kept + scratch, 1)
         activations = -group.least(-measure(model, _step(tables, memory, kept + scratch, tiny), tables), device)
         del tiny
-    plan = plan_memory(
-        kept,
-        config.cache,
-        scheduler,
-        [memory.block_bytes(group) * len(group.layers) for group in kept],
-        model.num_bytes + (0 if media is None else media.num_bytes),
-        activations + sum(num_scratch * memory.block_bytes(group) for group in scratch),
-        free,
-    )
+    weights = model.num_bytes + (0 if media is None else media.num_bytes)
+    activations += sum(num_scratch * memory.block_bytes(group) for group in scratch)
+    if model.remembers:
+        plan = plan_own_cache(config.cache, scheduler, model.sequence_bytes, weights, activations, free)
+        scheduler = replace(scheduler, max_num_seqs=plan.num_seqs)
+    else:
+        block_bytes = [memory.block_bytes(group) * len(group.layers) for group in kept]
+        plan = plan_memory(kept, config.cache, scheduler, block_bytes, weights, activations, free)
     name = settings.model or "default model"
     where = f"{config.cores} threads" if device.type == "cpu" else config.device
     logger.info("%s: %s, %s, %s; %s", name, settings.architecture, settings.dtype, where, plan)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vllm.config import CacheConfig, SchedulerConfig
@@ -21,6 +22,8 @@ class MemoryPlan:
     cache: int
     num_blocks: tuple[int, ...]
     """Per cache group, the null block included."""
+    num_seqs: int
+    """How many sequences may run at a time."""
     num_tokens: int
     """Tokens of the longest sequences that the cache holds at a time."""
     free: int
@@ -32,6 +35,8 @@ class MemoryPlan:
         return self.weights + self.activations + self.cache
 
     def __str__(self) -> str:
+        if self.cache and not self.num_blocks:
+            return f"weights {_size(self.weights)}, the model's own cache {_size(self.cache)} = {self.num_seqs} sequences of {self.num_tokens // self.num_seqs:,} tokens, activations up to {_size(self.activations)}"
         if not self.num_blocks:
             return f"weights {_size(self.weights)}, activations up to {_size(self.activations)}"
         return f"weights {_size(self.weights)}, KV cache {_size(self.cache)} = {self.num_tokens:,} tokens, activations up to {_size(self.activations)}"
@@ -61,18 +66,16 @@ def plan_memory(
                 f"not enough memory: {_size(weights)} weights + {_size(activations)} activations are more than the "
                 f"{_size(free)} that are free; lower max_model_len or max_num_batched_tokens, or use a smaller model"
             )
-        return MemoryPlan(weights, activations, 0, (), 0, free)
+        return MemoryPlan(weights, activations, 0, (), scheduler.max_num_seqs, 0, free)
     per_sequence = sum(need * each for need, each in zip(needs, block_bytes, strict=True))
     if cache.num_blocks is not None:
         num_blocks = [cache.num_blocks] * len(groups)
     else:
-        shared = free if cache.free_bytes is None else cache.free_bytes
-        budget = int(shared * cache.memory_share) - weights - activations
-        if cache.memory_bytes is not None:
-            budget = cache.memory_bytes
-        share = min(scheduler.max_num_seqs, max(0, budget) / per_sequence)
+        budget = _budget(cache, weights, activations, free)
+        share = min(scheduler.max_num_seqs, budget / per_sequence)
         if share < 1.0:
-            raise ConfigError(_too_little(cache, scheduler, weights, activations, shared, budget, per_sequence))
+            fitting = int(share * scheduler.max_model_len) // size * size
+            raise ConfigError(_too_little(cache, scheduler, weights, activations, free, per_sequence, fitting))
         num_blocks = [int(need * share) + 1 for need in needs]
     if short := [need + 1 for need, count in zip(needs, num_blocks, strict=True) if need >= count]:
         raise ConfigError(
@@ -83,7 +86,46 @@ def plan_memory(
     if is_given and weights + total + activations > free:
         raise ConfigError(_too_much(cache, weights, total, activations, free))
     held = min((count - 1) / need for count, need in zip(num_blocks, needs, strict=True))
-    return MemoryPlan(weights, activations, total, tuple(num_blocks), int(held * scheduler.max_model_len), free)
+    num_tokens = int(held * scheduler.max_model_len)
+    return MemoryPlan(weights, activations, total, tuple(num_blocks), scheduler.max_num_seqs, num_tokens, free)
+
+
+def plan_own_cache(
+    cache: CacheConfig,
+    scheduler: SchedulerConfig,
+    sequence_bytes: Callable[[int], int],
+    weights: int,
+    activations: int,
+    free: int,
+) -> MemoryPlan:
+    """Let as many sequences of `max_model_len` run at a time as there is memory for what the model keeps of them by itself.
+
+    `sequence_bytes` says how much that is of so many tokens.  Raises ConfigError, with the arithmetic, when not even one fits,
+    and for options of a cache that is made of blocks.
+    """
+    given = {"num_gpu_blocks_override": cache.num_blocks, "kv_cache_dtype": "int8" if cache.quantized else None}
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name}={value!r}: transformers' module computes this model, with a cache of its own; leave it out"
+            )
+    budget, needed = _budget(cache, weights, activations, free), sequence_bytes(scheduler.max_model_len)
+    num_seqs = min(scheduler.max_num_seqs, budget // needed)
+    if num_seqs < 1:
+        fitting = bisect.bisect_right(range(1, scheduler.max_model_len + 1), budget, key=sequence_bytes)
+        raise ConfigError(_too_little(cache, scheduler, weights, activations, free, needed, fitting))
+    total = num_seqs * needed
+    if (cache.memory_bytes, cache.free_bytes) != (None, None) and weights + total + activations > free:
+        raise ConfigError(_too_much(cache, weights, total, activations, free))
+    return MemoryPlan(weights, activations, total, (), num_seqs, num_seqs * scheduler.max_model_len, free)
+
+
+def _budget(cache: CacheConfig, weights: int, activations: int, free: int) -> int:
+    """Return the bytes that the cache may have, at least 0."""
+    if cache.memory_bytes is not None:
+        return cache.memory_bytes
+    shared = free if cache.free_bytes is None else cache.free_bytes
+    return max(0, int(shared * cache.memory_share) - weights - activations)
 
 
 def _too_much(cache: CacheConfig, weights: int, total: int, activations: int, free: int) -> str:
@@ -100,16 +142,17 @@ def _too_much(cache: CacheConfig, weights: int, total: int, activations: int, fr
 
 
 def _too_little(
-    cache: CacheConfig, scheduler: SchedulerConfig, weights: int, activations: int, free: int, budget: int, needed: int
+    cache: CacheConfig, scheduler: SchedulerConfig, weights: int, activations: int, free: int, needed: int, fitting: int
 ) -> str:
+    """Say that one sequence needs more than there is; one of `fitting` tokens would not."""
+    shared = free if cache.free_bytes is None else cache.free_bytes
     wanted = f"one sequence of max_model_len={scheduler.max_model_len} needs {_size(needed)} of KV cache"
-    fitting = int(max(0, budget) / needed * scheduler.max_model_len) // cache.block_size * cache.block_size
     shorter = f"lower max_model_len to {fitting} or less" if fitting else "use a smaller model or dtype"
     if cache.memory_bytes is not None:
         return f"not enough memory: {wanted}, but kv_cache_memory_bytes gives {_size(cache.memory_bytes)}; {shorter}, or raise it"
     return (
-        f"not enough memory: {wanted}, but of {_size(free)} free x gpu_memory_utilization={cache.memory_share} "
-        f"- {_size(weights)} weights - {_size(activations)} activations, {_size(max(0, budget))} are left; "
+        f"not enough memory: {wanted}, but of {_size(shared)} free x gpu_memory_utilization={cache.memory_share} "
+        f"- {_size(weights)} weights - {_size(activations)} activations, {_size(_budget(cache, weights, activations, free))} are left; "
         f"{shorter}, or raise gpu_memory_utilization"
     )
 

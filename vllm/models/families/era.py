@@ -96,19 +96,19 @@ DEEPSEEK_NAMES: Mapping[str, str] = {
 
 def plain(config: Any) -> TransformerSpec:
     """Llama as it is: aquila, xverse; with biases on all of attention: internlm."""
-    config, bias = _known(config), bool(getattr(config, "bias", False))
+    config, bias = known(config), bool(getattr(config, "bias", False))
     return decoder_of(config, lambda index: _layer(config, qkv_bias=bias, out_bias=bias))
 
 
 def orion(config: Any) -> TransformerSpec:
     """Llama with layer norms."""
-    config = _known(config)
+    config = known(config)
     return decoder_of(config, lambda index: _layer(config), norm=NormSpec("layer", config.rms_norm_eps))
 
 
 def internlm2(config: Any) -> TransformerSpec:
     """Llama under other names, with q, k and v in one tensor, group by group."""
-    config, bias = _known(config), bool(getattr(config, "bias", False))
+    config, bias = known(config), bool(getattr(config, "bias", False))
     layer = _layer(config, layout="per_group", qkv_bias=bias, out_bias=bias)
     return decoder_of(config, lambda index: layer, names=INTERNLM2_NAMES)
 
@@ -116,7 +116,7 @@ def internlm2(config: Any) -> TransformerSpec:
 def baichuan(config: Any) -> TransformerSpec:
     """Llama with q, k and v in one tensor; the large ones have distances in the scores instead of rotated heads, the second
     ones a head of unit rows."""
-    config = _known(config)
+    config = known(config)
     layer = _layer(config, layout="concat")
     if config.hidden_size > 4096:
         layer = replace(layer, mixer=replace(layer.attention, rope=None, position_bias=Alibi()))
@@ -126,7 +126,7 @@ def baichuan(config: Any) -> TransformerSpec:
 
 def exaone(config: Any) -> TransformerSpec:
     """Llama under other names."""
-    config = _known(
+    config = known(
         config, num_hidden_layers="num_layers", hidden_act="activation_function", rms_norm_eps="layer_norm_epsilon"
     )
     return decoder_of(config, lambda index: _layer(config), names=EXAONE_NAMES)
@@ -134,7 +134,7 @@ def exaone(config: Any) -> TransformerSpec:
 
 def minicpm(config: Any) -> TransformerSpec:
     """Llama with factors for embeddings, branches and logits."""
-    config = _known(config)
+    config = known(config)
     return decoder_of(
         config,
         lambda index: _layer(config),
@@ -147,7 +147,7 @@ def minicpm(config: Any) -> TransformerSpec:
 
 def qwen1(config: Any) -> TransformerSpec:
     """Qwen2 under other names, with q, k and v in one tensor."""
-    config = _known(config, rms_norm_eps="layer_norm_epsilon", max_position_embeddings="seq_length")
+    config = known(config, rms_norm_eps="layer_norm_epsilon", max_position_embeddings="seq_length")
     config.rope_parameters = {"rope_type": "default", "rope_theta": config.rotary_emb_base}
     heads = (config.num_attention_heads, config.num_attention_heads, config.kv_channels)
     attention = AttentionSpec(
@@ -189,7 +189,7 @@ def chatglm(config: Any) -> TransformerSpec:
 
 def telechat2(config: Any) -> TransformerSpec:
     """Llama under other names, with k and v in one tensor, head by head."""
-    config = _known(
+    config = known(
         config, num_hidden_layers="n_layer", num_attention_heads="n_head", rms_norm_eps="layer_norm_epsilon",
         intermediate_size="ffn_hidden_size",
     )  # fmt: skip
@@ -203,13 +203,13 @@ def decilm(config: Any) -> TransformerSpec:
     """Llama whose layers share keys and values among more or fewer heads."""
     if not (shared := getattr(config, "num_key_value_heads_per_layer", None)):
         raise ModelError("of DeciLM, those with num_key_value_heads_per_layer are supported")
-    config = _known(config)
+    config = known(config)
     return decoder_of(config, lambda index: _layer(config, kv_heads=shared[index]))
 
 
 def deepseek(config: Any) -> TransformerSpec:
     """Llama with experts on all but its first layers, and some that every token passes."""
-    config = _known(config)
+    config = known(config)
     experts = (config.n_routed_experts, config.num_experts_per_tok, config.moe_intermediate_size)
     shared = (config.n_shared_experts or 0) * config.moe_intermediate_size
     moe = MoeSpec(*experts, config.hidden_act, config.norm_topk_prob, shared_width=shared)
@@ -226,7 +226,7 @@ def deepseek(config: Any) -> TransformerSpec:
     return decoder_of(config, layer, names=DEEPSEEK_NAMES)
 
 
-def _known(config: Any, **names: str) -> Any:
+def known(config: Any, **names: str) -> Any:
     """Return the configuration with the names of llama's: `names` says what a field is called here."""
     values = dict(vars(config))
     values |= {name: values[own] for name, own in names.items() if own in values}

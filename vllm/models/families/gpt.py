@@ -51,7 +51,7 @@ GPT_NEOX_NAMES: Mapping[str, str] = {
     "down": "gpt_neox.layers.{i}.mlp.dense_4h_to_h",
 }
 
-_CAUSAL_MASKS = ("*.attn.bias", "*.attn.masked_bias", "*.attention.bias", "*.attention.masked_bias")
+CAUSAL_MASKS = ("*.attn.bias", "*.attn.masked_bias", "*.attention.bias", "*.attention.masked_bias")
 """Old checkpoints store the causal mask of each layer."""
 
 
@@ -79,7 +79,7 @@ def gpt2(config: Any) -> TransformerSpec:
         config.tie_word_embeddings,
         transposed=True,
         base_prefix="transformer.",
-        ignored_names=_CAUSAL_MASKS,
+        ignored_names=CAUSAL_MASKS,
     )
 
 
@@ -125,5 +125,5 @@ def gpt_neox(config: Any) -> TransformerSpec:
         GPT_NEOX_NAMES,
         config.tie_word_embeddings,
         base_prefix="gpt_neox.",
-        ignored_names=(*_CAUSAL_MASKS, "*.rotary_emb.inv_freq"),
+        ignored_names=(*CAUSAL_MASKS, "*.rotary_emb.inv_freq"),
     )

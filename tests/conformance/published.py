@@ -1,0 +1,228 @@
+"""Models that transformers has no class for and no other model computes: their mathematics, as published, without a cache."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.conformance.tiny import VOCAB
+
+Config = Mapping[str, Any]
+Weights = dict[str, Tensor]
+
+WIDTH, HEADS, KV_HEADS, HEAD_DIM, INNER, LAYERS, EXPERTS = 64, 4, 2, 16, 48, 4, 4
+
+
+@dataclass(frozen=True)
+class Written:
+    """A model by its mathematics."""
+
+    config: Config
+    weights: Weights
+    compute: Callable[[Config, Weights, Tensor], Tensor]
+    """Of token ids [n], the logits behind each [n, V]"""
+
+    def go_on(self, prompt: list[int], num_tokens: int) -> tuple[list[int], Tensor]:
+        """Return the likeliest tokens behind a prompt, and the logits that they were chosen by.  [num_tokens, V]"""
+        ids, found = list(prompt), []
+        for _ in range(num_tokens):
+            found.append(self.compute(self.config, self.weights, torch.tensor(ids))[-1])
+            ids.append(int(found[-1].argmax()))
+        return ids[len(prompt) :], torch.stack(found)
+
+
+def save(architecture: str, folder: Path) -> Written:
+    """Write a tiny checkpoint of an architecture; return what it computes."""
+    torch.manual_seed(0)
+    config, shapes, compute = MODELS[architecture]
+    weights = {name: _random(name, shape) for name, shape in shapes.items()}
+    content = {"architectures": [architecture], "model_type": architecture.lower(), "torch_dtype": "float32", **config}
+    (folder / "config.json").write_text(json.dumps(content))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return Written(config, weights, compute)
+
+
+def _random(name: str, shape: tuple[int, ...]) -> Tensor:
+    noise = torch.randn(shape)
+    if len(shape) > 1:
+        return noise * 1.6 / math.sqrt(WIDTH)
+    return noise * 0.2 + (1.0 if name.endswith("weight") else 0.0)
+
+
+def _rms(weights: Weights, name: str, x: Tensor) -> Tensor:
+    return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weights[f"{name}.weight"]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | float = 0.0) -> Tensor:
+    """Causal attention.  [n, H, E], [n, G, E], [n, G, E] -> [n, H E]"""
+    k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (k, v))
+    scores = torch.einsum("qhe,khe->hqk", q, k) * scale + bias
+    future = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
+    return torch.einsum("hqk,khe->qhe", scores.masked_fill(future, -math.inf).softmax(-1), v).flatten(1)
+
+
+def _rotate(x: Tensor) -> Tensor:
+    """By halves of each head.  [n, H, E]"""
+    angles = torch.arange(len(x)).float()[:, None, None] * 10000.0 ** -(torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    low, high = x.chunk(2, -1)
+    return torch.cat((low * angles.cos() - high * angles.sin(), high * angles.cos() + low * angles.sin()), -1)
+
+
+def _llama_attention(weights: Weights, name: str, x: Tensor) -> Tensor:
+    q, k, v = (F.linear(x, weights[f"{name}.{part}_proj.weight"]).unflatten(1, (-1, HEAD_DIM)) for part in "qkv")
+    mixed = _attend(_rotate(q), _rotate(k), v, HEAD_DIM**-0.5)
+    return F.linear(mixed, weights[f"{name}.o_proj.weight"])
+
+
+def _gated(weights: Weights, names: tuple[str, str, str], x: Tensor) -> Tensor:
+    gate, up, down = (weights[f"{name}.weight"] for name in names)
+    return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+
+
+def _llama_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    inner, shared = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
+    sizes = {"q": (inner, WIDTH), "k": (shared, WIDTH), "v": (shared, WIDTH), "o": (WIDTH, inner)}
+    norms = {f"{name}.{norm}_layernorm.weight": (WIDTH,) for norm in ("input", "post_attention")}
+    return {f"{name}.self_attn.{part}_proj.weight": shape for part, shape in sizes.items()} | norms
+
+
+def _ends() -> dict[str, tuple[int, ...]]:
+    names = ("model.embed_tokens", "lm_head")
+    return {f"{name}.weight": (VOCAB, WIDTH) for name in names} | {"model.norm.weight": (WIDTH,)}
+
+
+# ── jais: gpt2 with linear distances and a gate; muP's factors ──────────────────────────────────────────────────────
+
+JAIS: Config = {
+    "model_type": "jais",
+    "vocab_size": VOCAB, "n_embd": WIDTH, "n_head": HEADS, "n_layer": LAYERS, "n_inner": INNER, "n_positions": 128,
+    "activation_function": "swiglu", "position_embedding_type": "alibi", "layer_norm_epsilon": 1e-5,
+    "mup_embeddings_scale": 3.0, "mup_output_alpha": 2.0, "mup_width_scale": 0.25, "mup_scale_qk_dot_by_d": True,
+}  # fmt: skip
+
+
+def _jais_shapes() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (VOCAB, WIDTH)}
+    for layer in range(LAYERS):
+        name = f"transformer.h.{layer}"
+        for part, width, rows in (
+            ("attn.c_attn", WIDTH, 3 * WIDTH), ("attn.c_proj", WIDTH, WIDTH), ("mlp.c_fc", WIDTH, INNER),
+            ("mlp.c_fc2", WIDTH, INNER), ("mlp.c_proj", INNER, WIDTH),
+        ):  # fmt: skip
+            shapes |= {f"{name}.{part}.weight": (width, rows), f"{name}.{part}.bias": (rows,)}
+        shapes |= {f"{name}.ln_{number}.{end}": (WIDTH,) for number in (1, 2) for end in ("weight", "bias")}
+    last = {f"transformer.ln_f.{end}": (WIDTH,) for end in ("weight", "bias")}
+    return shapes | last | {"transformer.relative_pe.slopes": (HEADS, 1)}
+
+
+def jais(config: Config, weights: Weights, ids: Tensor) -> Tensor:
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (WIDTH,), weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5)
+
+    table = weights["transformer.wte.weight"]
+    places = torch.arange(len(ids))
+    slopes = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8])  # of four heads
+    distances = -slopes[:, None, None] * (places[:, None] - places).abs()
+    x = table[ids] * config["mup_embeddings_scale"]
+    for layer in range(LAYERS):
+        name = f"transformer.h.{layer}"
+        parts = linear(f"{name}.attn.c_attn", norm(f"{name}.ln_1", x)).chunk(3, -1)
+        q, k, v = (part.unflatten(1, (HEADS, HEAD_DIM)) for part in parts)
+        x = x + linear(f"{name}.attn.c_proj", _attend(q, k, v, 1 / HEAD_DIM, distances))
+        y = norm(f"{name}.ln_2", x)
+        x = x + linear(f"{name}.mlp.c_proj", linear(f"{name}.mlp.c_fc", y) * F.silu(linear(f"{name}.mlp.c_fc2", y)))
+    return norm("transformer.ln_f", x) @ table.T * config["mup_output_alpha"] * config["mup_width_scale"]
+
+
+# ── solar: llama whose states go past layers ────────────────────────────────────────────────────────────────────────
+
+_LLAMA: Config = {
+    "vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": INNER, "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS, "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 128,
+    "rope_theta": 10000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+SOLAR: Config = {
+    **_LLAMA, "num_hidden_layers": 8, "bskcn_1": [1, 3], "bskcn_3": [2, 6], "bskcn_2": [3], "bskcn_4": [5, 6],
+    "bskcn_tv": [0.9, 0.8],
+}  # fmt: skip
+
+
+def _solar_shapes() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = _ends()
+    for layer in range(8):
+        name = f"model.layers.{layer}"
+        shapes |= _llama_shapes(name) | {f"{name}.mlp.{part}_proj.weight": (INNER, WIDTH) for part in ("gate", "up")}
+        shapes[f"{name}.mlp.down_proj.weight"] = (WIDTH, INNER)
+    return shapes
+
+
+def solar(config: Config, weights: Weights, ids: Tensor) -> Tensor:
+    x, share = weights["model.embed_tokens.weight"][ids], config["bskcn_tv"][1]
+    kept: dict[str, Tensor] = {}
+    for layer in range(8):
+        name = f"model.layers.{layer}"
+        kept |= {slot: x for slot in ("1", "2") if layer in config[f"bskcn_{slot}"]}
+        for slot, target in (("1", "3"), ("2", "4")):
+            if layer in config[f"bskcn_{target}"]:
+                x = kept[slot] * share + x * (1 - share)
+        x = x + _llama_attention(weights, f"{name}.self_attn", _rms(weights, f"{name}.input_layernorm", x))
+        y = _rms(weights, f"{name}.post_attention_layernorm", x)
+        x = x + _gated(weights, tuple(f"{name}.mlp.{part}_proj" for part in ("gate", "up", "down")), y)  # type: ignore[arg-type]
+    return F.linear(_rms(weights, "model.norm", x), weights["lm_head.weight"])
+
+
+# ── arctic: experts that read what a layer reads, beside a feed-forward ─────────────────────────────────────────────
+
+ARCTIC: Config = {
+    **_LLAMA, "num_hidden_layers": LAYERS, "num_local_experts": EXPERTS, "num_experts_per_tok": 2,
+    "moe_layer_frequency": 1, "parallel_attn_mlp_res": True,
+}  # fmt: skip
+
+
+def _arctic_shapes() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = _ends()
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}"
+        shapes |= _llama_shapes(name) | {f"{name}.residual_mlp.w{part}.weight": (WIDTH, WIDTH) for part in (1, 2, 3)}
+        shapes[f"{name}.residual_layernorm.weight"] = (WIDTH,)
+        shapes[f"{name}.block_sparse_moe.gate.weight"] = (EXPERTS, WIDTH)
+        for expert in range(EXPERTS):
+            own = f"{name}.block_sparse_moe.experts.{expert}"
+            shapes |= {f"{own}.w{part}.weight": (WIDTH, INNER) if part == 2 else (INNER, WIDTH) for part in (1, 2, 3)}
+    return shapes
+
+
+def arctic(config: Config, weights: Weights, ids: Tensor) -> Tensor:
+    def network(name: str, x: Tensor) -> Tensor:
+        return _gated(weights, (f"{name}.w1", f"{name}.w3", f"{name}.w2"), x)
+
+    x = weights["model.embed_tokens.weight"][ids]
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}"
+        y = x + _llama_attention(weights, f"{name}.self_attn", _rms(weights, f"{name}.input_layernorm", x))
+        dense = network(f"{name}.residual_mlp", _rms(weights, f"{name}.residual_layernorm", y))
+        z = _rms(weights, f"{name}.post_attention_layernorm", x)
+        shares, chosen = F.linear(z, weights[f"{name}.block_sparse_moe.gate.weight"]).softmax(-1).topk(2)
+        every = torch.stack([network(f"{name}.block_sparse_moe.experts.{expert}", z) for expert in range(EXPERTS)], 1)
+        shares = shares / shares.sum(-1, keepdim=True)
+        x = y + dense + (every[torch.arange(len(z))[:, None], chosen] * shares[..., None]).sum(1)
+    return F.linear(_rms(weights, "model.norm", x), weights["lm_head.weight"])
+
+
+MODELS: Mapping[str, tuple[Config, dict[str, tuple[int, ...]], Callable[[Config, Weights, Tensor], Tensor]]] = {
+    "ArcticForCausalLM": (ARCTIC, _arctic_shapes(), arctic),
+    "JAISLMHeadModel": (JAIS, _jais_shapes(), jais),
+    "SolarForCausalLM": (SOLAR, _solar_shapes(), solar),
+}
