@@ -28,6 +28,7 @@ NOT_HERE = {
     "GLM4VForCausalLM": f"{_CODE}; Glm4vForConditionalGeneration is the later model",
     "H2OVLChatModel": _CODE,
     "InternVLChatModel": f"{_CODE}; InternVLForConditionalGeneration is the same model in transformers' layout",
+    "Llama4ForConditionalGeneration": "computed by transformers' module, which fails by itself in 5.24; not compared",
     "MiniCPMO": _CODE,
     "MiniCPMV": _CODE,
     "MolmoForCausalLM": _CODE,

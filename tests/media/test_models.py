@@ -72,6 +72,7 @@ def cases_of(name: str, folder: Path) -> list[Case]:
 @torch.inference_mode()
 def _answered(model: Any, processor: Any, text: str, pictures: list[Any]) -> Case:
     inputs = dict(processor(text=text, images=pictures or None, return_tensors="pt"))
+    inputs = {key: value.float() if torch.is_floating_point(value) else value for key, value in inputs.items()}
     takes = {*inspect.signature(model.forward).parameters, "mm_token_type_ids"} - {"labels"}
     result = model.generate(
         **{key: value for key, value in inputs.items() if key in takes},

@@ -459,6 +459,18 @@ def chameleon(maker: Maker) -> tuple[Any, Any]:
     return config, transformers.ChameleonProcessor(images, maker.tokenizer, image_seq_length=64)
 
 
+def deepseek_vl(maker: Maker) -> tuple[Any, Any]:
+    maker.name(image_token="<image_placeholder>")
+    images = pil("deepseek_vl", "DeepseekVLImageProcessorPil")(size={"height": 32, "width": 32}, min_size=4)
+    config = transformers.DeepseekVLConfig(
+        text_config=maker.text("llama"),
+        vision_config={**VISION, "model_type": "siglip_vision_model"},
+        image_token_id=maker.id("<image_placeholder>"),
+        architectures=["DeepseekVLForConditionalGeneration"],
+    )
+    return config, transformers.DeepseekVLProcessor(images, maker.tokenizer, num_image_tokens=16)
+
+
 def ovis2(maker: Maker) -> tuple[Any, Any]:
     maker.name(image_token="<image>")
     images = pil("ovis2", "Ovis2ImageProcessorPil")(size={"height": 32, "width": 32}, crop_to_patches=True)
@@ -524,12 +536,12 @@ MAKERS: dict[str, Callable[[Maker], tuple[Any, Any]]] = {
         qwen3_vl_moe,
         gemma3,
     )
-    + (internvl, idefics3, smolvlm, mistral3, aya_vision)
+    + (internvl, idefics3, smolvlm, mistral3, aya_vision, glm4v, deepseek_vl)
 }
 
 
 FOREIGN: dict[str, Callable[[Maker], tuple[Any, Any]]] = {
-    make.__name__: make for make in (paligemma, aria, mllama, chameleon, ovis2, glm4v, qwen2_audio)
+    make.__name__: make for make in (paligemma, aria, mllama, chameleon, ovis2, qwen2_audio)
 }
 """Those that transformers' modules compute"""
 WITH_TORCHVISION = ("pixtral", "mistral3", "llava_next_video")

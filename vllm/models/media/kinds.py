@@ -13,7 +13,9 @@ _SPATIAL = MediaSpec(_BOTH, positions="spatial")
 
 KINDS: Mapping[str, MediaSpec] = {
     "AyaVisionForConditionalGeneration": MediaSpec(text="cohere2"),
+    "DeepseekVLForConditionalGeneration": MediaSpec(),
     "Gemma3ForConditionalGeneration": MediaSpec(sees="medium"),
+    "Glm4vForConditionalGeneration": replace(_SPATIAL, text="glm4"),
     "Idefics3ForConditionalGeneration": MediaSpec(),
     "InternVLForConditionalGeneration": MediaSpec(),
     "LlavaForConditionalGeneration": MediaSpec(),

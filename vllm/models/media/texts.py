@@ -14,6 +14,12 @@ def cohere2(config: Any) -> TransformerSpec:
     return replace(kin.cohere2(config), head=HeadSpec())
 
 
+def glm4(config: Any) -> TransformerSpec:
+    """Glm4 with biases on q, k and v."""
+    config.attention_bias = True
+    return kin.glm4(config)
+
+
 def qwen3_moe(config: Any) -> TransformerSpec:
     """Qwen3 with experts, whose weights always add up to 1."""
     config.norm_topk_prob = True
