@@ -12,6 +12,7 @@ from tests.ops.conftest import matrix_of
 from vllm import ops
 from vllm.ops.activations import activation, gated_activation
 from vllm.ops.matrix import DenseMatrix
+from vllm.ops.moe import Routing
 from vllm.ops.native import set_threads
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -101,7 +102,7 @@ def test_experts(renormalize: bool, dtype: torch.dtype) -> None:
     down = [matrix_of(torch.randn(24, 20).to(dtype)) for _ in range(5)]
 
     def mixture(x: Tensor) -> Tensor:
-        weights, ids = ops.route(router.multiply(x), 2, renormalize)
+        weights, ids = ops.route(router.multiply(x), Routing(2, renormalize))
         return ops.moe(x, weights, ids, gate_up, down, activation="silu")
 
     check(mixture, torch.randn(ROWS, 24).to(dtype))

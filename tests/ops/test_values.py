@@ -12,6 +12,7 @@ from tests.ops.conftest import matrix_of
 from vllm import ops
 from vllm.ops.activations import activation, gated_activation
 from vllm.ops.linear import linear
+from vllm.ops.moe import Routing
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,7 @@ def test_experts_are_weighted_by_their_probabilities() -> None:
     gate_up, down = torch.randn(4, 10, 8), torch.randn(4, 8, 5)
     experts = [matrix_of(w, gated=True) for w in gate_up], [matrix_of(w) for w in down]
     for renormalize in (False, True):
-        weights, ids = ops.route(logits, 2, renormalize)
+        weights, ids = ops.route(logits, Routing(2, renormalize))
         got = ops.moe(x, weights, ids, *experts, activation="relu")
         for token in range(6):
             best = sorted(range(4), key=lambda expert: -logits[token, expert].item())[:2]

@@ -6,13 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from vllm import ops
 from vllm.layers.linear import Linear
 from vllm.layers.placement import Placement
+from vllm.layers.recurrent import Exact
 from vllm.ops.activations import activation
 from vllm.ops.matrix import Matrix
+from vllm.ops.moe import Routing
 from vllm.weights import Window
 
 
@@ -48,23 +51,26 @@ class MoE(nn.Module):
         shape: tuple[int, int],
         placement: Placement,
         *,
-        top_k: int,
-        renormalize: bool,
+        routing: Routing,
         activation: str,
+        correction: Exact | None = None,
     ) -> None:
-        """`shape` is (D, width of an expert); `renormalize`: the chosen experts' weights sum to 1."""
+        """`shape` is (D, width of an expert); `correction` is added to the scores that experts are chosen by."""
         super().__init__()
         outer, inner = shape
         self.router = router
         self.experts = tuple(experts)
-        self.top_k = top_k
-        self.renormalize = renormalize
+        self.routing = routing
+        self.correction = correction
         self.activation = activation
         self.gate_up = cast("Sequence[Matrix]", placement.experts(len(experts), 2 * inner, outer, gated=True))
         self.down = cast("Sequence[Matrix]", placement.experts(len(experts), outer, inner))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        weights, ids = ops.route(self.router(x), self.top_k, self.renormalize)
+        if self.correction is None:
+            weights, ids = ops.route(self.router(x), self.routing)
+        else:  # the choice hangs on small differences
+            weights, ids = ops.route(self.router(x, dtype=torch.float32), self.routing, self.correction.value)
         y = ops.moe(x, weights, ids, self.gate_up, self.down, activation=self.activation)
         return y if residual is None else ops.add(y, residual)
 

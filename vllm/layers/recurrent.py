@@ -49,14 +49,15 @@ class CausalConv(nn.Module):
 class Exact(nn.Module):
     """A parameter that is kept in float32: what is computed from it is multiplied many times over."""
 
-    def __init__(self, *shape: int, name: str, placement: Placement) -> None:
-        """`name` is the whole name in the checkpoint."""
+    def __init__(self, *shape: int, name: str, placement: Placement, flat: bool = False) -> None:
+        """`name` is the whole name in the checkpoint; `flat`: the tensor there may have more dimensions."""
         super().__init__()
         self.name = name
+        self.flat = flat
         self.value = nn.Parameter(torch.empty(shape, device=placement.device), requires_grad=False)
 
     def windows(self) -> Iterator[Window]:
-        yield Window(self.name, TensorPlace(self.value))
+        yield Window(self.name, TensorPlace(self.value), torch.flatten if self.flat else None)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -22,12 +22,14 @@ from vllm.layers.norm import HeadsNorm, LayerNorm, RmsNorm
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
 from vllm.layers.position_bias import Alibi, Buckets, RelativeBias, alibi_slopes
+from vllm.layers.recurrent import Exact
 from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary
 from vllm.layers.skip import Passed, Way
 from vllm.layers.transformer import Transformer
 from vllm.models.build_recurrent import build_recurrent
 from vllm.models.spec import AttentionSpec, LayerSpec, Mixer, MlpSpec, MoeSpec, TransformerSpec
 from vllm.ops.attention import AttentionOptions
+from vllm.ops.moe import Routing
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -257,9 +259,11 @@ class Builder:
             [ExpertNames(*(self.name(role, index, expert) for role in roles)) for expert in range(moe.num_experts)],
             (self.spec.width, moe.width),
             self.placement,
-            top_k=moe.top_k,
-            renormalize=moe.renormalize,
+            routing=Routing(moe.top_k, moe.renormalize, moe.scores == "sigmoid", moe.groups, moe.top_groups, moe.scale),
             activation=moe.activation,
+            correction=Exact(moe.num_experts, name=self.name("router_bias", index), placement=self.placement, flat=True)
+            if moe.corrected
+            else None,
         )
         if not moe.shared_width:
             return chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,15 +11,45 @@ from torch import Tensor
 from vllm.ops.matrix import Matrix
 
 
-def route(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
-    """Choose the `top_k` most likely experts of each token.  [T, X] -> weights [T, top_k] float32, ids [T, top_k]
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How a token's experts are chosen and weighed."""
 
-    The weights are the softmax over all experts; renormalized, they sum to 1 over the chosen ones.
+    top_k: int
+    renormalize: bool
+    """The chosen experts' weights sum to 1."""
+    sigmoid: bool = False
+    """Scores are sigmoids, each by itself; else the softmax over all experts."""
+    groups: int = 1
+    """Of experts, of which a token first chooses `top_groups`, by the sum of each group's two best scores"""
+    top_groups: int = 1
+    scale: float = 1.0
+    """The weights are multiplied with it."""
+
+
+def route(logits: Tensor, routing: Routing, correction: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Choose the `top_k` best experts of each token.  [T, X] -> weights [T, top_k] float32, ids [T, top_k]
+
+    `correction` [X] float32 is added to the scores to choose by, and is no part of the weights.
     """
-    weights, ids = torch.softmax(logits.float(), dim=-1).topk(top_k, dim=-1)
-    if renormalize:
+    logits = logits.float()
+    scores = torch.sigmoid(logits) if routing.sigmoid else torch.softmax(logits, dim=-1)
+    ranked = scores if correction is None else scores + correction
+    if routing.groups > 1:
+        ranked = _of_best_groups(ranked, routing)
+    ids = ranked.topk(routing.top_k, dim=-1).indices
+    weights = scores.gather(-1, ids)
+    if routing.renormalize:
         weights = weights / weights.sum(dim=-1, keepdim=True)
-    return weights, ids
+    return (weights if routing.scale == 1.0 else weights * routing.scale), ids
+
+
+def _of_best_groups(scores: Tensor, routing: Routing) -> Tensor:
+    """Leave scores to the experts of the best groups alone.  [T, X] -> [T, X]"""
+    grouped = scores.unflatten(-1, (routing.groups, -1))
+    best = grouped.topk(2, dim=-1).values.sum(-1).topk(routing.top_groups, dim=-1).indices
+    chosen = torch.zeros(grouped.shape[:-1], dtype=torch.bool, device=scores.device).scatter_(-1, best, True)
+    return grouped.masked_fill(~chosen[..., None], -torch.inf).flatten(-2)
 
 
 def moe(

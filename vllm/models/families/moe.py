@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
+from vllm.models.families.kin import ernie4_5
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of, typed_layer
 from vllm.models.spec import LayerSpec, MoeSpec, TransformerSpec
 
@@ -83,3 +85,81 @@ def olmoe(config: Any) -> TransformerSpec:
     moe = MoeSpec(*experts, config.hidden_act, config.norm_topk_prob)
     layer = LayerSpec(attention_of(config, head_norm="all", qkv_bias=bias, out_bias=bias), moe)
     return decoder_of(config, lambda index: layer, names=QWEN_NAMES)
+
+
+CORRECTED_NAMES: Mapping[str, str] = {
+    **QWEN_NAMES,
+    "router_bias": "model.layers.{i}.mlp.gate.e_score_correction_bias",
+    "shared_gate": "model.layers.{i}.mlp.shared_experts.gate_proj",
+    "shared_up": "model.layers.{i}.mlp.shared_experts.up_proj",
+    "shared_down": "model.layers.{i}.mlp.shared_experts.down_proj",
+}
+ERNIE_NAMES: Mapping[str, str] = {
+    **CORRECTED_NAMES,
+    "router_bias": "model.layers.{i}.mlp.moe_statics.e_score_correction_bias",
+}
+MINIMAX_NAMES: Mapping[str, str] = {
+    **MIXTRAL_NAMES,
+    "router_bias": "model.layers.{i}.block_sparse_moe.e_score_correction_bias",
+}
+
+
+def glm4_moe(config: Any) -> TransformerSpec:
+    """Llama, with experts in groups behind the first layers; dots1 too."""
+    bias = config.attention_bias
+    norm = "head" if getattr(config, "use_qk_norm", True) else ""
+    moe, mlp = _grouped(config), mlp_of(config)
+
+    def layer(index: int) -> LayerSpec:
+        typed = typed_layer(config, index) if hasattr(config, "layer_types") else {}
+        out_bias = bias and config.model_type == "dots1"
+        attention = attention_of(config, head_norm=norm, qkv_bias=bias, out_bias=out_bias, **typed)
+        return LayerSpec(attention, moe if index >= config.first_k_dense_replace else mlp)
+
+    return decoder_of(config, layer, names=CORRECTED_NAMES, ignored_names=("*.rotary_emb.inv_freq", *_drafts(config)))
+
+
+def ernie4_5_moe(config: Any) -> TransformerSpec:
+    """Ernie 4.5 with experts on some layers, chosen by corrected softmax."""
+    spec = ernie4_5(config)
+    experts = (config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size)
+    shared = config.moe_num_shared_experts * config.moe_intermediate_size
+    moe = MoeSpec(*experts, config.hidden_act, renormalize=True, shared_width=shared, corrected=True)
+
+    def layer(index: int) -> LayerSpec:
+        reached = config.moe_layer_start_index <= index <= config.moe_layer_end_index
+        sparse = reached and (index + 1) % config.moe_layer_interval == 0
+        return replace(spec.layers[index], ffn=moe) if sparse else spec.layers[index]
+
+    layers = tuple(layer(index) for index in range(config.num_hidden_layers))
+    return replace(spec, layers=layers, names=ERNIE_NAMES, ignored_names=(*spec.ignored_names, "model.mtp_*"))
+
+
+def minimax_m2(config: Any) -> TransformerSpec:
+    """Experts on every layer, weighed by sigmoids; norms on q and k as a whole."""
+    experts = (config.num_local_experts, config.num_experts_per_tok, config.intermediate_size)
+    moe = MoeSpec(*experts, config.hidden_act, renormalize=True, scores="sigmoid", corrected=True)
+    layer = LayerSpec(attention_of(config, head_norm="all"), moe)
+    return decoder_of(config, lambda index: layer, names=MINIMAX_NAMES)
+
+
+def _grouped(config: Any) -> MoeSpec:
+    """Return experts that are chosen by corrected sigmoids, group by group."""
+    experts = (config.num_local_experts, config.num_experts_per_tok, config.moe_intermediate_size)
+    return MoeSpec(
+        *experts,
+        config.hidden_act,
+        config.norm_topk_prob,
+        shared_width=(config.n_shared_experts or 0) * config.moe_intermediate_size,
+        scores="sigmoid",
+        corrected=True,
+        groups=config.n_group,
+        top_groups=config.topk_group,
+        scale=config.routed_scaling_factor,
+    )
+
+
+def _drafts(config: Any) -> tuple[str, ...]:
+    """Return the names of layers behind the last one, which guess further tokens."""
+    count = getattr(config, "num_nextn_predict_layers", None) or 0
+    return tuple(f"model.layers.{config.num_hidden_layers + index}.*" for index in range(count))
