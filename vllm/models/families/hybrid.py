@@ -1,0 +1,90 @@
+"""State spaces on most layers and attention on some: jamba, bamba."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.errors import ModelError
+from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of
+from vllm.models.spec import AttentionSpec, LayerSpec, Mamba2Spec, MambaSpec, MlpSpec, MoeSpec, TransformerSpec
+
+_LAYER = "model.layers.{i}"
+HYBRID_NAMES: Mapping[str, str] = {
+    **NAMES,
+    "norm": "model.final_layernorm",
+    "norm2": f"{_LAYER}.pre_ff_layernorm",
+    "enter": f"{_LAYER}.mamba.in_proj",
+    "conv": f"{_LAYER}.mamba.conv1d",
+    "select": f"{_LAYER}.mamba.x_proj",
+    "spread": f"{_LAYER}.mamba.dt_proj",
+    "dt_norm": f"{_LAYER}.mamba.dt_layernorm",
+    "b_norm": f"{_LAYER}.mamba.b_layernorm",
+    "c_norm": f"{_LAYER}.mamba.c_layernorm",
+    "mixer_norm": f"{_LAYER}.mamba.norm",
+    "leave": f"{_LAYER}.mamba.out_proj",
+    "a_log": f"{_LAYER}.mamba.A_log",
+    "skip": f"{_LAYER}.mamba.D",
+    "dt_bias": f"{_LAYER}.mamba.dt_bias",
+    "gate": f"{_LAYER}.feed_forward.gate_proj",
+    "up": f"{_LAYER}.feed_forward.up_proj",
+    "down": f"{_LAYER}.feed_forward.down_proj",
+    "router": f"{_LAYER}.feed_forward.router",
+    "expert_gate": f"{_LAYER}.feed_forward.experts.{{x}}.gate_proj",
+    "expert_up": f"{_LAYER}.feed_forward.experts.{{x}}.up_proj",
+    "expert_down": f"{_LAYER}.feed_forward.experts.{{x}}.down_proj",
+}
+_ATTENTION = ("attention", "full_attention")
+"""What configs call a layer of it"""
+
+
+def jamba(config: Any) -> TransformerSpec:
+    """Mamba with norms on what its state space is told, attention without positions, experts on some layers."""
+    width = config.hidden_size // config.num_attention_heads
+    attention = AttentionSpec(config.num_attention_heads, config.num_key_value_heads, width, width**-0.5, None)
+    mlp = mlp_of(config)
+    mamba = MambaSpec(
+        config.mamba_expand * config.hidden_size,
+        config.mamba_d_state,
+        config.mamba_d_conv,
+        config.mamba_dt_rank,
+        config.hidden_act,
+        config.mamba_proj_bias,
+        config.mamba_conv_bias,
+        "weighted",
+        config.rms_norm_eps,
+    )
+    moe = MoeSpec(config.num_experts, config.num_experts_per_tok, config.intermediate_size, config.hidden_act, False)
+
+    def layer(index: int) -> LayerSpec:
+        mixer = attention if config.layers_block_type[index] in _ATTENTION else mamba
+        return LayerSpec(mixer, moe if config.layers_num_experts[index] > 1 else mlp)
+
+    return decoder_of(config, layer, names=HYBRID_NAMES)
+
+
+def bamba(config: Any) -> TransformerSpec:
+    """Mamba 2, and attention with rotary positions."""
+    if tuple(config.time_step_limit or (0.0, float("inf"))) != (0.0, float("inf")):
+        raise ModelError(
+            f"time_step_limit={config.time_step_limit}: limited time steps are not supported; "
+            "use model_impl='transformers'"
+        )
+    attention = attention_of(config, qkv_bias=config.attention_bias, out_bias=config.attention_bias)
+    mamba = Mamba2Spec(
+        config.mamba_n_heads,
+        config.mamba_d_head,
+        config.mamba_n_groups,
+        config.mamba_d_state,
+        config.mamba_d_conv,
+        config.hidden_act,
+        config.mamba_proj_bias,
+        config.mamba_conv_bias,
+    )
+    bias = config.mlp_bias
+    mlp = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=bias, down_bias=bias)
+    return decoder_of(
+        config,
+        lambda index: LayerSpec(attention if config.layers_block_type[index] in _ATTENTION else mamba, mlp),
+        names=HYBRID_NAMES,
+    )
