@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -39,6 +40,8 @@ class ExpertNames:
     gate: str
     up: str
     down: str
+    index: int | None = None
+    """Its place in tensors that hold the matrices of all experts, gate above up"""
 
 
 class MoE(nn.Module):
@@ -77,6 +80,11 @@ class MoE(nn.Module):
     def windows(self) -> Iterator[Window]:
         for names, gate_up, down in zip(self.experts, self.gate_up, self.down, strict=True):
             inner = down.shape.width
+            if names.index is not None:
+                cut = partial(torch.select, dim=0, index=names.index)
+                yield Window(f"{names.gate}.weight", gate_up.place(0, 2 * inner), cut)
+                yield Window(f"{names.down}.weight", down.place(0, down.shape.rows), cut)
+                continue
             yield Window(f"{names.gate}.weight", gate_up.place(0, inner))
             yield Window(f"{names.up}.weight", gate_up.place(inner, inner))
             yield Window(f"{names.down}.weight", down.place(0, down.shape.rows))

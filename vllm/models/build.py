@@ -253,13 +253,19 @@ class Builder:
         if self.placement.group.size > 1:
             raise ConfigError("mixtures of experts can't be shared among processes; use tensor_parallel_size=1")
         self.check_activation(moe.activation)
-        roles = ("expert_gate", "expert_up", "expert_down")
         chosen = MoE(
             Linear(self.spec.width, [Part(self.name("router", index), moe.num_experts)], self.placement.unquantized),
-            [ExpertNames(*(self.name(role, index, expert) for role in roles)) for expert in range(moe.num_experts)],
+            [self.expert(index, expert) for expert in range(moe.num_experts)],
             (self.spec.width, moe.width),
             self.placement,
-            routing=Routing(moe.top_k, moe.renormalize, moe.scores == "sigmoid", moe.groups, moe.top_groups, moe.scale),
+            routing=Routing(
+                moe.top_k,
+                moe.renormalize,
+                moe.scores == "sigmoid",
+                moe.groups,
+                moe.top_groups,
+                moe.scale * self.spec.branch_scale,
+            ),
             activation=moe.activation,
             correction=Exact(moe.num_experts, name=self.name("router_bias", index), placement=self.placement, flat=True)
             if moe.corrected
@@ -267,13 +273,24 @@ class Builder:
         )
         if not moe.shared_width:
             return chosen
-        up = [Part(self.name(role, index), moe.shared_width) for role in ("shared_gate", "shared_up")]
+        if "shared_gate_up" in self.spec.names:
+            up = [Part(self.name("shared_gate_up", index), 2 * moe.shared_width)]
+        else:
+            up = [Part(self.name(role, index), moe.shared_width) for role in ("shared_gate", "shared_up")]
         shared = Mlp(
             self.linear(self.spec.width, up, False, activation=moe.activation, gated=True),
-            self.linear(moe.shared_width, [Part(self.name("shared_down", index), self.spec.width)], False),
+            self.linear(moe.shared_width, [self.branch_end(self.name("shared_down", index))], False),
         )
         gate = [Part(self.name("shared_router", index), 1)] if moe.shared_gate else []
         return SharedMoE(chosen, shared, Linear(self.spec.width, gate, self.placement.unquantized) if gate else None)
+
+    def expert(self, index: int, expert: int) -> ExpertNames:
+        """Return the names of an expert's matrices, which checkpoints have one by one, or those of all experts together."""
+        if "experts_gate_up" in self.spec.names:
+            both = self.name("experts_gate_up", index)
+            return ExpertNames(both, both, self.name("experts_down", index), expert)
+        gate, up, down = (self.name(role, index, expert) for role in ("expert_gate", "expert_up", "expert_down"))
+        return ExpertNames(gate, up, down)
 
     def linear(self, width: int, parts: list[Part], bias: bool, **options: Any) -> Linear:
         transposed = self.spec.transposed

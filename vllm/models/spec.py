@@ -231,7 +231,7 @@ class TransformerSpec:
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
     layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, and per layer q, k, v or qkv, o, q_norm, k_norm, norm1, norm1_after, norm2, norm2_after,
-    norm_beside, gate, up or gate_up, down, router, expert_gate, expert_up, expert_down, router_bias with its ending, shared_gate, shared_up, shared_down, shared_router; of a
+    norm_beside, gate, up or gate_up, down, router, expert_gate, expert_up, expert_down, experts_gate_up, experts_down, router_bias with its ending, shared_gate_up, shared_gate, shared_up, shared_down, shared_router; of a
     recurrent layer enter, enter_gate, control, beta, decay, conv, select, spread, dt_norm, b_norm, c_norm, mixer_norm,
     leave, and with their endings a_log, skip, dt_bias.
     """

@@ -1,13 +1,24 @@
-"""State spaces on most layers and attention on some: jamba, bamba."""
+"""State spaces on most layers and attention on some: jamba, bamba, granite 4; and granite's experts without state spaces."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of
-from vllm.models.spec import AttentionSpec, LayerSpec, Mamba2Spec, MambaSpec, MlpSpec, MoeSpec, TransformerSpec
+from vllm.models.spec import (
+    AttentionSpec,
+    EntrySpec,
+    HeadSpec,
+    LayerSpec,
+    Mamba2Spec,
+    MambaSpec,
+    MlpSpec,
+    MoeSpec,
+    TransformerSpec,
+)
 
 _LAYER = "model.layers.{i}"
 HYBRID_NAMES: Mapping[str, str] = {
@@ -65,13 +76,79 @@ def jamba(config: Any) -> TransformerSpec:
 
 def bamba(config: Any) -> TransformerSpec:
     """Mamba 2, and attention with rotary positions."""
+    attention = attention_of(config, qkv_bias=config.attention_bias, out_bias=config.attention_bias)
+    bias, mamba = config.mlp_bias, _mamba2(config)
+    mlp = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=bias, down_bias=bias)
+    return decoder_of(
+        config,
+        lambda index: LayerSpec(attention if config.layers_block_type[index] in _ATTENTION else mamba, mlp),
+        names=HYBRID_NAMES,
+    )
+
+
+GRANITE_NAMES: Mapping[str, str] = {
+    **HYBRID_NAMES,
+    "norm": "model.norm",
+    "norm2": f"{_LAYER}.post_attention_layernorm",
+    "gate_up": f"{_LAYER}.shared_mlp.input_linear",
+    "down": f"{_LAYER}.shared_mlp.output_linear",
+    "router": f"{_LAYER}.block_sparse_moe.router.layer",
+    "experts_gate_up": f"{_LAYER}.block_sparse_moe.input_linear",
+    "experts_down": f"{_LAYER}.block_sparse_moe.output_linear",
+    "shared_gate_up": f"{_LAYER}.shared_mlp.input_linear",
+    "shared_down": f"{_LAYER}.shared_mlp.output_linear",
+}
+
+
+def granitemoe(config: Any) -> TransformerSpec:
+    """Granite with experts, in some models beside a network that every token passes."""
+    moe = _granite_experts(config)
+    return _granite(config, lambda index: LayerSpec(_granite_attention(config), moe))
+
+
+def granitemoehybrid(config: Any) -> TransformerSpec:
+    """Mamba 2 on most layers; where there are no experts, the network that every token passes alone."""
+    attention, mamba = _granite_attention(config), _mamba2(config)
+    mlp = MlpSpec(config.shared_intermediate_size, config.hidden_act, layout="gate_up")
+    ffn = _granite_experts(config) if config.num_local_experts else mlp
+
+    def layer(index: int) -> LayerSpec:
+        return LayerSpec(attention if config.layers_block_type[index] in _ATTENTION else mamba, ffn)
+
+    return _granite(config, layer)
+
+
+def _granite(config: Any, layer: Callable[[int], LayerSpec]) -> TransformerSpec:
+    return decoder_of(
+        config,
+        layer,
+        entry=EntrySpec(config.vocab_size, scale=config.embedding_multiplier),
+        head=HeadSpec(scale=1 / config.logits_scaling),
+        branch_scale=config.residual_multiplier,
+        names=GRANITE_NAMES,
+    )
+
+
+def _granite_attention(config: Any) -> AttentionSpec:
+    bias = config.attention_bias
+    attention = attention_of(config, scale=config.attention_multiplier, qkv_bias=bias, out_bias=bias)
+    has_positions = getattr(config, "position_embedding_type", "rope") == "rope"
+    return attention if has_positions else replace(attention, rope=None)
+
+
+def _granite_experts(config: Any) -> MoeSpec:
+    experts = (config.num_local_experts, config.num_experts_per_tok, config.intermediate_size)
+    shared = getattr(config, "shared_intermediate_size", 0)
+    return MoeSpec(*experts, config.hidden_act, renormalize=True, shared_width=shared)
+
+
+def _mamba2(config: Any) -> Mamba2Spec:
     if tuple(config.time_step_limit or (0.0, float("inf"))) != (0.0, float("inf")):
         raise ModelError(
             f"time_step_limit={config.time_step_limit}: limited time steps are not supported; "
             "use model_impl='transformers'"
         )
-    attention = attention_of(config, qkv_bias=config.attention_bias, out_bias=config.attention_bias)
-    mamba = Mamba2Spec(
+    return Mamba2Spec(
         config.mamba_n_heads,
         config.mamba_d_head,
         config.mamba_n_groups,
@@ -80,11 +157,4 @@ def bamba(config: Any) -> TransformerSpec:
         config.hidden_act,
         config.mamba_proj_bias,
         config.mamba_conv_bias,
-    )
-    bias = config.mlp_bias
-    mlp = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=bias, down_bias=bias)
-    return decoder_of(
-        config,
-        lambda index: LayerSpec(attention if config.layers_block_type[index] in _ATTENTION else mamba, mlp),
-        names=HYBRID_NAMES,
     )
