@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vllm.errors import ConfigError, did_you_mean
-from vllm.messages import Modality
 from vllm.names import take_names
 from vllm.pooling_params import PoolerConfig, Pooling
+
+if TYPE_CHECKING:  # help is shown without msgspec
+    from vllm.messages import Modality
 
 DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")

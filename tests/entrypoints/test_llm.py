@@ -68,13 +68,16 @@ def test_the_bar_may_be_anything_like_tqdm(llm: LLM) -> None:
     assert (bars[0].n, bars[0].total, bars[0].desc) == (2, 2, "Processed prompts")
 
 
-@pytest.mark.parametrize(
-    "name", ["lora_request", "prompt_adapter_request", "tokenization_kwargs", "mm_processor_kwargs"]
-)
+@pytest.mark.parametrize("name", ["lora_request", "prompt_adapter_request", "tokenization_kwargs"])
 def test_arguments_of_missing_features_are_refused_by_name(llm: LLM, name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is not supported"):
         llm.generate("a", GREEDY, use_tqdm=False, **{name: {"a": 1}})
     assert llm.generate("a", GREEDY, use_tqdm=False, **{name: None})
+
+
+def test_options_for_media_are_refused_by_a_model_that_takes_none(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="prompt 0 has 'mm_processor_kwargs': the model takes text only"):
+        llm.generate("a", GREEDY, use_tqdm=False, mm_processor_kwargs={"do_resize": False})
 
 
 def test_each_prompt_may_have_its_own_parameters(llm: LLM) -> None:
@@ -334,7 +337,7 @@ def test_an_engine_streams_deltas_that_add_up(checkpoint: Callable[..., Path]) -
         ({"enable_chunked_prefill": False, "max_num_batched_tokens": 100}, ConfigError, "raise it to 512"),
         ({"max_num_seqs": 0}, ConfigError, "max_num_seqs=0"),
         ({"max_logprobs": -2}, ConfigError, "max_logprobs=-2"),
-        ({"task": "transcription"}, ConfigError, "task=.transcription. is not supported"),
+        ({"task": "transcription"}, ConfigError, "task=.transcription.: LlamaForCausalLM takes no sounds"),
         ({"device": "cuda"}, ConfigError, "device='cuda' can't be used"),
         ({"generation_config": "no/such/folder"}, ConfigError, "generation_config='no/such/folder' is no folder"),
         ({"tokenizer": "no/such/folder/anywhere"}, ModelError, "no such directory"),

@@ -198,10 +198,21 @@ def _pooling(args: EngineArgs, hf_config: Any, path: Path) -> Pooling | None:
         path,
         runner=args.runner,
         convert=args.convert,
-        task="generate" if args.task == "transcription" else args.task,
+        task=_task(args, hf_config),
         pooler_config=PoolerConfig(**given) if given else None,
         impl=args.model_impl,
     )
+
+
+def _task(args: EngineArgs, hf_config: Any) -> str:
+    """Settle the task; to transcribe is to generate, for a model that hears."""
+    if args.task != "transcription":
+        return args.task
+    tokens = media_tokens(hf_config, args.model_impl) or {}
+    if find(hf_config, args.model_impl).source != "audio" and "audio" not in tokens:
+        name = architecture_of(hf_config, args.model_impl)
+        raise ConfigError(f"task='transcription': {name} takes no sounds; use a model that does, or leave it out")
+    return "generate"
 
 
 def _media(args: EngineArgs, hf_config: Any) -> MediaConfig | None:

@@ -242,7 +242,9 @@ class Preparer:
         result = [prompt.token_ids or [] for prompt in prompts]
         media: list[list[Media]] = [[] for _ in prompts]
         for position, prompt in enumerate(prompts):
-            if prompt.media:
+            if self.media is None:
+                _refuse_media(prompt, position)
+            elif prompt.media:
                 result[position], media[position] = self._with_media(prompt, position)
         texts = [i for i, prompt in enumerate(prompts) if prompt.token_ids is None and not prompt.media]
         if texts and self.tokenizer is None:
@@ -263,8 +265,7 @@ class Preparer:
     def _with_media(self, prompt: Prompt, position: int) -> tuple[list[int], list[Media]]:
         """Return the tokens of a prompt with media, and the media."""
         where = f"prompt {position}"
-        if self.media is None:
-            raise RequestError(f"{where} has 'multi_modal_data': the model takes text only", "multi_modal_data")
+        assert self.media is not None
         if prompt.token_ids is None:
             check_text(prompt.text or "", where)
         return self.media.prepare(
@@ -357,6 +358,13 @@ def _priorities(priority: Sequence[int] | None, num_prompts: int) -> list[int]:
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"priority must be an integer, got {value!r}")
     return priorities
+
+
+def _refuse_media(prompt: Prompt, position: int) -> None:
+    """Raise RequestError for a prompt with media, or with options for them, of a model that takes text only."""
+    for name, given in (("multi_modal_data", prompt.media), ("mm_processor_kwargs", prompt.processor_options)):
+        if given:
+            raise RequestError(f"prompt {position} has {name!r}: the model takes text only", name)
 
 
 def _truncated(tokens: list[int], params: Params, limits: Limits, *, media: bool) -> list[int]:

@@ -13,10 +13,12 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.errors import ConfigError
-from vllm.inputs.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # help is shown without what the room of inputs needs
+    from vllm.inputs.tokenizer import Tokenizer
 
 NAMES = ("random", "sharegpt", "jsonl", "custom")
 _FEWEST_WORDS = 20

@@ -28,6 +28,10 @@ GROUPS = {
     "task": ("task", "runner", "convert", "pooler_config", "override_pooler_config"),
     "tokenizer and templates": ("tokenizer", "tokenizer_revision", "skip_tokenizer_init", "chat_template"),
     "sampling": ("generation_config", "override_generation_config", "seed", "max_logprobs", "logprobs_mode"),
+    "media": (
+        *("limit_mm_per_prompt", "mm_processor_kwargs", "mm_processor_cache_gb"),
+        *("allowed_local_media_path", "allowed_media_domains"),
+    ),
     "cache": (
         *("block_size", "kv_cache_dtype", "enable_prefix_caching", "gpu_memory_utilization"),
         *("kv_cache_memory_bytes", "num_gpu_blocks_override"),
