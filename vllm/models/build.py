@@ -26,8 +26,9 @@ from vllm.layers.recurrent import Exact
 from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary
 from vllm.layers.skip import Passed, Way
 from vllm.layers.transformer import Transformer
+from vllm.models.build_latent import build_latent
 from vllm.models.build_recurrent import build_recurrent
-from vllm.models.spec import AttentionSpec, LayerSpec, Mixer, MlpSpec, MoeSpec, TransformerSpec
+from vllm.models.spec import AttentionSpec, LatentSpec, LayerSpec, Mixer, MlpSpec, MoeSpec, TransformerSpec
 from vllm.ops.attention import AttentionOptions
 from vllm.ops.moe import Routing
 
@@ -158,7 +159,9 @@ class Builder:
         if isinstance(mixer, AttentionSpec):
             return self.attention(index, mixer)
         if self.placement.group.size > 1:
-            raise ConfigError("recurrent layers can't be shared among processes; use tensor_parallel_size=1")
+            raise ConfigError("latent attention and recurrent layers can't be shared; use tensor_parallel_size=1")
+        if isinstance(mixer, LatentSpec):
+            return build_latent(self, index, mixer)
         return build_recurrent(self, index, mixer)
 
     def attention(self, index: int, attention: AttentionSpec) -> Attention:
@@ -264,6 +267,7 @@ class Builder:
                 moe.scores == "sigmoid",
                 moe.groups,
                 moe.top_groups,
+                moe.group_best,
                 moe.scale * self.spec.branch_scale,
             ),
             activation=moe.activation,

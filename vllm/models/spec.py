@@ -104,7 +104,27 @@ class DeltaNetSpec:
     with the value heads that it serves, but for what controls the state, which is stored alike."""
 
 
-Mixer = AttentionSpec | MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec
+@dataclass(frozen=True, slots=True)
+class LatentSpec:
+    """One layer's attention by a latent that all heads share."""
+
+    heads: int
+    query_rank: int
+    """Of the product that makes queries; 0: they are made at once"""
+    latent: int
+    plain: int
+    """Of a query or key, the part without positions"""
+    rotated: int
+    """And the part with them"""
+    value: int
+    scale: float
+    rope: Rope
+    bias: bool = False
+    """Of the products with x, and of the last"""
+    norm_eps: float = 1e-6
+
+
+Mixer = AttentionSpec | LatentSpec | MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec
 """How a layer's tokens learn of those before them."""
 
 
@@ -142,6 +162,8 @@ class MoeSpec:
     groups: int = 1
     """Of experts, of which a token chooses `top_groups` before it chooses experts"""
     top_groups: int = 1
+    group_best: int = 2
+    """How many of a group's scores are added up to choose it by"""
     scale: float = 1.0
     """Of the chosen experts' weights"""
 
@@ -231,7 +253,7 @@ class TransformerSpec:
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
     layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, and per layer q, k, v or qkv, o, q_norm, k_norm, norm1, norm1_after, norm2, norm2_after,
-    norm_beside, gate, up or gate_up, down, router, expert_gate, expert_up, expert_down, experts_gate_up, experts_down, router_bias with its ending, shared_gate_up, shared_gate, shared_up, shared_down, shared_router; of a
+    norm_beside, gate, up or gate_up, down, router, expert_gate, expert_up, expert_down, experts_gate_up, experts_down, router_bias with its ending, shared_gate_up, shared_gate, shared_up, shared_down, shared_router; of latent attention q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b; of a
     recurrent layer enter, enter_gate, control, beta, decay, conv, select, spread, dt_norm, b_norm, c_norm, mixer_norm,
     leave, and with their endings a_log, skip, dt_bias.
     """

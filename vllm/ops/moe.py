@@ -21,8 +21,9 @@ class Routing:
     sigmoid: bool = False
     """Scores are sigmoids, each by itself; else the softmax over all experts."""
     groups: int = 1
-    """Of experts, of which a token first chooses `top_groups`, by the sum of each group's two best scores"""
+    """Of experts, of which a token first chooses `top_groups`, by the sum of each group's best scores"""
     top_groups: int = 1
+    group_best: int = 2
     scale: float = 1.0
     """The weights are multiplied with it."""
 
@@ -47,7 +48,7 @@ def route(logits: Tensor, routing: Routing, correction: Tensor | None = None) ->
 def _of_best_groups(scores: Tensor, routing: Routing) -> Tensor:
     """Leave scores to the experts of the best groups alone.  [T, X] -> [T, X]"""
     grouped = scores.unflatten(-1, (routing.groups, -1))
-    best = grouped.topk(2, dim=-1).values.sum(-1).topk(routing.top_groups, dim=-1).indices
+    best = grouped.topk(routing.group_best, dim=-1).values.sum(-1).topk(routing.top_groups, dim=-1).indices
     chosen = torch.zeros(grouped.shape[:-1], dtype=torch.bool, device=scores.device).scatter_(-1, best, True)
     return grouped.masked_fill(~chosen[..., None], -torch.inf).flatten(-2)
 

@@ -108,7 +108,7 @@ def glm4_moe(config: Any) -> TransformerSpec:
     """Llama, with experts in groups behind the first layers; dots1 too."""
     bias = config.attention_bias
     norm = "head" if getattr(config, "use_qk_norm", True) else ""
-    moe, mlp = _grouped(config), mlp_of(config)
+    moe, mlp = grouped_experts(config), mlp_of(config)
 
     def layer(index: int) -> LayerSpec:
         typed = typed_layer(config, index) if hasattr(config, "layer_types") else {}
@@ -116,7 +116,7 @@ def glm4_moe(config: Any) -> TransformerSpec:
         attention = attention_of(config, head_norm=norm, qkv_bias=bias, out_bias=out_bias, **typed)
         return LayerSpec(attention, moe if index >= config.first_k_dense_replace else mlp)
 
-    return decoder_of(config, layer, names=CORRECTED_NAMES, ignored_names=("*.rotary_emb.inv_freq", *_drafts(config)))
+    return decoder_of(config, layer, names=CORRECTED_NAMES, ignored_names=("*.rotary_emb.inv_freq", *drafts_of(config)))
 
 
 def ernie4_5_moe(config: Any) -> TransformerSpec:
@@ -143,7 +143,7 @@ def minimax_m2(config: Any) -> TransformerSpec:
     return decoder_of(config, lambda index: layer, names=MINIMAX_NAMES)
 
 
-def _grouped(config: Any) -> MoeSpec:
+def grouped_experts(config: Any) -> MoeSpec:
     """Return experts that are chosen by corrected sigmoids, group by group."""
     experts = (config.num_local_experts, config.num_experts_per_tok, config.moe_intermediate_size)
     return MoeSpec(
@@ -159,7 +159,7 @@ def _grouped(config: Any) -> MoeSpec:
     )
 
 
-def _drafts(config: Any) -> tuple[str, ...]:
+def drafts_of(config: Any) -> tuple[str, ...]:
     """Return the names of layers behind the last one, which guess further tokens."""
     count = getattr(config, "num_nextn_predict_layers", None) or 0
     return tuple(f"model.layers.{config.num_hidden_layers + index}.*" for index in range(count))

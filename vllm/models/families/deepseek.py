@@ -1,0 +1,80 @@
+"""Deepseek 2 and 3, and glm 4 lite: latent attention, and experts behind the first layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from vllm.models.families.llama import decoder_of
+from vllm.models.families.moe import CORRECTED_NAMES, drafts_of, grouped_experts
+from vllm.models.rope import rope_of
+from vllm.models.spec import LatentSpec, LayerSpec, MlpSpec, MoeSpec, TransformerSpec
+
+_ATTENTION = "model.layers.{i}.self_attn"
+NAMES: Mapping[str, str] = {
+    **CORRECTED_NAMES,
+    "q_a": f"{_ATTENTION}.q_a_proj",
+    "q_a_norm": f"{_ATTENTION}.q_a_layernorm",
+    "q_b": f"{_ATTENTION}.q_b_proj",
+    "kv_a": f"{_ATTENTION}.kv_a_proj_with_mqa",
+    "kv_a_norm": f"{_ATTENTION}.kv_a_layernorm",
+    "kv_b": f"{_ATTENTION}.kv_b_proj",
+}
+
+
+def deepseek_v2(config: Any) -> TransformerSpec:
+    """Experts are chosen by softmax, of the groups that have the best single expert."""
+    experts = (config.n_routed_experts, config.num_experts_per_tok, config.moe_intermediate_size)
+    limited = config.topk_method == "group_limited_greedy"
+    moe = MoeSpec(
+        *experts,
+        config.hidden_act,
+        renormalize=False,
+        shared_width=config.n_shared_experts * config.moe_intermediate_size,
+        groups=config.n_group if limited else 1,
+        top_groups=config.topk_group if limited else 1,
+        group_best=1,
+        scale=config.routed_scaling_factor,
+    )
+    return _latent_decoder(config, moe, interleaved=True)
+
+
+def deepseek_v3(config: Any) -> TransformerSpec:
+    """Experts are chosen by corrected sigmoids, of the groups that have the best two; glm 4 lite too."""
+    return _latent_decoder(config, grouped_experts(config), interleaved=config.rope_interleave)
+
+
+def _latent_decoder(config: Any, moe: MoeSpec, *, interleaved: bool) -> TransformerSpec:
+    plain, rotated = config.qk_nope_head_dim, config.qk_rope_head_dim
+    attention = LatentSpec(
+        config.num_attention_heads,
+        config.q_lora_rank or 0,
+        config.kv_lora_rank,
+        plain,
+        rotated,
+        config.v_head_dim,
+        (plain + rotated) ** -0.5 * _stretch(config.rope_parameters),
+        replace(rope_of(config, rotated), interleaved=interleaved),
+        config.attention_bias,
+    )
+    bias = getattr(config, "mlp_bias", False)
+    mlp = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=bias, down_bias=bias)
+    dense = getattr(config, "first_k_dense_replace", None)
+    kinds = getattr(config, "mlp_layer_types", None)
+
+    def layer(index: int) -> LayerSpec:
+        sparse = kinds[index] == "sparse" if kinds else index >= (dense or 0)
+        return LayerSpec(attention, moe if sparse else mlp)
+
+    ignored = ("*.rotary_emb.inv_freq", *drafts_of(config))
+    return decoder_of(config, layer, names=NAMES, ignored_names=ignored)
+
+
+def _stretch(rope: Mapping[str, Any]) -> float:
+    """Return the factor of scores where positions are stretched."""
+    scale, factor = rope.get("mscale_all_dim") or 0, rope.get("factor") or 1.0
+    if rope.get("rope_type", "default") == "default" or not scale or factor <= 1:
+        return 1.0
+    return float((0.1 * scale * math.log(factor) + 1.0) ** 2)
