@@ -113,6 +113,7 @@ WHOLE_PROMPTS: frozenset[str] = frozenset(
         "FalconMambaForCausalLM",
         "GlmMoeDsaForCausalLM",
         "HYV4ForCausalLM",
+        "JambaForCausalLM",
         "MambaForCausalLM",
         "MoshiForCausalLM",
         "ZambaForCausalLM",
