@@ -95,6 +95,7 @@ class ChatRenderer:
         items: list[MediaItem] = []
         if self.media is not None:
             messages, sources = find_media(messages)
+            self.media.check([source.modality for source in sources], "the conversation")
             items = self.media.fetcher.now(sources, options.media_io_kwargs) if sources else []
         text = self.render(messages, options)
         return Prompt(text, add_special_tokens=False, media=tuple(items), processor_options=options.mm_processor_kwargs)

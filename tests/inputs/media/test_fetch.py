@@ -281,6 +281,14 @@ def test_embeddings() -> None:
             Fetcher(Reach()).now([Source("image", embedding=wrong)], {})
 
 
+def test_many_large_pictures_are_refused_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "MAX_DECODED", 3 * 100 * 100 * 20)
+    sources = [Source("image", url=as_data(png(100, 100)), where=f"part {index}") for index in range(40)]
+    with pytest.raises(RequestError, match="all media together"):
+        Fetcher(Reach()).now(sources, {})
+    assert len(Fetcher(Reach()).now(sources[:20], {})) == 20
+
+
 def test_the_media_of_messages() -> None:
     picture = Image.new("RGB", (2, 2))
     content: list[Any] = [

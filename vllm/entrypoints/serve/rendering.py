@@ -22,6 +22,7 @@ async def render(call: Call, messages: list[Message]) -> Prompt:
     if renderer.media is not None:
         messages, sources = find_media(messages)
         if sources:
+            renderer.media.check([source.modality for source in sources], "messages")
             items = await renderer.media.fetcher.fetch(sources, _dict(body, "media_io_kwargs"))
     elif wanted := [name for name in ("mm_processor_kwargs", "media_io_kwargs") if _dict(body, name)]:
         raise RequestError(f"{wanted[0]}: the model takes and gives text only", wanted[0])

@@ -28,6 +28,9 @@ from vllm.messages import Modality
 
 MAX_BYTES: Mapping[Modality, int] = {"image": 64 << 20, "audio": 64 << 20, "video": 512 << 20}
 """Of a file: beyond what cameras and phones write, and less than what would hurt"""
+MAX_DECODED = 2 << 30
+"""Bytes of all media of a conversation, once they are decoded"""
+_AT_A_TIME = 8
 _MAX_REDIRECTS = 3
 
 
@@ -78,8 +81,22 @@ class Fetcher:
             return thread.submit(asyncio.run, self.fetch(sources, options)).result()
 
     async def fetch(self, sources: Sequence[Source], options: Mapping[str, Any]) -> list[MediaItem]:
-        """Fetch side by side and decode in threads.  `options`: modality → how to read it.  Raises RequestError."""
-        tasks = [asyncio.create_task(self._fetch(source, options)) for source in sources]
+        """Fetch some at a time and decode in threads.  `options`: modality → how to read it.  Raises RequestError."""
+        turn, size = asyncio.Semaphore(_AT_A_TIME), 0
+
+        async def one(source: Source) -> MediaItem:
+            nonlocal size
+            async with turn:
+                item = await self._fetch(source, options)
+            size += _num_bytes(item.data)
+            if size > MAX_DECODED:
+                raise RequestError(
+                    f"{source.where}: all media together have more than {MAX_DECODED >> 30} GiB once decoded; send fewer",
+                    "messages",
+                )
+            return item
+
+        tasks = [asyncio.create_task(one(source)) for source in sources]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
@@ -170,6 +187,13 @@ class Fetcher:
                 "messages",
             )
         return parts.netloc.rpartition("@")[2]
+
+
+def _num_bytes(data: Any) -> int:
+    """Return the memory that a medium takes."""
+    if hasattr(data, "getbands"):
+        return 3 * int(data.width) * int(data.height)
+    return int(getattr(getattr(data, "samples", data), "nbytes", 0))
 
 
 def _guarded(reach: Reach, where: str) -> Any:

@@ -80,16 +80,16 @@ class MediaProcessor:
         self._known: OrderedDict[bytes, Prepared] = OrderedDict()
         self._num_bytes = 0
 
-    def check(self, items: Sequence[MediaItem], where: str) -> None:
+    def check(self, given: Sequence[Modality], where: str) -> None:
         """Raise RequestError for media that the model doesn't take, or too many of them."""
-        for modality in {item.modality for item in items}:
+        for modality in dict.fromkeys(given):
             if modality not in self.config.modalities:
                 takes = ", ".join((*self.config.modalities, "text"))
-                raise RequestError(f"{where} has {modality} media; the model takes {takes}", "multi_modal_data")
-            count, most = sum(item.modality == modality for item in items), self.config.limits.get(modality)
+                raise RequestError(f"{where}: has {modality} media; the model takes {takes}", "multi_modal_data")
+            count, most = list(given).count(modality), self.config.limits.get(modality)
             if most is not None and count > most:
                 raise RequestError(
-                    f"{where} has {count} {modality} items; at most {most} may be given (limit_mm_per_prompt)",
+                    f"{where}: has {count} {modality} items; at most {most} may be given (limit_mm_per_prompt)",
                     "multi_modal_data",
                 )
 
@@ -106,7 +106,7 @@ class MediaProcessor:
 
         `text` or else `token_ids` has a placeholder for each item.  Raises RequestError, in which `where` names the prompt.
         """
-        self.check(items, where)
+        self.check([item.modality for item in items], where)
         if self.tokenizer is None:
             raise RequestError(f"{where} has media, but the engine runs without a tokenizer", "multi_modal_data")
         options = {**self.config.options, **options}
