@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 
 from tests.checkpoints import spread
 from vllm import LLM, SamplingParams
@@ -52,11 +53,21 @@ def model_of(
                 model = spread(kind(kind.config_class(**fields, architectures=[architecture])))
                 model.generation_config.forced_eos_token_id = None
                 model.save_pretrained(folder)
-            transformers.AutoTokenizer.from_pretrained(tokenizer_folders["byte level"]).save_pretrained(folder)
+            _ends_texts(tokenizer_folders["byte level"]).save_pretrained(folder)
             made[name] = folder, kind.from_pretrained(folder, attn_implementation="eager").eval()
         return made[name]
 
     return make
+
+
+def _ends_texts(folder: Path) -> Any:
+    """Return a tokenizer that writes an end token behind a text, as those of bart and t5 do."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    return tokenizer
 
 
 def make(folder: Path, **options: Any) -> LLM:
@@ -134,6 +145,19 @@ def test_the_decoder_may_begin_with_a_text(model_of: Callable[[str], tuple[Path,
             llm.generate({"decoder_prompt": "a"}, GREEDY)
     with LLM("", max_model_len=64) as llm, pytest.raises(RequestError, match="the model has no encoder"):
         llm.generate(pair, GREEDY)
+
+
+@pytest.mark.parametrize("begin", [None, [7, 2, 9], [2, 7]])
+def test_the_decoder_begins_with_its_start_alone(
+    begin: list[int] | None, model_of: Callable[[str], tuple[Path, Any]]
+) -> None:
+    folder, model = model_of("bart")
+    with make(folder) as llm:
+        pair: Any = {"encoder_prompt": TEXTS[0], "decoder_prompt": begin}
+        (output,) = llm.generate(pair, GREEDY, use_tqdm=False)
+        assert output.encoder_prompt_token_ids[-1] == model.config.eos_token_id
+        tokens, _ = expected(model, output.encoder_prompt_token_ids, begin)
+        assert [*output.prompt_token_ids, *output.outputs[0].token_ids] == tokens
 
 
 def test_a_sound_is_heard_and_written_down(tmp_path: Path, tokenizer_folders: dict[str, Path]) -> None:

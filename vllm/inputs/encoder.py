@@ -42,7 +42,7 @@ class EncoderRules:
         if prompt.encoder is not None:
             encoder, decoder = prompt.encoder, replace(prompt, encoder=None, add_special_tokens=False)
         elif self.reads == "text":
-            encoder, decoder = prompt, Prompt(text="", cache_salt=prompt.cache_salt)
+            encoder, decoder = prompt, Prompt(text="", token_ids=[], cache_salt=prompt.cache_salt)
         else:
             encoder, decoder = prompt, replace(prompt, media=(), add_special_tokens=False)
         if self.reads == "audio" and len(encoder.media) != 1:
@@ -59,4 +59,6 @@ class EncoderRules:
         """Return the decoder's tokens, which begin as the model's do."""
         if not tokens:
             return list(self.start)
-        return tokens if self.start[0] in tokens else [self.start[0], *tokens]
+        # what was said before a sound stands before its start; a text's start may be its end token too, as bart's is
+        places = tokens if self.reads == "audio" else tokens[:1]
+        return tokens if self.start[0] in places else [self.start[0], *tokens]
