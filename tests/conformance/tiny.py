@@ -192,9 +192,9 @@ def randomize(model: Any) -> None:
             )
         else:
             parameter.copy_(parameter.nan_to_num(0.0, 0.0, 0.0) + 0.2 * noise)
-    for name, buffer in model.named_buffers():
+    for name, correction in (*model.named_parameters(), *model.named_buffers()):
         if "e_score" in name:
-            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
+            correction.copy_(torch.randn(correction.shape, generator=generator) * 0.1)
 
 
 def _values(kind: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from vllm.ops.activations import activation, gated_activation
 from vllm.ops.matrix import DenseMatrix
 from vllm.ops.moe import Routing
 from vllm.ops.native import set_threads
+from vllm.ops.per_head import per_head
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = 70
@@ -106,3 +107,21 @@ def test_experts(renormalize: bool, dtype: torch.dtype) -> None:
         return ops.moe(x, weights, ids, gate_up, down, activation="silu")
 
     check(mixture, torch.randn(ROWS, 24).to(dtype))
+
+
+@pytest.mark.parametrize("experts", [5, 12, 64])
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_routers(renormalize: bool, sigmoid: bool, experts: int) -> None:
+    every = Routing(experts, renormalize, sigmoid, scale=2.5)
+    correction = torch.rand(experts) - 0.5
+    check(lambda x: torch.cat(ops.route(x, every, correction), dim=1), 3 * torch.randn(ROWS, experts))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads, width, height", [(1, 16, 33), (4, 24, 12), (3, 7, 5), (16, 128, 512)])
+def test_products_per_head(heads: int, width: int, height: int, dtype: torch.dtype) -> None:
+    half = torch.randn(heads, width // 2, height)
+    weight = torch.cat((half, -half, torch.randn(heads, width % 2, height)), dim=1).to(dtype)
+    x = cancelling(ROWS * heads, width).view(ROWS, heads, width).to(dtype)
+    check(lambda x: per_head(x, weight), x)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vllm.ops.activations import activation
 from vllm.ops.matrix import Matrix
 
 
@@ -34,7 +35,7 @@ def route(logits: Tensor, routing: Routing, correction: Tensor | None = None) ->
     `correction` [X] float32 is added to the scores to choose by, and is no part of the weights.
     """
     logits = logits.float()
-    scores = torch.sigmoid(logits) if routing.sigmoid else torch.softmax(logits, dim=-1)
+    scores = activation(logits, "sigmoid") if routing.sigmoid else torch.softmax(logits, dim=-1)
     ranked = scores if correction is None else scores + correction
     if routing.groups > 1:
         ranked = _of_best_groups(ranked, routing)

@@ -121,6 +121,8 @@ def glm4_moe(config: Any) -> TransformerSpec:
 
 def ernie4_5_moe(config: Any) -> TransformerSpec:
     """Ernie 4.5 with experts on some layers, chosen by corrected softmax."""
+    if config.use_bias:
+        raise ModelError("use_bias=True: experts with biases are not supported; use model_impl='transformers'")
     spec = ernie4_5(config)
     experts = (config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size)
     shared = config.moe_num_shared_experts * config.moe_intermediate_size
