@@ -7,7 +7,7 @@
 | VLLM_MODEL_REDIRECT_PATH | a file of `name path` lines: the model called `name` is read from `path` |
 | VLLM_ALLOW_LONG_MAX_MODEL_LEN | 1: allow a max_model_len beyond what the checkpoint was made for |
 | VLLM_CPU_KVCACHE_SPACE | GiB of KV cache on the CPU, where kv_cache_memory_bytes is not given; 0: what is computed |
-| VLLM_CPU_KERNELS | torch: compute with plain torch; avx512_bf16, avx512_vnni, avx2, portable: with these kernels; by default the best that run |
+| VLLM_CPU_KERNELS | torch: compute with plain torch; amx, avx512_bf16, avx512_vnni, avx2, portable: with these kernels; by default the best that run |
 | OMP_NUM_THREADS | threads that compute; by default one per usable core |
 | VLLM_API_KEY | a key that the server asks of its clients, beside those of --api-key |
 | VLLM_USE_MODELSCOPE | 1 or true: model names are looked up on ModelScope |

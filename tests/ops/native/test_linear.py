@@ -86,9 +86,10 @@ def test_a_row_gets_the_same_bits_among_any_others(format: str | None, dtype: to
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_not_finite_stays_in_its_row(format: str | None) -> None:
-    matrix = matrix_of(normal(20, 200), format=format)
-    x = normal(30, 200)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_not_finite_stays_in_its_row(format: str | None, dtype: torch.dtype) -> None:
+    matrix = matrix_of(normal(20, 200, dtype=dtype), format=format)
+    x = normal(30, 200, dtype=dtype)
     clean = matrix.multiply(x)
     for value in (torch.nan, torch.inf, -torch.inf):
         spoiled = x.clone()
@@ -98,6 +99,15 @@ def test_what_is_not_finite_stays_in_its_row(format: str | None) -> None:
             good = torch.arange(30)[rows] != 7
             assert not got[~good].isfinite().any()
             assert torch.equal(got[good], clean[rows][good])
+
+
+@pytest.mark.parametrize("kept", [38, 64])
+def test_what_lies_behind_a_row_is_not_read(kept: int) -> None:
+    weight, x = normal(33, 80, dtype=torch.bfloat16), normal(20, kept, dtype=torch.bfloat16)
+    expected = x.float() @ weight[:, :kept].float().T
+    weight[:, kept:] = torch.nan
+    got = matrix_of(weight[:, :kept]).multiply(x, dtype=torch.float32)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_parts_may_come_in_any_order_and_from_anywhere() -> None:

@@ -34,11 +34,18 @@ namespace VARIANT {
 //
 #include "math.inl"
 //
-#include "check.inl"
-//
 #include "linear.inl"
 //
 #include "quantized.inl"
+//
+#if defined(VARIANT_TILES)
+#include "tiles.inl"
+#endif
+//
+#include "product.inl"
+//
+#if !defined(VARIANT_TILES)  // which has its own products, and all else from another variant
+#include "check.inl"
 //
 #include "attention_cache.inl"
 //
@@ -56,6 +63,7 @@ const Kernels kernels = {
     attention_write, attention_attend, attention_shared, attention_own,
     rms_norm, layer_norm, rotary, add_elements, softcap, gather,
 };
+#endif
 }  // namespace VARIANT
 
 #if defined(VARIANT_TARGET) && defined(__clang__)

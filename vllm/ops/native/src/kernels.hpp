@@ -8,6 +8,11 @@
 #include <cstddef>
 #include <cstdint>
 
+// Whether the compiler knows the instructions that multiply tiles, and the system lends them.
+#if defined(__x86_64__) && defined(__linux__) && __has_include(<amxbf16intrin.h>) && __has_include(<amxint8intrin.h>)
+#define HAS_TILES
+#endif
+
 // One thread's view of a running phase.
 struct Worker {
     int thread, threads;
