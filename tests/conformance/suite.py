@@ -83,7 +83,7 @@ def examine(model_type: str, impl: str = "auto") -> Outcome:
 def _try_ways(folder: Path, impl: str, expected: list[Expected], outcome: Outcome) -> None:
     with _engine(folder, impl) as llm:
         model = llm.llm_engine.core.executor.runner.hidden.model
-        outcome.route = "transformers" if model.remembers else "family"
+        outcome.route = "family" if not model.is_complete else "transformers" if model.remembers else "packed"
         outcome.ways["alone"] = all(_agrees(outcome, [one], _run(llm, [one])) for one in expected)
         outcome.ways["batch"] = _agrees(outcome, expected, _run(llm, expected))
     with _engine(folder, impl, enable_prefix_caching=True) as llm:

@@ -15,7 +15,8 @@ from vllm.models.foreign_cache import SHORT, measure_growth
 
 
 @pytest.fixture
-def open_model(tmp_path: Path) -> Any:
+def open_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("vllm.models.fallback_decoder.PACKED", frozenset())
     opened = []
 
     def open_model(model_type: str, changes: Any = None, **options: Any) -> LLM:

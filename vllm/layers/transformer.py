@@ -41,6 +41,13 @@ class Remembers(Protocol):
         """Return the bytes that it keeps of a sequence of so many tokens."""
 
 
+@runtime_checkable
+class Complete(Protocol):
+    """An entry that is a whole model by itself: its weights are there, and what it makes of tokens is logits."""
+
+    num_logits: int
+
+
 class Transformer(nn.Module):
     """Input, blocks, norm and head.
 
@@ -90,6 +97,11 @@ class Transformer(nn.Module):
         """What memory the layers that have a cache need, in call order."""
         layers = [module for module in self.modules() if isinstance(module, HasCache)]
         return tuple(layer.cache_spec for layer in sorted(layers, key=lambda layer: layer.index))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its entry is a whole model, that is not made of our layers."""
+        return isinstance(self.entry, Complete)
 
     @property
     def remembers(self) -> bool:

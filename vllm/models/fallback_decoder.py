@@ -1,4 +1,5 @@
-"""Decoders that have no family here: transformers' own module with its own cache, one request at a time.
+"""Decoders that have no family here: transformers' own module.  Most are given all rows of a step at once and attend by our
+kernels (`fallback_packed`).  What can't be done so has its own cache, and is computed one request at a time:
 
     step: a a a b c  ──▶  module(a a a, cache of a), module(b, cache of b), module(c, cache of c)  ──▶  [T, V]
 
@@ -26,15 +27,14 @@ from vllm.layers.placement import Placement
 from vllm.layers.step import Step, StepRow
 from vllm.layers.transformer import Transformer
 from vllm.logging import get_logger
+from vllm.models.fallback_packed import CACHES, PackedDecoder, Unfit
 from vllm.models.foreign_cache import Growth, measure_growth
-from vllm.models.foreign_names import WHOLE_PROMPTS, WITHOUT_CACHE
+from vllm.models.foreign_names import PACKED, WHOLE_PROMPTS, WITHOUT_CACHE
 from vllm.models.registry import Architecture, refuse_quantized
 from vllm.ops.memory import tensor_of
 
 logger = get_logger(__name__)
 
-_CACHES = ("past_key_values", "cache", "cache_params")
-"""What modules call the cache that they are given."""
 _LASTING = ("cross_attention_mask",)
 """What processors make that has a row for each token, and that later tokens need too: as the last one's."""
 
@@ -50,10 +50,10 @@ class ForeignDecoder(nn.Module):
         with whole prompts, and finds the positions of tokens itself."""
         super().__init__()
         self.module = module
-        self.vocab_size = vocab_size
+        self.num_logits = vocab_size
         takes = inspect.signature(module.forward).parameters
         self.whole_prompts = whole_prompts
-        self._cache_name = next((name for name in _CACHES if name in takes), None) if has_cache else None
+        self._cache_name = next((name for name in CACHES if name in takes), None) if has_cache else None
         self._takes = takes
         self._takes_positions = "position_ids" in takes and not sees
         self._takes_last = "logits_to_keep" in takes
@@ -80,7 +80,7 @@ class ForeignDecoder(nn.Module):
         for slot in self._known.keys() - step.rows.living():
             del self._known[slot]
         device = step.token_ids.device
-        logits = torch.empty(len(step.token_ids), self.vocab_size, dtype=torch.float32, device=device)
+        logits = torch.empty(len(step.token_ids), self.num_logits, dtype=torch.float32, device=device)
         for row in step.rows.each():
             if row.start == 0:
                 features = {name: value for name, value in self._features(row, device).items() if name in self._takes}
@@ -88,7 +88,7 @@ class ForeignDecoder(nn.Module):
             ids = step.token_ids[row.first : row.first + row.count]
             found = self._advance(self._known[row.slot], ids, row)
             end = row.first + row.count
-            logits[end - len(found) : end] = found[:, : self.vocab_size]
+            logits[end - len(found) : end] = found[:, : self.num_logits]
         return logits
 
     def _advance(self, known: _Known, ids: Tensor, row: StepRow) -> Tensor:
@@ -182,7 +182,7 @@ class GivenLogits(nn.Module):
 
 
 def build_foreign_decoder(
-    architecture: Architecture, config: Any, placement: Placement, folder: Path | None
+    architecture: Architecture, config: Any, placement: Placement, max_model_len: int, folder: Path | None
 ) -> Transformer:
     """Make a decoder of transformers' modules, with the weights of `folder`, or without it with random ones.
 
@@ -194,16 +194,30 @@ def build_foreign_decoder(
         raise ConfigError(f"{architecture.name} can't be shared among processes; use tensor_parallel_size=1")
     refuse_quantized(architecture, config)
     module = load_module(architecture, config, placement, folder)
-    logger.info("%s is computed by transformers' module, one request at a time", architecture.name)
-    head = Head(nn.Identity(), GivenLogits(), 0.0)
-    entry = ForeignDecoder(
+    entry = _packed(architecture, module, placement, max_model_len) or ForeignDecoder(
         module,
         config.get_text_config().vocab_size,
         whole_prompts=architecture.sees or architecture.name in WHOLE_PROMPTS,
         has_cache=architecture.name not in WITHOUT_CACHE,
         sees=architecture.sees,
     )
+    head = Head(nn.Identity(), GivenLogits(), 0.0)
     return Transformer(entry, [], nn.Identity(), head, ignored_names=("*",), base_prefix="")
+
+
+def _packed(architecture: Architecture, module: Any, placement: Placement, max_model_len: int) -> PackedDecoder | None:
+    """Return a decoder that takes all rows of a step at once, where the module can; say which way it goes."""
+    reason = ""
+    if architecture.name in PACKED:
+        try:
+            entry = PackedDecoder(module, module.config.get_text_config().vocab_size, placement, max_model_len)
+        except Unfit as error:
+            reason = f", since {error}"
+        else:
+            logger.info("%s is computed by transformers' module over the paged cache", architecture.name)
+            return entry
+    logger.info("%s is computed by transformers' module, one request at a time%s", architecture.name, reason)
+    return None
 
 
 def load_module(architecture: Architecture, config: Any, placement: Placement, folder: Path | None) -> Any:

@@ -48,7 +48,7 @@ class ForeignSeq2Seq(nn.Module):
     def __init__(self, module: Any, vocab_size: int) -> None:
         super().__init__()
         self.module = module
-        self.vocab_size = vocab_size
+        self.num_logits = vocab_size
         takes = inspect.signature(module.forward).parameters
         self._cache_name = "cache" if "cache" in takes else "past_key_values"
         self._known: dict[int, _Known] = {}
@@ -89,14 +89,14 @@ class ForeignSeq2Seq(nn.Module):
         for slot in self._known.keys() - step.rows.living():
             del self._known[slot]
         device = step.token_ids.device
-        logits = torch.empty(len(step.token_ids), self.vocab_size, dtype=torch.float32, device=device)
+        logits = torch.empty(len(step.token_ids), self.num_logits, dtype=torch.float32, device=device)
         for row in step.rows.each():
             ids = step.token_ids[row.first : row.first + row.count]
             if row.start == 0:
                 self._known[row.slot] = _Known(self._encode(row, device), self._new_cache(), ids[:0])
             known = self._known[row.slot]
             known.ids = torch.cat((known.ids, ids))
-            logits[row.first : row.first + row.count] = self._advance(known, ids)[:, : self.vocab_size]
+            logits[row.first : row.first + row.count] = self._advance(known, ids)[:, : self.num_logits]
         return logits
 
     def _advance(self, known: _Known, ids: Tensor) -> Tensor:

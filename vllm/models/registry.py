@@ -248,7 +248,7 @@ def build(
 
         if pooling is not None:
             raise ModelError(f"{architecture.name} is computed by transformers' module, which generates; it can't pool")
-        return build_foreign_decoder(architecture, config, placement, None if dummy else folder)
+        return build_foreign_decoder(architecture, config, placement, max_model_len, None if dummy else folder)
     if not architecture.body:
         from vllm.models.fallback import build_fallback
 

@@ -16,7 +16,8 @@ class Layout:
     """Where the tokens of a step are, for one cache group: host arrays and tables, before a backend plans with them.
 
     first, start, count: [R] int64 on the host.  Row r's tokens are [first, first + count) of the step and stand at
-    positions [start, start + count) of their sequence.
+    positions [start, start + count) of their sequence.  Where they attend to another sequence, of N tokens, start is N - count and
+    may be negative: nothing is written, and what isn't causal sees all keys up to start + count.
     block_table: [R, B] int32; entry b holds the sequence's tokens [b * block_size, (b + 1) * block_size).
     media: [T, 2] int64 on the host, or None: the run of positions [first, end) that a token sees beside those it sees anyway,
     where attention is causal; its own position alone for most.  Runs are of tokens of this step.
@@ -93,3 +94,9 @@ class AttentionBackend(CacheBackend, Protocol):
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, cache: Any, plan: Any, options: AttentionOptions) -> Tensor:
         """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""
+
+    def attend(self, q: Tensor, spec: PagedSpec, cache: Any, plan: Any, options: AttentionOptions) -> Tensor:
+        """Attend to what is in the cache.  [T, H, E] -> [T, H, Ev]"""
+
+    def write(self, k: Tensor, v: Tensor, cache: Any, plan: Any) -> None:
+        """Write k and v into the cache.  [T, G, E], [T, G, Ev]"""

@@ -86,6 +86,7 @@ class TorchPlan:
         rows = torch.repeat_interleave(torch.arange(len(layout.count)), layout.count)
         tokens = torch.arange(len(rows))
         positions = tokens - layout.first[rows] + layout.start[rows]
+        positions = positions.clamp_min(0)  # those before the first are never written
         blocks = layout.block_table[rows, positions // layout.block_size].long()
         self.layout = layout
         self.blocks, self.offsets = blocks.to(self._device), (positions % layout.block_size).to(self._device)
@@ -142,11 +143,25 @@ class TorchAttention:
         self, q: Tensor, k: Tensor, v: Tensor, cache: PagedCache, plan: TorchPlan, options: AttentionOptions
     ) -> Tensor:
         """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""
+        self.write(k, v, cache, plan)
+        return _attend_all(q, cache, plan, options)
+
+    def attend(
+        self, q: Tensor, spec: PagedSpec, cache: PagedCache, plan: TorchPlan, options: AttentionOptions
+    ) -> Tensor:
+        """Attend to what is in the cache.  [T, H, E] -> [T, H, Ev]"""
+        return _attend_all(q, cache, plan, options)
+
+    def write(self, k: Tensor, v: Tensor, cache: PagedCache, plan: TorchPlan) -> None:
+        """Write k and v into the cache.  [T, G, E], [T, G, Ev]"""
         cache.keys[plan.blocks, :, plan.offsets] = k.to(cache.keys.dtype)
         cache.values[plan.blocks, :, plan.offsets] = v.to(cache.values.dtype)
-        tilings, places = plan.tiling(options)
-        outputs = [_attend(q, cache, tiles, options) for tiles in tilings]
-        return torch.cat(outputs)[places].to(q.dtype)
+
+
+def _attend_all(q: Tensor, cache: PagedCache, plan: TorchPlan, options: AttentionOptions) -> Tensor:
+    tilings, places = plan.tiling(options)
+    outputs = [_attend(q, cache, tiles, options) for tiles in tilings]
+    return torch.cat(outputs)[places].to(q.dtype)
 
 
 def _attend(q: Tensor, cache: PagedCache, tiles: Tiles, options: AttentionOptions) -> Tensor:

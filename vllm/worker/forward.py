@@ -25,7 +25,7 @@ class HiddenStates:
         self.model = model
         self.step = step
         self.recording: Recording | None = None
-        if step.attention.recordable and not model.remembers:
+        if step.attention.recordable and not model.is_complete:
             most = len(step.token_ids)
             self.recording = ops.record(lambda rows: model(step.first(rows)), most, step.token_ids.device)
 

@@ -194,7 +194,7 @@ def _purpose(config: EngineConfig, hidden: HiddenStates, tables: SlotTables) -> 
 
 
 def _fill(config: EngineConfig, model: Transformer, files: list[Path], progress: bool) -> None:
-    if model.remembers:  # it has read them itself
+    if model.is_complete:  # it has read them itself
         return
     if not files:
         fill_dummy(model.windows(), seed=config.model.seed, device=config.device)
@@ -253,6 +253,6 @@ def _activations(config: EngineConfig, scheduler: SchedulerConfig, model: Transf
     widths = [matrix.shape.rows for matrix in model.blocks.modules() if isinstance(matrix, Matrix)]
     text_config = config.model.hf_config.get_text_config()
     widest = max(widths, default=8 * text_config.hidden_size)  # of a module that isn't ours: a guess
-    widest += config.model.vocab_size if model.remembers else 0
+    widest += config.model.vocab_size if model.is_complete else 0
     rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens) if config.model.pooling is None else 0
     return 4 * (6 * widest * scheduler.max_num_batched_tokens + 2 * config.model.vocab_size * rows)

@@ -57,6 +57,7 @@ def supported() -> dict[str, Any]:
 def describe(args: EngineArgs) -> dict[str, Any]:
     """Return how a model would be computed, and what it needs.  Raises ConfigError or ModelError if it can't be."""
     from vllm.engine.setup import resolve
+    from vllm.models.foreign_names import PACKED
     from vllm.models.registry import find
 
     settings = dataclasses.replace(args, load_format="dummy", skip_tokenizer_init=True)
@@ -64,9 +65,10 @@ def describe(args: EngineArgs) -> dict[str, Any]:
     model = config.model
     architecture = find(model.hf_config, args.model_impl)
     route = architecture.body if isinstance(architecture.body, str) else repr(architecture.body)
+    foreign = "over the paged cache" if architecture.name in PACKED else "one request at a time"
     facts = {
         "architecture": architecture.name,
-        "computed by": route or "transformers' own module, one request at a time",
+        "computed by": route or f"transformers' own module, {foreign}",
         "tasks": "generate" if model.pooling is None else ", ".join(model.pooling.tasks),
         "context": f"{model.max_model_len:,} tokens",
         "dtype": model.dtype,

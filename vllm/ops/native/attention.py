@@ -103,37 +103,63 @@ class NativeAttention:
         self, q: Tensor, k: Tensor, v: Tensor, cache: NativeCache, plan: NativePlan, options: AttentionOptions
     ) -> Tensor:
         """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""
-        tokens, heads, width = q.shape
-        kv_heads, value_width = v.shape[1:]
-        bias = options.bias
-        assert bias is None or (bias.is_contiguous() and bias.dtype == torch.float32), "a row of bias for each head"
-        assert all(x.stride(2) == 1 and x.stride(1) == x.shape[2] for x in (q, k, v)), "heads lie side by side"
-        out = empty(tokens, heads, value_width, dtype=q.dtype)
-        library().attention(
-            tokens,
-            address(q),
-            address(k),
-            address(v),
-            address(out),
-            address(cache.pages),
-            plan.address,
-            address(options.sinks),
-            address(options.alibi_slopes),
-            address(bias),
-            q.stride(0),
-            k.stride(0),
-            v.stride(0),
-            heads * value_width,
-            heads,
-            kv_heads,
-            width,
-            value_width,
-            0 if bias is None else bias.shape[1] // 2,
-            options.window or 0,
-            options.scale,
-            options.softcap,
-            TYPES[q.dtype],
-            int(cache.quantized),
-            int(options.causal),
-        )
+        out = empty(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype)
+        _call((q, k, v, out), k.shape[1:] + v.shape[2:], cache, plan, options)
         return out
+
+    def attend(
+        self, q: Tensor, spec: PagedSpec, cache: NativeCache, plan: NativePlan, options: AttentionOptions
+    ) -> Tensor:
+        """Attend to what is in the cache.  [T, H, E] -> [T, H, Ev]"""
+        out = empty(q.shape[0], q.shape[1], spec.value_dim, dtype=q.dtype)
+        _call((q, None, None, out), (spec.kv_heads, spec.head_dim, spec.value_dim), cache, plan, options)
+        return out
+
+    def write(self, k: Tensor, v: Tensor, cache: NativeCache, plan: NativePlan) -> None:
+        """Write k and v into the cache.  [T, G, E], [T, G, Ev]"""
+        _call((None, k, v, None), k.shape[1:] + v.shape[2:], cache, plan, _NO_OPTIONS)
+
+
+_NO_OPTIONS = AttentionOptions(1.0)
+
+
+def _call(
+    tensors: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    shape: tuple[int, ...],
+    cache: NativeCache,
+    plan: NativePlan,
+    options: AttentionOptions,
+) -> None:
+    """Call the kernel with (q, k, v, out).  `shape`: (G, E, Ev)"""
+    q, k, v, out = tensors
+    given = [x for x in (q, k, v) if x is not None]
+    kv_heads, width, value_width = shape
+    heads = kv_heads if q is None else q.shape[1]
+    bias = options.bias
+    assert bias is None or (bias.is_contiguous() and bias.dtype == torch.float32), "a row of bias for each head"
+    assert all(x.stride(2) == 1 and x.stride(1) == x.shape[2] for x in given), "heads lie side by side"
+    library().attention(
+        given[0].shape[0],
+        address(q),
+        address(k),
+        address(v),
+        address(out),
+        address(cache.pages),
+        plan.address,
+        address(options.sinks),
+        address(options.alibi_slopes),
+        address(bias),
+        *(0 if x is None else x.stride(0) for x in (q, k, v)),
+        heads * value_width,
+        heads,
+        kv_heads,
+        width,
+        value_width,
+        0 if bias is None else bias.shape[1] // 2,
+        options.window or 0,
+        options.scale,
+        options.softcap,
+        TYPES[given[0].dtype],
+        int(cache.quantized),
+        int(options.causal),
+    )

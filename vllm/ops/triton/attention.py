@@ -37,7 +37,8 @@ _WALKS = 6
 _LOG2_E = 1.4426950408889634
 
 
-Qkv = tuple[Tensor, Tensor, Tensor]
+Qkv = tuple[Tensor, Tensor | None, Tensor | None]
+"""Without keys and values nothing is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,24 @@ class TritonPlan:
         self._num_singles = len(singles)
         self.replayable = len(singles) == len(count)
         self._tiles.clear()
+        self._layout = layout
         if not self.replayable:
-            owner = np.repeat(np.arange(len(count)), count)
-            positions = np.arange(len(owner)) - first[owner] + start[owner]
-            places = table[owner, positions // layout.block_size] * layout.block_size + positions % layout.block_size
-            send(places.astype(np.int32), self.places[: len(places)])
+            self._find_places()
+
+    def _find_places(self) -> None:
+        first, start, count = (part.numpy() for part in (self._layout.first, self._layout.start, self._layout.count))
+        size, table = self._layout.block_size, self._layout.block_table.numpy()
+        owner = np.repeat(np.arange(len(count)), count)
+        positions = (np.arange(len(owner)) - first[owner] + start[owner]).clip(0)  # before 0 nothing is written
+        places = table[owner, positions // size] * size + positions % size
+        send(places.astype(np.int32), self.places[: len(places)])
+
+    @property
+    def all_places(self) -> Tensor:
+        """Where tokens are written, whoever does it.  [T]"""
+        if self.replayable:
+            self._find_places()
+        return self.places
 
     def num_singles(self, num_tokens: int) -> int:
         """Return for how many rows of one token to compute; a recorded step computes for as many as it has tokens."""
@@ -164,11 +178,25 @@ class TritonAttention:
         """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""
         if not plan.replayable:
             write(k, v, cache, plan.places)
+        return self._attend((q, k, v), cache, plan, options)
+
+    def attend(
+        self, q: Tensor, spec: PagedSpec, cache: PagedCache, plan: TritonPlan, options: AttentionOptions
+    ) -> Tensor:
+        """Attend to what is in the cache.  [T, H, E] -> [T, H, Ev]"""
+        return self._attend((q, None, None), cache, plan, options)
+
+    def write(self, k: Tensor, v: Tensor, cache: PagedCache, plan: TritonPlan) -> None:
+        """Write k and v into the cache.  [T, G, E], [T, G, Ev]"""
+        write(k, v, cache, plan.all_places)
+
+    def _attend(self, qkv: Qkv, cache: PagedCache, plan: TritonPlan, options: AttentionOptions) -> Tensor:
+        q = qkv[0]
         out = torch.empty((*q.shape[:2], cache.values.shape[3]), dtype=q.dtype, device=q.device)
         if num_singles := plan.num_singles(q.shape[0]):
-            self._run_singles((q, k, v), cache, plan, options, out, num_singles)
+            self._run_singles(qkv, cache, plan, options, out, num_singles)
         if not plan.replayable:
-            self._run_tiles((q, k, v), cache, plan, options, out)
+            self._run_tiles(qkv, cache, plan, options, out)
         return out
 
     def _run_singles(
@@ -264,7 +292,8 @@ def _launch(
     parts: Tensor | None,
 ) -> None:
     """Run the kernel.  The options' tensors that are not there are never read."""
-    q, k, v = qkv
+    q = qkv[0]
+    k, v = (q if x is None else x for x in qkv[1:])
     kv_heads, block_size, width = cache.keys.shape[1:]
     value_width = cache.values.shape[3]
     nothing = plan.rows
@@ -281,7 +310,7 @@ def _launch(
         M=tiling.rows, N=tiling.keys, WINDOW=options.window or 0, CAUSAL=options.causal,
         SOFTCAP=bool(options.softcap), SLOPES=slopes is not None, BIAS=bias is not None,
         REACH=0 if bias is None else bias.shape[1] // 2, SINKS=sinks is not None and parts is None,
-        SPLITS=1 if parts is None else grid[2], WRITES=tokens == 1 and plan.replayable,
+        SPLITS=1 if parts is None else grid[2], WRITES=tokens == 1 and plan.replayable and qkv[1] is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=tiling.warps, num_stages=tiling.stages, **early(q.device),
     )  # fmt: skip

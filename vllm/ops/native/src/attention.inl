@@ -271,10 +271,12 @@ void attention_write(const Args& args, const Worker& me) {
     const AttentionArgs& a = args.attention;
     if (me.thread == 0 && a.shared_bytes)  // no part is done
         memset(me.shared, 0, std::min<int64_t>(a.shared_bytes, ITEMS_TO_SHARE * me.threads * 4));
+    if (!a.k) return;
     a.type == BFLOAT16 ? write_all<bf16>(a, me) : write_all<float>(a, me);
 }
 
 void attention_attend(const Args& args, const Worker& me) {
     const AttentionArgs& a = args.attention;
+    if (!a.q) return;
     a.type == BFLOAT16 ? attend_all<bf16>(a, me) : attend_all<float>(a, me);
 }

@@ -73,7 +73,9 @@ struct AttentionPlan {
 };
 
 struct AttentionArgs {
-    const void *q, *k, *v;                   // [rows, heads, width], [rows, kv_heads, width], [rows, kv_heads, value_width]
+    // [rows, heads, width], [rows, kv_heads, width], [rows, kv_heads, value_width]; no k: attend to what is there alone; no
+    // q: write alone
+    const void *q, *k, *v;
     void* out;                               // [rows, heads, value_width]
     void* cache;                             // laid out as attention_cache.inl says
     const AttentionPlan* plan;
