@@ -348,6 +348,8 @@ class SchedulerConfig:
     """The user chose max_num_batched_tokens."""
     whole_media: bool = False
     """The tokens of a medium see each other, so they are computed in one step."""
+    source_tokens: int | None = None
+    """How many tokens there is room for of what an encoder beside the decoder read."""
 
 
 @dataclass(frozen=True, slots=True)

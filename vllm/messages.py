@@ -7,6 +7,7 @@ All are msgspec structs: a connection between processes encodes them as they are
 
 from __future__ import annotations
 
+import sys
 from typing import Literal
 
 from msgspec import Struct
@@ -14,7 +15,7 @@ from msgspec import Struct
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import BeamSearchParams, SamplingParams
 
-Modality = Literal["image", "video", "audio"]
+Modality = Literal["image", "video", "audio", "text"]
 
 
 class Array(Struct, array_like=True):
@@ -26,25 +27,30 @@ class Array(Struct, array_like=True):
 
 
 class Media(Struct, array_like=True):
-    """An image, a video or a sound of a prompt, as the model's tower takes it."""
+    """An image, a video or a sound of a prompt, as the model's tower takes it, or what an encoder beside the decoder reads."""
 
     modality: Modality
     key: bytes  # names its content, and how that was prepared
     spans: list[tuple[int, int]]  # runs [first, end) of the prompt's positions that its embeddings belong to, in order
     features: dict[str, Array]
+    length: int = (
+        0  # above 0: it stands in no place, all tokens attend to what is made of it, which has so many positions
+    )
 
     @property
     def count(self) -> int:
         """How many embeddings it has."""
-        return sum(end - first for first, end in self.spans)
+        return self.length or sum(end - first for first, end in self.spans)
 
     @property
     def first(self) -> int:
+        """The first token that needs it."""
         return self.spans[0][0] if self.spans else 0
 
     @property
     def end(self) -> int:
-        return self.spans[-1][1] if self.spans else 0
+        """The token behind the last one that needs it."""
+        return sys.maxsize if self.length else self.spans[-1][1] if self.spans else 0
 
 
 class EngineRequest(Struct):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
@@ -30,8 +32,21 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "marian": ("MarianMTModel", {**LAYERS, "max_position_embeddings": 128, "decoder_start_token_id": 1}),
     "pegasus": ("PegasusForConditionalGeneration", {**LAYERS, "max_position_embeddings": 128}),
     "blenderbot": ("BlenderbotForConditionalGeneration", {**LAYERS, "max_position_embeddings": 128}),
+    "plbart": ("PLBartForConditionalGeneration", {**LAYERS, "max_position_embeddings": 128}),
+    "m2m": ("M2M100ForConditionalGeneration", {**LAYERS, "max_position_embeddings": 128}),
+    "languages": (
+        "MarianMTModel",
+        {
+            **LAYERS,
+            "max_position_embeddings": 128,
+            "share_encoder_decoder_embeddings": False,
+            "decoder_vocab_size": 512,
+        },
+    ),
     "t5": ("T5ForConditionalGeneration", {**T5, "decoder_start_token_id": 1}),
     "flan": ("T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "umt5": ("UMT5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "mt5": ("MT5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu"}),
 }
 TEXTS = ["The tide came in twice a day", "nobody", "children learned to count the hours between two waters"]
 
@@ -94,10 +109,13 @@ def expected(model: Any, source: list[int], begin: list[int] | None = None, **op
     return result.sequences[0].tolist(), logprobs
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_text_is_read_and_answered(name: str, model_of: Callable[[str], tuple[Path, Any]]) -> None:
+@pytest.mark.parametrize(
+    ("name", "impl"), [*((name, "auto") for name in KINDS), ("bart", "transformers"), ("t5", "transformers")]
+)
+def test_a_text_is_read_and_answered(name: str, impl: str, model_of: Callable[[str], tuple[Path, Any]]) -> None:
     folder, model = model_of(name)
-    with make(folder, max_num_batched_tokens=8) as llm:
+    with make(folder, max_num_batched_tokens=8, model_impl=impl) as llm:
+        assert llm.llm_engine.core.executor.runner.hidden.model.is_complete == (impl == "transformers")
         alone = [llm.generate(text, GREEDY, use_tqdm=False)[0] for text in TEXTS]
         together = llm.generate(TEXTS, GREEDY, use_tqdm=False)
         for one, other in zip(alone, together, strict=True):
@@ -114,12 +132,89 @@ def test_what_is_kept_of_source_and_tokens_is_known_before_they_come(
     name: str, model_of: Callable[[str], tuple[Path, Any]]
 ) -> None:
     folder, model = model_of(name)
-    with make(folder, max_model_len=100) as llm:
+    with make(folder, max_model_len=100, model_impl="transformers") as llm:
         entry = llm.llm_engine.core.executor.runner.hidden.model.entry
         source = getattr(model.config, "max_position_embeddings", 100)
         keys_and_values = 2 * 2 * 48 * 4  # of two layers
         assert entry.sequence_bytes(100) == 100 * 8 + (100 + source) * keys_and_values + source * 48 * 4
         assert llm.llm_engine.core.executor.plan.num_seqs == 4
+
+
+def test_bits_depend_neither_on_company_nor_on_how_tokens_are_cut(
+    model_of: Callable[[str], tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, together, in small steps, on a prefix hit and after a preemption; with room for few sources, too."""
+    folder, _ = model_of("bart")
+    texts = [text for text in TEXTS for _ in range(2)]
+    prompts: list[Any] = [
+        {"encoder_prompt": text, "decoder_prompt": [2, *range(5, 5 + 9 * index)]} for index, text in enumerate(texts)
+    ]
+
+    def run(llm: LLM, prompts: list[Any], preempt: int = -1) -> list[Any]:
+        engine, found, step = llm.llm_engine, {}, 0
+        for index, prompt in enumerate(prompts):
+            engine.add_request(str(index), prompt, GREEDY)
+        while engine.has_work:
+            if step == preempt:
+                engine.scheduler._preempt(engine.scheduler.running[-1])
+            found |= {output.request_id: output.outputs[0] for output in engine.step()}
+            engine.scheduler.check()
+            step += 1
+        return [(found[str(index)].token_ids, found[str(index)].logprobs) for index in range(len(prompts))]
+
+    with make(folder, enable_prefix_caching=True) as llm:
+        alone = [run(llm, [prompt])[0] for prompt in prompts]
+        assert run(llm, prompts) == alone
+        assert llm.llm_engine.scheduler.stats.prefix_hits > 0
+    with make(folder, max_num_batched_tokens=8) as llm:
+        assert run(llm, prompts, preempt=3) == alone
+    with make(folder, max_num_batched_tokens=8, num_gpu_blocks_override=9) as llm:  # one source of 128 tokens at most
+        scheduler = llm.llm_engine.scheduler
+        assert scheduler.config.source_tokens == 128
+        encoded = []
+        take = scheduler._encodings.take
+        monkeypatch.setattr(scheduler._encodings, "take", lambda: (encoded.append(1), take())[1])
+        assert run(llm, prompts) == alone
+
+
+def test_a_source_is_encoded_once_for_all_who_attend_to_it(
+    model_of: Callable[[str], tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model = model_of("bart")
+    with make(folder) as llm:
+        runner = llm.llm_engine.core.executor.runner
+        lengths = []
+        encode = runner.media._encode
+        monkeypatch.setattr(
+            runner.media, "_encode", lambda media: (lengths.extend(one.length for one in media), encode(media))[1]
+        )
+        several = SamplingParams(temperature=1.0, n=3, max_tokens=4, seed=1, ignore_eos=True)
+        outputs = llm.generate([TEXTS[0], TEXTS[0], TEXTS[1]], several, use_tqdm=False)
+        assert len({tuple(one.token_ids) for one in outputs[0].outputs}) == 3
+        beams = llm.beam_search([{"prompt": TEXTS[0]}], BeamSearchParams(beam_width=2, max_tokens=4, ignore_eos=True))
+        assert lengths == [len(outputs[0].encoder_prompt_token_ids), len(outputs[2].encoder_prompt_token_ids)]
+        source = torch.tensor([outputs[0].encoder_prompt_token_ids])
+        for beam in beams[0].sequences:  # as likely as transformers says
+            ids = torch.tensor([beam.tokens])
+            with torch.inference_mode():
+                scores = model(input_ids=source, decoder_input_ids=ids).logits[0].log_softmax(-1)
+            likely = sum(
+                float(scores[place, ids[0, place + 1]]) for place in range(ids.shape[1] - 4 - 1, ids.shape[1] - 1)
+            )
+            assert abs(likely - beam.cum_logprob) < 1e-3
+
+
+def test_a_head_of_its_own_is_used_where_a_checkpoint_has_one(
+    tmp_path: Path, model_of: Callable[[str], tuple[Path, Any]]
+) -> None:
+    folder, model = model_of("flan")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = torch.roll(weights["shared.weight"], 7, 0)
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with make(folder) as tied, make(tmp_path) as own:
+        first = tied.generate(TEXTS[0], GREEDY, use_tqdm=False)[0].outputs[0].token_ids[0]
+        assert own.generate(TEXTS[0], GREEDY, use_tqdm=False)[0].outputs[0].token_ids[0] == (first + 7) % 512
 
 
 def test_the_decoder_may_begin_with_a_text(model_of: Callable[[str], tuple[Path, Any]]) -> None:

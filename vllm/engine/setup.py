@@ -127,7 +127,8 @@ def make_preparer(model: ModelConfig, tokenizer: Tokenizer | None) -> Preparer:
         media = MediaProcessor(folder, model.media, tokenizer, model.trust_remote_code)
     encoder = None
     if model.source:
-        encoder = EncoderRules.of(model.source, model.hf_config, model.generation_config)
+        kept = find(model.hf_config, model.model_impl).body != ""
+        encoder = EncoderRules.of(model.source, model.hf_config, model.generation_config, kept=kept)
     return Preparer(tokenizer, limits, eos_token_ids=model.eos_token_ids, seed=model.seed, media=media, encoder=encoder)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import msgspec
+
 from vllm.errors import ModelError, RequestError
 from vllm.inputs.prompts import Prompt
+from vllm.messages import Array, Media
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +25,13 @@ class EncoderRules:
     """The tokens that its decoder begins with"""
     max_len: int | None = None
     """The most tokens that its encoder reads"""
+    kept: bool = False
+    """What the encoder makes is kept by the engine, and not by a module of transformers"""
 
     @classmethod
-    def of(cls, reads: Literal["text", "audio"], config: Any, generation: Mapping[str, Any]) -> EncoderRules:
+    def of(
+        cls, reads: Literal["text", "audio"], config: Any, generation: Mapping[str, Any], *, kept: bool
+    ) -> EncoderRules:
         """Raises ModelError for a model that doesn't say how its decoder begins."""
 
         def value(name: str) -> Any:
@@ -35,7 +44,22 @@ class EncoderRules:
         forced = value("forced_bos_token_id") if reads == "text" else None
         lengths = [getattr(config, name, None) for name in ("max_source_positions", "max_position_embeddings")]
         longest = next((length for length in lengths if length), None) if reads == "text" else None
-        return cls(reads, (start,) if forced is None else (start, forced), longest)
+        return cls(reads, (start,) if forced is None else (start, forced), longest, kept)
+
+    def text(self, token_ids: list[int]) -> list[Media]:
+        """Return a text as the engine takes what an encoder reads."""
+        if not self.kept:
+            return []
+        data = array("q", token_ids).tobytes()
+        features = {"token_ids": Array("int64", (len(token_ids),), data)}
+        return [Media("text", hashlib.sha256(data).digest(), [], features, len(token_ids))]
+
+    def sound(self, heard: Media) -> list[Media]:
+        """Return a sound, which was prepared for an encoder: two of its frames make a position."""
+        if not self.kept:
+            return [heard]
+        frames = heard.features["input_features"].shape[-1]
+        return [msgspec.structs.replace(heard, length=-(-frames // 2))]
 
     def split(self, prompt: Prompt, where: str) -> tuple[Prompt, Prompt]:
         """Return what the encoder reads and what the decoder begins with.  Raises RequestError for neither."""

@@ -226,12 +226,12 @@ class Preparer:
             if self.media is None:
                 raise RequestError("the engine has no processor of sounds", "multi_modal_data")
             sounds = [self.media.heard(prompt.media[0], f"prompt {i}") for i, prompt in enumerate(prompts)]
-            return [[] for _ in prompts], [[sound] for sound in sounds]
+            return [[] for _ in prompts], [self.encoder.sound(sound) for sound in sounds]
         tokens, _ = self._tokenize(prompts)
         for position, ids in enumerate(tokens):
             most = self.encoder.max_len or self.limits.max_model_len
             self._check_tokens(ids, position, most, f"its encoder reads at most {most:,}")
-        return tokens, [[] for _ in prompts]
+        return tokens, [self.encoder.text(ids) for ids in tokens]
 
     def tokens(self, prompt: Prompt) -> list[int]:
         """Return the tokens of a prompt, those included that keep places for media.  Raises RequestError."""

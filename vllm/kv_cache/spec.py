@@ -60,6 +60,19 @@ class Scratch(Full):
 
 
 @dataclass(frozen=True, slots=True)
+class Cross(Full):
+    """Attention to what an encoder made of a source of up to `size` tokens.
+
+    Blocks of such a group belong to sources; the worker gives them out as batches say what to encode and what to forget.
+    """
+
+    size: int
+
+    def blocks_at_most(self, num_tokens: int, max_step_tokens: int, block_size: int) -> int:
+        return -(-self.size // block_size)
+
+
+@dataclass(frozen=True, slots=True)
 class StateTensor:
     """A part of a layer's state; `dtype` is the name of one, such as float32."""
 
@@ -108,7 +121,7 @@ class State:
         return max(1, self.interval // block_size)
 
 
-PagedSpec = Full | Window | Scratch
+PagedSpec = Full | Window | Scratch | Cross
 """What attention needs: keys and values of single tokens."""
 
 CacheSpec = PagedSpec | State

@@ -23,6 +23,38 @@ class PreNorm(nn.Module):
         return self.ffn(self.before_ffn(x), x)
 
 
+class PreNormCross(nn.Module):
+    """Norm, branch, add, with attention to a source between the other two: t5, mbart, pegasus, whisper."""
+
+    def __init__(
+        self, attention: nn.Module, cross: nn.Module, ffn: nn.Module, norms: tuple[nn.Module, nn.Module, nn.Module]
+    ) -> None:
+        super().__init__()
+        self.attention, self.cross, self.ffn = attention, cross, ffn
+        self.before_attention, self.before_cross, self.before_ffn = norms
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        x = self.attention(self.before_attention(x), step, x)
+        x = self.cross(self.before_cross(x), step, x)
+        return self.ffn(self.before_ffn(x), x)
+
+
+class PostNormCross(nn.Module):
+    """Branch, add, norm, with attention to a source between the other two: bart, marian."""
+
+    def __init__(
+        self, attention: nn.Module, cross: nn.Module, ffn: nn.Module, norms: tuple[nn.Module, nn.Module, nn.Module]
+    ) -> None:
+        super().__init__()
+        self.attention, self.cross, self.ffn = attention, cross, ffn
+        self.after_attention, self.after_cross, self.after_ffn = norms
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        x = self.after_attention(self.attention(x, step, x))
+        x = self.after_cross(self.cross(x, step, x))
+        return self.after_ffn(self.ffn(x, x))
+
+
 class Single(nn.Module):
     """Norm, then one branch, then add: mamba."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from vllm import ops
 from vllm.layers.placement import Placement
 from vllm.layers.step import Step
-from vllm.weights import Window
+from vllm.weights import Place, Window
 
 
 class Embedding(nn.Module):
@@ -52,6 +53,22 @@ class Positions(nn.Module):
 
     def forward(self, step: Step) -> Tensor:
         return self.table(step.positions, offset=self.offset)
+
+
+class Waves(Embedding):
+    """Sines, then cosines, of frequencies that fall from 1 to 1 / 10000; a checkpoint may hold them.  [T] -> [T, D]"""
+
+    def __init__(self, num_rows: int, width: int, name: str, placement: Placement, kind: str) -> None:
+        """`kind`: whether the last frequency is that one ("fairseq") or the next would be ("vaswani")."""
+        super().__init__(num_rows, width, name, placement)
+        sines, cosines = width - width // 2, width // 2
+        steps = torch.arange(sines, dtype=torch.float64) / (width / 2 if kind == "vaswani" else sines - 1)
+        angles = torch.arange(num_rows, dtype=torch.float64)[:, None] * 10000.0**-steps
+        table = torch.cat((angles.sin(), angles[:, :cosines].cos()), dim=1).to(placement.dtype)
+        self.matrix.place(0, num_rows).put(table)
+
+    def windows(self) -> Iterator[Window]:
+        return (replace(window, optional=True) for window in super().windows())
 
 
 class TokenTypes(nn.Module):
@@ -104,6 +121,48 @@ class TiedLinear(nn.Module):
     def windows(self) -> Iterator[Window]:
         if self.own is not None:
             yield Window(f"{self.name}.weight", self.own.place(0, self.own.shape.rows))
+
+
+class OwnOrTied(nn.Module):
+    """The product with a matrix of its own, where the checkpoint has one, or with an embedding's table.  [T, D] -> [T, V]"""
+
+    def __init__(self, name: str, tied: TiedLinear, placement: Placement) -> None:
+        super().__init__()
+        self.name = name
+        self.tied = tied
+        shape = tied.matrix.shape
+        self.own = placement.matrix(shape.rows, shape.width)
+        self._is_own = False
+
+    def forward(self, x: Tensor, residual: None = None, dtype: torch.dtype | None = None) -> Tensor:
+        return self.own.multiply(x, dtype=dtype) if self._is_own else self.tied(x, None, dtype)
+
+    def windows(self) -> Iterator[Window]:
+        place = _Noted(self.own.place(0, self.own.shape.rows), self._note)
+        yield Window(f"{self.name}.weight", place, optional=True)
+
+    def _note(self) -> None:
+        self._is_own = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """A place that tells when it is filled."""
+
+    place: Place
+    note: Callable[[], None]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.place.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.place.dtype
+
+    def put(self, part: Tensor) -> None:
+        self.place.put(part)
+        self.note()
 
 
 class Head(nn.Module):

@@ -23,6 +23,8 @@ class Part:
     rows: int
     cut: Callable[[Tensor], Tensor] | None = None
     """Takes this part's rows out of the checkpoint's tensor, [N, D] or [N]; without it they are all of it."""
+    bias: str | None = None
+    """The whole name of the bias, where it has one of its own; "": it stays 0."""
 
 
 Shard = Literal["rows", "width", "gathered"]
@@ -72,8 +74,10 @@ class Linear(nn.Module):
         for part in self.parts:
             cut = partial(_cut_transposed, part.cut) if self.transposed else part.cut
             yield Window(f"{part.name}.weight", self.matrix.place(first, part.rows), cut)
-            if self.matrix.shape.bias:
+            if self.matrix.shape.bias and part.bias is None:
                 yield Window(f"{part.name}.bias", self.matrix.bias_place(first, part.rows), part.cut)
+            elif self.matrix.shape.bias and part.bias:
+                yield Window(part.bias, self.matrix.bias_place(first, part.rows), torch.flatten, optional=True)
             first += part.rows
 
 

@@ -20,7 +20,7 @@ class Alibi:
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """A learned bias per head and bucket of distances; keys behind the query have buckets of their own.
+    """A learned bias per head and bucket of distances; keys behind the query have buckets of their own, if any is seen.
 
     Half of a side's buckets are for one distance each, the others widen up to `farthest` and hold what is beyond.
     https://arxiv.org/abs/1910.10683, appendix
@@ -28,6 +28,8 @@ class Buckets:
 
     count: int
     farthest: int = 128
+    both_ways: bool = True
+    """A query sees keys behind it too."""
 
 
 class RelativeBias(nn.Module):
@@ -58,12 +60,12 @@ def bucket_of(distances: Tensor, buckets: Buckets) -> Tensor:
 
     Boundaries are where logarithms in float32 put them, as in training.
     """
-    side = buckets.count // 2
+    side = buckets.count // 2 if buckets.both_ways else buckets.count
     exact = side // 2
-    far = distances.abs()
+    far = distances.abs() if buckets.both_ways else (-distances).clamp_min(0)
     growth = torch.log(far.float() / exact) / math.log(buckets.farthest / exact) * (side - exact)
     widening = (exact + growth.clamp_min(0).long()).clamp_max(side - 1)
-    return torch.where(far < exact, far, widening) + side * (distances > 0)
+    return torch.where(far < exact, far, widening) + (side * (distances > 0) if buckets.both_ways else 0)
 
 
 def alibi_slopes(heads: int) -> Tensor:

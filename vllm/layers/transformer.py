@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from vllm.kv_cache.spec import CacheSpec, Scratch
+from vllm.layers.cross import CrossAttention, Encoder
 from vllm.layers.embedding import Head
 from vllm.layers.media import Deepened, MediaInput, Seeing
 from vllm.layers.pooler import Pooler
@@ -63,10 +64,11 @@ class Transformer(nn.Module):
         *,
         ignored_names: tuple[str, ...],
         base_prefix: str,
+        encoder: Encoder | None = None,
     ) -> None:
         """`entry` turns a step into the first hidden state.  `ignored_names`: shell-style patterns of checkpoint names
         that need no place here.  `base_prefix`: how the names begin in a checkpoint of the whole model and not in one
-        of the bare model, without its head."""
+        of the bare model, without its head.  `encoder`: what reads the sources that its layers attend to."""
         super().__init__()
         self.entry = entry
         self.blocks = nn.ModuleList(blocks)
@@ -74,6 +76,7 @@ class Transformer(nn.Module):
         self.head = head
         self.ignored_names = ignored_names
         self.base_prefix = base_prefix
+        self.encoder = encoder
         self.seeing: Seeing | None = None
         """What it sees or hears with"""
 
@@ -95,8 +98,12 @@ class Transformer(nn.Module):
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:
         """What memory the layers that have a cache need, in call order."""
-        layers = [module for module in self.modules() if isinstance(module, HasCache)]
-        return tuple(layer.cache_spec for layer in sorted(layers, key=lambda layer: layer.index))
+        return _cache_specs(self.entry, self.blocks)
+
+    @property
+    def encoder_cache_specs(self) -> tuple[CacheSpec, ...]:
+        """What memory the layers of its encoder need."""
+        return () if self.encoder is None else _cache_specs(self.encoder.blocks)
 
     @property
     def is_complete(self) -> bool:
@@ -121,6 +128,12 @@ class Transformer(nn.Module):
             return False
         return not specs or any(isinstance(spec, Scratch) for spec in specs)
 
+    def read(self, source: Tensor, step: Step) -> None:
+        """Keep what its layers need of what the encoder made, where the step's plans say.  [T, D]"""
+        for module in self.blocks.modules():
+            if isinstance(module, CrossAttention):
+                module.read(source, step)
+
     @property
     def num_bytes(self) -> int:
         """The memory that the weights take, or will take."""
@@ -134,3 +147,8 @@ class Transformer(nn.Module):
         for module in self.modules():
             if module is not self and isinstance(module, HasWindows):
                 yield from module.windows()
+
+
+def _cache_specs(*parts: nn.Module) -> tuple[CacheSpec, ...]:
+    layers = [module for part in parts for module in part.modules() if isinstance(module, HasCache)]
+    return tuple(layer.cache_spec for layer in sorted(layers, key=lambda layer: layer.index))

@@ -95,6 +95,21 @@ ARCHITECTURES: Mapping[str, str] = {
 }
 """Architecture that generates → the function that reads its config, as "family:function"."""
 
+SEQ2SEQ: Mapping[str, str] = {
+    "BartForConditionalGeneration": "bart:bart",
+    "BlenderbotForConditionalGeneration": "bart:blenderbot",
+    "M2M100ForConditionalGeneration": "bart:m2m_100",
+    "MBartForConditionalGeneration": "bart:mbart",
+    "MT5ForConditionalGeneration": "t5:t5",
+    "MarianMTModel": "bart:marian",
+    "PLBartForConditionalGeneration": "bart:bart",
+    "PegasusForConditionalGeneration": "bart:pegasus",
+    "T5ForConditionalGeneration": "t5:t5",
+    "UMT5ForConditionalGeneration": "t5:umt5",
+    "WhisperForConditionalGeneration": "bart:whisper",
+}
+"""Those with an encoder beside the decoder that generates, likewise."""
+
 ENCODERS: Mapping[str, str] = {
     "Albert": "bert:albert",
     "Bert": "bert:bert",

@@ -14,8 +14,18 @@ from torch.nn import functional
 from vllm import ops
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.layers.attention import Attention, GatedAttention
-from vllm.layers.blocks import AfterBranch, Beside, Parallel, PostNorm, PreNorm, Sandwich, Single
-from vllm.layers.embedding import Embedding, Head, Positions, Sum, TiedLinear, TokenInput, TokenTypes
+from vllm.layers.blocks import (
+    AfterBranch,
+    Beside,
+    Parallel,
+    PostNorm,
+    PostNormCross,
+    PreNorm,
+    PreNormCross,
+    Sandwich,
+    Single,
+)
+from vllm.layers.embedding import Embedding, Head, OwnOrTied, Positions, Sum, TiedLinear, TokenInput, TokenTypes, Waves
 from vllm.layers.linear import Linear, Part, split
 from vllm.layers.mlp import ExpertNames, Mlp, MoE, SharedMoE
 from vllm.layers.norm import HeadsNorm, LayerNorm, RmsNorm
@@ -26,6 +36,7 @@ from vllm.layers.recurrent import Exact
 from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary
 from vllm.layers.skip import Passed, Way
 from vllm.layers.transformer import Transformer
+from vllm.models.build_cross import build_cross, build_encoder, build_sound_input
 from vllm.models.build_latent import build_latent
 from vllm.models.build_recurrent import build_recurrent
 from vllm.models.spec import AttentionSpec, LatentSpec, LayerSpec, Mixer, MlpSpec, MoeSpec, TransformerSpec
@@ -44,6 +55,8 @@ _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "parallel_one": (Parallel, ("norm1", "norm1")),
     "single": (Single, ("norm1",)),
     "beside": (Beside, ("norm1", "norm2", "norm_beside")),
+    "pre_cross": (PreNormCross, ("norm1", "norm_cross", "norm2")),
+    "post_cross": (PostNormCross, ("norm1", "norm_cross", "norm2")),
 }
 """Block → its class, and the roles of its norms in the order it takes them; "" where there is none."""
 
@@ -75,17 +88,19 @@ class Builder:
     """The head of a model that pools; else one is made that generates."""
     rotaries: dict[Rope, Rotary | SpatialRotary] = field(default_factory=dict)
     """Layers with the same rope share one table."""
-    biases: dict[Buckets, RelativeBias] = field(default_factory=dict)
+    biases: dict[tuple[Buckets, str], RelativeBias] = field(default_factory=dict)
     """Layers with the same learned bias share it."""
     shared: dict[tuple[str, ...], nn.Module] = field(default_factory=dict)
     """What was made of a tensor, by its name: layers whose tensors have one name are one (albert)."""
 
     def transformer(self) -> Transformer:
         spec = self.spec
-        tokens = Embedding(spec.entry.vocab_size, self.embed_width, spec.names["embed"], self.placement)
+        tokens = self.tokens()
         ignored = spec.ignored_names
-        if "head" in spec.names and (spec.tied or self.pooler is not None):  # some store the table a second time
+        is_own = self.pooler is None and (spec.head.own_or_tied or not spec.tied)
+        if "head" in spec.names and not is_own:  # some store the table a second time
             ignored += (f"{spec.names['head']}.{'weight' if self.pooler is None else '*'}",)
+        encoder = None if spec.encoder is None else build_encoder(self, spec.encoder)
         return Transformer(
             self.entry(tokens),
             self.passed([self.block(index, layer) for index, layer in enumerate(spec.layers)]),
@@ -93,15 +108,22 @@ class Builder:
             self.head(tokens) if self.pooler is None else self.pooler,
             ignored_names=ignored,
             base_prefix=spec.base_prefix,
+            encoder=encoder,
         )
+
+    def tokens(self) -> Embedding:
+        """Make the table of tokens; an encoder and its decoder may have one together."""
+        name = self.spec.names["embed"]
+        return self.once(partial(Embedding, self.spec.entry.vocab_size, self.embed_width, name, self.placement), name)
 
     @property
     def embed_width(self) -> int:
         return self.spec.entry.width or self.spec.width
 
-    def entry(self, tokens: Embedding) -> nn.Module:
-        entry = self.spec.entry
-        parts: list[nn.Module] = [TokenInput(tokens, entry.scale)]
+    def entry(self, tokens: Embedding | None) -> nn.Module:
+        """Make what the first hidden state comes from: tokens, or where there are none sounds."""
+        entry, names = self.spec.entry, self.spec.names
+        parts: list[nn.Module] = [build_sound_input(self) if tokens is None else TokenInput(tokens, entry.scale)]
         if entry.width and not entry.norm:
             parts = [nn.Sequential(*parts, self.project_in(bias=False))]
         if entry.positions:
@@ -109,15 +131,17 @@ class Builder:
                 entry.positions.count + entry.positions.offset,
                 self.embed_width if entry.norm else self.spec.width,
             )
-            table = Embedding(rows, width, self.spec.names["positions"], self.placement)
+            if entry.positions.waves:
+                table: Embedding = Waves(rows, width, names["positions"], self.placement, entry.positions.waves)
+            else:
+                table = Embedding(rows, width, names["positions"], self.placement)
             parts.append(Positions(table, entry.positions.offset))
         if entry.token_types:
-            name = self.spec.names["token_types"]
-            parts.append(TokenTypes(entry.token_types, self.embed_width, name, self.placement))
+            parts.append(TokenTypes(entry.token_types, self.embed_width, names["token_types"], self.placement))
         whole = parts[0] if len(parts) == 1 else Sum(parts)
         if not entry.norm:
             return whole
-        after = [self.norm(self.embed_width, self.spec.names["embed_norm"])]
+        after = [self.norm(self.embed_width, names["embed_norm"])]
         return nn.Sequential(whole, *after, *([self.project_in(bias=True)] if entry.width else []))
 
     def project_in(self, bias: bool) -> Linear:
@@ -130,10 +154,15 @@ class Builder:
         project: nn.Module = nn.Identity()
         if spec.entry.width:
             project = Linear(spec.width, [Part(spec.names["project_out"], spec.entry.width)], self.placement)
-        if spec.tied:
-            return Head(project, TiedLinear(tokens, self.placement), spec.head.softcap, spec.head.scale)
+        if spec.tied and spec.head.bias_name is None:
+            tied = TiedLinear(tokens, self.placement)
+            if spec.head.own_or_tied:
+                either = OwnOrTied(spec.names["head"], tied, self.placement)
+                return Head(project, either, spec.head.softcap, spec.head.scale)
+            return Head(project, tied, spec.head.softcap, spec.head.scale)
         cut = partial(functional.normalize, dim=-1) if spec.head.unit_rows else None
-        parts = [Part(spec.names["head"], spec.entry.vocab_size, cut)]
+        name = spec.names["embed" if spec.tied else "head"]
+        parts = [Part(name, spec.entry.vocab_size, cut, spec.head.bias_name)]
         vocabulary = Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
         return Head(project, vocabulary, spec.head.softcap, spec.head.scale)
 
@@ -143,6 +172,8 @@ class Builder:
         if layer.ffn is None:
             return kind(self.mixer(index, layer.mixer), norms)
         ffn = self.moe(index, layer.ffn) if isinstance(layer.ffn, MoeSpec) else self.mlp(index, layer.ffn)
+        if layer.cross is not None:
+            return kind(self.mixer(index, layer.mixer), build_cross(self, index, layer.cross), ffn, norms)
         if layer.beside is not None:
             return kind(self.mixer(index, layer.mixer), nn.ModuleList((ffn, self.moe(index, layer.beside))), norms)
         return kind(self.mixer(index, layer.mixer), ffn, norms)
@@ -172,7 +203,7 @@ class Builder:
             )
         qkv = self.linear(self.spec.width, self.qkv_parts(index, attention), attention.qkv_bias, shard="rows")
         out = [self.branch_end(self.name("o", index))]
-        options, bias = self.options(attention)
+        options, bias = self.options(index, attention)
         group = self.placement.group
         heads = (
             group.share(attention.heads, "attention heads"),
@@ -190,7 +221,7 @@ class Builder:
             position_bias=bias,
         )
 
-    def options(self, attention: AttentionSpec) -> tuple[AttentionOptions, RelativeBias | None]:
+    def options(self, index: int, attention: AttentionSpec) -> tuple[AttentionOptions, RelativeBias | None]:
         """Return what an attention does beside its products, and where its bias is learned the module that holds it."""
         options = AttentionOptions(attention.scale, attention.window, attention.softcap, causal=attention.causal)
         buckets = attention.position_bias
@@ -201,10 +232,10 @@ class Builder:
             return options, None
         if self.placement.group.size > 1:
             raise ConfigError("a learned position bias can't be shared among processes; use tensor_parallel_size=1")
-        if buckets not in self.biases:
-            name = self.spec.names["relative_bias"]
-            self.biases[buckets] = RelativeBias(attention.heads, buckets, name, self.placement)
-        bias = self.biases[buckets]
+        name = self.name("relative_bias", index)
+        if (buckets, name) not in self.biases:
+            self.biases[buckets, name] = RelativeBias(attention.heads, buckets, name, self.placement)
+        bias = self.biases[buckets, name]
         return replace(options, bias=bias.table), bias
 
     def qkv_parts(self, index: int, attention: AttentionSpec) -> list[Part]:
@@ -214,7 +245,11 @@ class Builder:
             key_value = [Part(self.name(role, index), kv) for role in ("k", "v")]
             return [Part(self.name("q", index), q, q_cut), *key_value, Part(self.name("q", index), q, gate_cut)]
         if attention.layout == "split":
-            return [Part(self.name(role, index), rows) for role, rows in (("q", q), ("k", kv), ("v", kv))]
+            biases = (None, None if attention.k_bias else "", None)
+            return [
+                Part(self.name(role, index), rows, bias=bias)
+                for role, rows, bias in zip("qkv", (q, kv, kv), biases, strict=True)
+            ]
         if attention.layout == "q_kv":
             pair = [partial(_cut_group, which, 1, 2, attention.head_dim) for which in range(2)]
             key_value = [Part(self.name("kv", index), kv, cut) for cut in pair]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.messages import Modality
-from vllm.models.architectures import ARCHITECTURES, ENCODERS, FALLBACKS, HEADS
+from vllm.models.architectures import ARCHITECTURES, ENCODERS, FALLBACKS, HEADS, SEQ2SEQ
 from vllm.models.foreign_names import DECODERS, SPEECH, UNFIT
 from vllm.models.media.kinds import KINDS
 from vllm.models.media.spec import MediaSpec
@@ -56,7 +56,7 @@ class Architecture:
     sees: bool = False
     """It is computed by transformers and takes media."""
     source: Literal["", "text", "audio"] = ""
-    """What its encoder reads, where it has one beside its decoder; transformers computes it"""
+    """What its encoder reads, where it has one beside its decoder"""
 
     @property
     def is_encoder(self) -> bool:
@@ -94,7 +94,7 @@ class ModelRegistry:
     @staticmethod
     def get_supported_archs() -> list[str]:
         """Return the names of the architectures that generate, and of all that are registered."""
-        return sorted({*ARCHITECTURES, *_registered})
+        return sorted({*ARCHITECTURES, *SEQ2SEQ, *_registered})
 
 
 def read_as_they_stand() -> frozenset[str]:
@@ -123,8 +123,8 @@ def find(config: Any, impl: str = "auto") -> Architecture:
     if seeing is not None:
         return _foreign(seeing)
     for name in names if impl == "auto" else ():
-        if source := _source(name):
-            return Architecture(name, _base(name), "", "generate", source=source)
+        if _source(name):
+            return _foreign(name)
     if unfit := next((name for name in names if name in UNFIT), None):
         raise ModelError(f"{unfit} is not supported: {UNFIT[unfit]}")
     known = {*ModelRegistry.get_supported_archs(), *DECODERS}
@@ -136,7 +136,10 @@ def find(config: Any, impl: str = "auto") -> Architecture:
 
 
 def _foreign(name: str) -> Architecture:
-    return Architecture(name, _base(name), "", "generate", sees=_sees_by_transformers(name))
+    source = _source(name)
+    return Architecture(
+        name, _base(name), "", "generate", sees=not source and _sees_by_transformers(name), source=source
+    )
 
 
 def _sees_by_transformers(name: str) -> bool:
@@ -237,7 +240,7 @@ def build(
     from vllm.models.heads import Body, make_pooler
 
     architecture = find(config, impl)
-    if architecture.source:
+    if architecture.source and not architecture.body:
         from vllm.models.fallback_seq2seq import build_foreign_seq2seq
 
         if pooling is not None:
@@ -371,6 +374,9 @@ def _parse(name: str, config: Any) -> Architecture | None:
         return Architecture(name, _base(name), "vllm.models.media.build:text_spec", "generate")
     if name in ARCHITECTURES:
         return Architecture(name, _base(name), _family(ARCHITECTURES[name]), "generate")
+    if name in SEQ2SEQ:
+        source: Literal["text", "audio"] = "audio" if name in SPEECH else "text"
+        return Architecture(name, _base(name), _family(SEQ2SEQ[name]), "generate", source=source)
     if name == "HF_ColBERT":
         return _with_base(name, _COLBERT_BASES.get(config.model_type, ""), "token_embed")
     ends = [end for end in HEADS if name.endswith(end) and HEADS[end] != "generate"]

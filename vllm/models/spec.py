@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from vllm.layers.cross import Hearing
 from vllm.layers.position_bias import Alibi, Buckets
 from vllm.layers.rotary import Rope
 
@@ -34,6 +35,8 @@ class AttentionSpec:
     head_norm: Literal["", "head", "all"] = ""
     """q and k are normalised: each head by itself, or all heads of a token together."""
     qkv_bias: bool = False
+    k_bias: bool = True
+    """Where q and v have one, k has one too."""
     out_bias: bool = False
     layout: QkvLayout = "split"
     gated: bool = False
@@ -174,11 +177,23 @@ class LayerSpec:
 
     mixer: Mixer
     ffn: MlpSpec | MoeSpec | None
-    block: Literal["pre", "pre_ffn", "post", "after", "sandwich", "parallel", "parallel_one", "single", "beside"] = (
-        "pre"
-    )
+    block: Literal[
+        "pre",
+        "pre_ffn",
+        "post",
+        "after",
+        "sandwich",
+        "parallel",
+        "parallel_one",
+        "single",
+        "beside",
+        "pre_cross",
+        "post_cross",
+    ] = "pre"
     beside: MoeSpec | None = None
     """In a block of that name: experts that read what the layer reads."""
+    cross: AttentionSpec | None = None
+    """In a block of such a name: attention to what an encoder made."""
 
     @property
     def attention(self) -> AttentionSpec:
@@ -202,11 +217,14 @@ class NormSpec:
 
 @dataclass(frozen=True, slots=True)
 class PositionsSpec:
-    """Learned position embeddings."""
+    """Position embeddings."""
 
     count: int
     offset: int = 0
     """The row of position 0."""
+    waves: Literal["", "vaswani", "fairseq"] = ""
+    """They are not learned but sines, then cosines, of frequencies from 1 down to 1 / 10000: exclusive, as the transformer's first paper
+    has it, or inclusive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +241,8 @@ class EntrySpec:
     """How many kinds of tokens there are embeddings for: which of a pair of texts one is of."""
     norm: bool = False
     """The sum of the embeddings is normalised."""
+    hearing: Hearing | None = None
+    """It has frames of sound in the place of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +253,10 @@ class HeadSpec:
     scale: float = 1.0
     """What logits are multiplied with."""
     bias: bool = False
+    bias_name: str | None = None
+    """The whole name of the bias where it isn't the matrix's with another end; of a table that serves as head too"""
+    own_or_tied: bool = False
+    """Checkpoints with and without a matrix of the head's own are around; without one it is the embedding's table."""
     unit_rows: bool = False
     """The rows of the matrix are brought to length 1."""
 
@@ -252,7 +276,8 @@ class TransformerSpec:
 
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
     layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
-    project_out, head, and per layer q, k, v or qkv, o, q_norm, k_norm, norm1, norm1_after, norm2, norm2_after,
+    project_out, head, of an entry that hears conv1 and conv2, and per layer q, k, v or qkv, o, q_norm, k_norm, cross_q, cross_k,
+    cross_v, cross_o, norm_cross, norm1, norm1_after, norm2, norm2_after,
     norm_beside, gate, up or gate_up, down, router, expert_gate, expert_up, expert_down, experts_gate_up, experts_down, router_bias with its ending, shared_gate_up, shared_gate, shared_up, shared_down, shared_router; of latent attention q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b; of a
     recurrent layer enter, enter_gate, control, beta, decay, conv, select, spread, dt_norm, b_norm, c_norm, mixer_norm,
     leave, and with their endings a_log, skip, dt_bias.
@@ -271,6 +296,8 @@ class TransformerSpec:
     """What the result of a block's branch is multiplied with before it is added."""
     skips: tuple[SkipSpec, ...] = ()
     """Those with one target are mixed in one after another."""
+    encoder: TransformerSpec | None = None
+    """What reads a source, to whose result the layers' cross attention attends"""
     transposed: bool = False
     """The checkpoint stores the layers' matrices as [in, out]."""
     base_prefix: str = "model."

@@ -79,7 +79,7 @@ class DenseMatrix(Matrix):
             return nn.Parameter(torch.empty(size, dtype=shape.dtype, device=shape.device), requires_grad=False)
 
         self.weight = undefined(shape.rows, shape.width)
-        self.bias = undefined(shape.rows) if shape.bias else None
+        self.bias = undefined(shape.rows).zero_() if shape.bias else None
 
     def place(self, first: int, rows: int) -> Place:
         return TensorPlace(self.weight[first : first + rows])

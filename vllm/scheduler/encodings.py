@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
+from vllm.config import SchedulerConfig
 from vllm.errors import RequestError
 from vllm.messages import EncodeJob, EngineRequest, Media
 from vllm.scheduler.request import Request
@@ -16,19 +17,29 @@ from vllm.scheduler.request import Request
 class Encodings:
     """Keeps account of the media whose embeddings the worker holds, by their keys."""
 
-    def __init__(self, budget: int, *, whole: bool) -> None:
+    def __init__(self, budget: int, *, whole: bool, room: int | None = None, block_size: int = 1) -> None:
         """`budget` is how many embeddings a step makes at most, and how many are kept, but for a single medium that has more.
-        `whole`: no step ends within a run of tokens of a medium."""
+        `whole`: no step ends within a run of tokens of a medium.  `room`: how many are kept, where that is another number;
+        each medium then takes whole blocks."""
         self.budget = budget
+        self.room = budget if room is None else room
         self.whole = whole
+        self._block_size = block_size
         self._held: OrderedDict[bytes, int] = OrderedDict()  # in the order of their last use
         self._used: set[bytes] = set()  # in this step
         self._jobs: list[EncodeJob] = []
         self._forgotten: list[bytes] = []
         self._left = budget
 
+    @classmethod
+    def of(cls, config: SchedulerConfig, block_size: int) -> Encodings:
+        """Return what keeps account where what is made of sources, if it is, lies in blocks of `block_size`."""
+        room = config.source_tokens
+        size = 1 if room is None else block_size
+        return cls(config.max_num_batched_tokens, whole=config.whole_media, room=room, block_size=size)
+
     def __len__(self) -> int:
-        """How many embeddings the worker holds."""
+        """How many embeddings the worker holds, or blocks have room for."""
         return sum(self._held.values())
 
     def check(self, source: EngineRequest) -> None:
@@ -48,13 +59,14 @@ class Encodings:
         end, left = start + count, self._left
         needed = {key: self._held[key] for key in self._used}
         for one in _reached(media, start, end):
-            new = 0 if one.key in self._held else one.count
+            new, size = 0 if one.key in self._held else one.count, self._size(one)
             if one.key in needed:
                 continue
-            if needed and (new > left or sum(needed.values()) + one.count > self.budget):  # alone, each has room
+            is_first = left == self.budget  # alone, each can be encoded, and has room
+            if needed and ((new > left and not is_first) or sum(needed.values()) + size > self.room):
                 end = max(start, one.first)
                 break
-            needed[one.key] = one.count
+            needed[one.key] = size
             left -= new
         if self.whole:
             end = min([end, *(first for one in media for first, stop in one.spans if first < end < stop)])
@@ -69,7 +81,7 @@ class Encodings:
             if one.key in self._held:
                 self._held.move_to_end(one.key)
                 continue
-            self._held[one.key] = one.count
+            self._held[one.key] = self._size(one)
             self._left -= one.count
             self._jobs.append(EncodeJob(request.slot, index))
             self._make_room()
@@ -85,10 +97,14 @@ class Encodings:
         self._forgotten += self._held
         self._held.clear()
 
+    def _size(self, one: Media) -> int:
+        """Return the room that a medium takes."""
+        return -(-one.count // self._block_size) * self._block_size
+
     def _make_room(self) -> None:
         """Forget what was not used for longest, until all the rest has room."""
         for key in [key for key in self._held if key not in self._used]:
-            if len(self) <= self.budget:
+            if len(self) <= self.room:
                 return
             del self._held[key]
             self._forgotten.append(key)

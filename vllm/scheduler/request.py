@@ -124,7 +124,9 @@ class Request:
     def extend_hashes(self, block_size: int, num_blocks: int) -> None:
         """Have `hashes` name the first blocks, as many as `num_blocks`."""
         root = b"" if self.hashes else chain_root(self.source.cache_salt)
-        named = [(first, end, one.key) for one in self.source.media for first, end in one.spans]
+        media = self.source.media
+        named = [(first, end, one.key) for one in media for first, end in one.spans]
+        named += [(one.first, one.end, one.key) for one in media if one.length]
         extend_chain(self.hashes, root, self.tokens, block_size, num_blocks, named)
 
     def ends_unknown(self, max_model_len: int) -> bool:

@@ -42,7 +42,7 @@ class Scheduler:
         self._admitted: list[Sequence] = []  # collected for the next batch
         self._released: list[int] = []
         self._copies: list[BlockCopy] = []
-        self._encodings = Encodings(config.max_num_batched_tokens, whole=config.whole_media)
+        self._encodings = Encodings.of(config, cache.block_size)
         self._suspects = Suspects()
         self._num_arrived = 0
         self._num_beams = 0

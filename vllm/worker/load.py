@@ -15,7 +15,8 @@ from torch import Tensor
 from vllm.config import CacheConfig, EngineConfig, SchedulerConfig
 from vllm.device import free_memory
 from vllm.errors import ConfigError
-from vllm.kv_cache.spec import CacheGroup, CacheSpec, Scratch, State, group_layers
+from vllm.kv_cache.spec import CacheGroup, CacheSpec, Cross, Scratch, State, group_layers
+from vllm.layers.cross import Encoder
 from vllm.layers.embedding import Head
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
@@ -44,6 +45,7 @@ from vllm.worker.media import MediaStates
 from vllm.worker.memory import MemoryPlan, plan_memory, plan_own_cache
 from vllm.worker.pooling import PooledStates
 from vllm.worker.runner import ModelRunner, Purpose
+from vllm.worker.sources import SourceStates
 from vllm.worker.tables import SlotTables
 from vllm.worker.tokens import DeviceTokens, HostTokens, Tokens
 
@@ -88,45 +90,92 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
         impl=settings.model_impl,
         dummy=settings.load_format == "dummy",
     ).eval()
-    groups = group_layers(model.cache_specs)
-    kept = tuple(group for group in groups if not isinstance(group.spec, Scratch))
-    scratch = tuple(group for group in groups if isinstance(group.spec, Scratch))
+    groups = _Groups.of(model)
     scheduler = _whole_prompts(config.scheduler) if model.whole_prompts else config.scheduler
     media = None
     if model.seeing is not None:
         scheduler = replace(scheduler, whole_media=model.seeing.whole)
         media = MediaStates(model, scheduler.max_num_batched_tokens, dtype, device)
-    paged = [spec for spec in model.cache_specs if not isinstance(spec, State)]
-    cache = config.cache
-    attention = attention_backend(paged, dtype, device, cache.block_size, cache.quantized, scheduler.whole_media)
+    specs = (*model.cache_specs, *model.encoder_cache_specs)
+    paged = [spec for spec in specs if not isinstance(spec, State)]
+    size = config.cache.block_size
+    attention = attention_backend(paged, dtype, device, size, config.cache.quantized, scheduler.whole_media)
     memory = _CacheMemory(attention, StateMemory(device), config.cache, dtype)
-    tables = SlotTables(_tokens(scheduler, device, group), kept + scratch, config.cache.block_size)
+    tables = SlotTables(_tokens(scheduler, device, group), groups.kept + groups.scratch, size)
     tables.whole_media = scheduler.whole_media
-    num_scratch = scheduler.max_num_batched_tokens // config.cache.block_size + scheduler.max_num_seqs + 1
+    num_scratch = scheduler.max_num_batched_tokens // size + scheduler.max_num_seqs + 1
     if device.type == "cpu":
         activations = _activations(config, scheduler, model)
     else:
-        tiny = memory.allocate_shared(kept + scratch, 1)
-        activations = -group.least(-measure(model, _step(tables, memory, kept + scratch, tiny), tables), device)
+        tiny = memory.allocate_shared(groups.all, 1)
+        activations = -group.least(-measure(model, _step(tables, memory, groups.all, tiny), tables), device)
         del tiny
     weights = model.num_bytes + (0 if media is None else media.num_bytes)
-    activations += sum(num_scratch * memory.block_bytes(group) for group in scratch)
+    activations += sum(num_scratch * memory.block_bytes(group) for group in groups.scratch)
+    plan, num_source_blocks = _plan(scheduler, model, groups, memory, weights, activations, free)
     if model.remembers:
-        plan = plan_own_cache(config.cache, scheduler, model.sequence_bytes, weights, activations, free)
         scheduler = replace(scheduler, max_num_seqs=plan.num_seqs)
-    else:
-        block_bytes = [memory.block_bytes(group) * len(group.layers) for group in kept]
-        plan = plan_memory(kept, config.cache, scheduler, block_bytes, weights, activations, free)
+    if groups.cross:
+        scheduler = replace(scheduler, source_tokens=(num_source_blocks[0] - 1) * size)
     name = settings.model or "default model"
     where = f"{config.cores} threads" if device.type == "cpu" else config.device
     logger.info("%s: %s, %s, %s; %s", name, settings.architecture, settings.dtype, where, plan)
     _fill(config, model, files, progress)
-    caches = memory.allocate(kept, plan.num_blocks) | memory.allocate_shared(scratch, num_scratch)
-    hidden = HiddenStates(model, _step(tables, memory, kept + scratch, caches))
-    backends = tuple(memory.backend(group.spec) for group in kept)
-    runner = ModelRunner(kept, hidden.step.caches, backends, tables, hidden, _purpose(config, hidden, tables), media)
+    caches = memory.allocate(groups.kept, plan.num_blocks) | memory.allocate_shared(groups.scratch, num_scratch)
+    caches |= memory.allocate(groups.cross, num_source_blocks)
+    hidden = HiddenStates(model, _step(tables, memory, groups.all, caches))
+    sources = _sources(model, hidden.step, memory, scheduler, num_source_blocks[0]) if groups.cross else None
+    backends, purpose = tuple(memory.backend(group.spec) for group in groups.kept), _purpose(config, hidden, tables)
+    runner = ModelRunner(groups.kept, hidden.step.caches, backends, tables, hidden, purpose, media or sources)
     logger.info("ready after %.2f s", time.monotonic() - began)
-    return Loaded(runner, plan, kept, scheduler, group)
+    return Loaded(runner, plan, groups.kept, scheduler, group)
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """A model's cache groups, by whose their blocks are."""
+
+    kept: tuple[CacheGroup, ...]
+    """Of sequences"""
+    scratch: tuple[CacheGroup, ...]
+    """Of a step"""
+    cross: tuple[CacheGroup, ...]
+    """Of sources; one at most"""
+
+    @classmethod
+    def of(cls, model: Transformer) -> _Groups:
+        groups = group_layers(model.cache_specs)
+        return cls(
+            tuple(group for group in groups if not isinstance(group.spec, Scratch | Cross)),
+            tuple(group for group in groups if isinstance(group.spec, Scratch)),
+            tuple(group for group in groups if isinstance(group.spec, Cross)),
+        )
+
+    @property
+    def all(self) -> tuple[CacheGroup, ...]:
+        """All of them, in the order of a step's plans."""
+        return self.kept + self.scratch + self.cross
+
+
+def _plan(
+    scheduler: SchedulerConfig,
+    model: Transformer,
+    groups: _Groups,
+    memory: _CacheMemory,
+    weights: int,
+    activations: int,
+    free: int,
+) -> tuple[MemoryPlan, tuple[int, ...]]:
+    """Share out the memory; return how many blocks are for sources, too, where there are any."""
+    if model.remembers:
+        own = plan_own_cache(memory.config, scheduler, model.sequence_bytes, weights, activations, free)
+        return own, ()
+    activations += _encoder_scratch(model, memory, scheduler)
+    planned = groups.kept + groups.cross
+    block_bytes = [memory.block_bytes(group) * len(group.layers) for group in planned]
+    plan = plan_memory(planned, memory.config, scheduler, block_bytes, weights, activations, free)
+    split = len(groups.kept)
+    return replace(plan, num_blocks=plan.num_blocks[:split]), plan.num_blocks[split:]
 
 
 def _device(config: EngineConfig, rank: int) -> torch.device:
@@ -165,7 +214,9 @@ def _step(tables: SlotTables, memory: _CacheMemory, groups: tuple[CacheGroup, ..
         tables.store.token_types,
         tables.store.positions,
         tuple(
-            memory.backend(group.spec).plan(tables.num_slots, len(tables.store.token_ids), tables.num_blocks)
+            memory.backend(group.spec).plan(
+                tables.num_slots, len(tables.store.token_ids), _most_blocks(group.spec, tables)
+            )
             for group in groups
         ),
         tuple(caches[layer] for layer in range(len(caches))),
@@ -173,6 +224,45 @@ def _step(tables: SlotTables, memory: _CacheMemory, groups: tuple[CacheGroup, ..
         memory.attention,
         tables.rows,
     )
+
+
+def _most_blocks(spec: CacheSpec, tables: SlotTables) -> int:
+    """Return how many entries a block table has."""
+    return -(-spec.size // tables.block_size) if isinstance(spec, Cross) else tables.num_blocks
+
+
+def _sources(
+    model: Transformer, step: Step, memory: _CacheMemory, scheduler: SchedulerConfig, num_blocks: int
+) -> SourceStates:
+    """Make what has sources encoded, as many tokens of them in a step as it has tokens itself, or one source."""
+    assert model.encoder is not None, "layers that attend to sources, and no encoder"
+    size, groups = memory.config.block_size, group_layers(model.encoder_cache_specs)
+    most, most_sources, blocks = _encoder_sizes(model.encoder, memory, scheduler)
+    caches = memory.allocate_shared(groups, blocks)
+    plans = tuple(memory.attention.plan(most_sources, most, -(-model.encoder.longest // size)) for _ in groups)
+    group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
+    encoder = replace(
+        step,
+        plans=plans,
+        caches=tuple(caches[layer] for layer in range(len(caches))),
+        group_of=tuple(group_of[layer] for layer in range(len(caches))),
+    )
+    return SourceStates(model, step, num_blocks, size, encoder)
+
+
+def _encoder_sizes(encoder: Encoder, memory: _CacheMemory, scheduler: SchedulerConfig) -> tuple[int, int, int]:
+    """Return the most tokens of a step of an encoder, the most sources, and the blocks that these need."""
+    most = max(scheduler.max_num_batched_tokens, encoder.longest)
+    most_sources = min(most, scheduler.max_num_seqs)
+    return most, most_sources, most // memory.config.block_size + most_sources + 1
+
+
+def _encoder_scratch(model: Transformer, memory: _CacheMemory, scheduler: SchedulerConfig) -> int:
+    """Return the bytes of the caches of a step of its encoder, if it has one."""
+    if model.encoder is None:
+        return 0
+    blocks = _encoder_sizes(model.encoder, memory, scheduler)[2]
+    return sum(blocks * memory.block_bytes(group) for group in group_layers(model.encoder_cache_specs))
 
 
 def _purpose(config: EngineConfig, hidden: HiddenStates, tables: SlotTables) -> Purpose:
@@ -250,9 +340,11 @@ class _CacheMemory:
 
 def _activations(config: EngineConfig, scheduler: SchedulerConfig, model: Transformer) -> int:
     """Bytes of the largest step: a few float32 copies of its widest layer, and of its logits."""
-    widths = [matrix.shape.rows for matrix in model.blocks.modules() if isinstance(matrix, Matrix)]
+    parts = [model.blocks] if model.encoder is None else [model.blocks, model.encoder]
+    widths = [matrix.shape.rows for part in parts for matrix in part.modules() if isinstance(matrix, Matrix)]
     text_config = config.model.hf_config.get_text_config()
     widest = max(widths, default=8 * text_config.hidden_size)  # of a module that isn't ours: a guess
     widest += config.model.vocab_size if model.is_complete else 0
     rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens) if config.model.pooling is None else 0
-    return 4 * (6 * widest * scheduler.max_num_batched_tokens + 2 * config.model.vocab_size * rows)
+    tokens = max(scheduler.max_num_batched_tokens, 0 if model.encoder is None else model.encoder.longest)
+    return 4 * (6 * widest * tokens + 2 * config.model.vocab_size * rows)

@@ -14,6 +14,7 @@ from vllm.messages import Batch, RowOutput, Sequence, StepOutput
 from vllm.ops.attention import CacheBackend
 from vllm.worker.forward import HiddenStates
 from vllm.worker.media import MediaStates
+from vllm.worker.sources import SourceStates
 from vllm.worker.tables import Packed, SlotTables
 
 
@@ -56,9 +57,10 @@ class ModelRunner:
         tables: SlotTables,
         hidden: HiddenStates,
         purpose: Purpose,
-        media: MediaStates | None = None,
+        media: MediaStates | SourceStates | None = None,
     ) -> None:
-        """`caches` holds one cache per layer that has one, made by its group's backend."""
+        """`caches` holds one cache per layer that has one, made by its group's backend.  `media`: what is kept of what a tower or
+        an encoder makes."""
         self.groups = groups
         self.caches = caches
         self.backends = backends

@@ -72,7 +72,8 @@ class SlotTables:
             self._apply_row(row)
 
     def pack(self, batch: Batch, plans: tuple[CachePlan, ...]) -> Packed:
-        """Lay the rows' tokens and positions one after another, and place the cache groups' plans for them."""
+        """Lay the rows' tokens and positions one after another, and place the cache groups' plans for them; that of sources, which
+        comes last, is placed by who has them."""
         rows = batch.rows
         stops = list(accumulate(row.count for row in rows))
         width = -(-max(row.start + row.count for row in rows) // self.block_size)
@@ -87,7 +88,7 @@ class SlotTables:
         starts, counts = _column([row.start for row in rows]), _column([row.count for row in rows])
         tables += [self._scratch_table(rows, width)] * self._num_scratch
         media = self._runs(rows) if self.whole_media else None
-        for plan, table in zip(plans, tables, strict=True):
+        for plan, table in zip(plans, tables, strict=False):
             plan.place(Layout(firsts, starts, counts, torch.from_numpy(table), self.block_size, media))
         self.rows.place([self._placed(row, stop) for row, stop in zip(rows, stops, strict=True)], self.sequences.keys())
         return Packed(stops[-1], [stop - 1 for stop in stops])

@@ -77,8 +77,12 @@ class NativeMatrix(Matrix):
         return TensorPlace(self.bias[first : first + rows], self.shape.dtype)
 
     def put(self, first: int, content: Tensor) -> None:
-        """Take over rows, of the matrix's dtype.  Their memory must not change any more.  [rows, width]"""
+        """Take over rows, of the matrix's dtype.  Their memory must not change any more.  [rows, width]
+
+        Rows that come again take the place of the first.
+        """
         rows = content.shape[0]
+        self._parts = [part for part in self._parts if part.first != first]
         half = self.shape.rows // 2
         if self.shape.gated and first < half < first + rows:  # gate and up in one tensor
             self.put(first, content[: half - first])

@@ -1,0 +1,122 @@
+"""What the worker keeps of sources, which an encoder beside the decoder reads: keys and values of every layer, by the source's key.
+
+batch.encode ─▶ encoder, all sources of the step one behind another ─▶ k, v of each layer ─▶ blocks
+batch.rows   ─▶ which blocks a row attends to
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Several
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vllm.kv_cache.spec import NULL_BLOCK
+from vllm.layers.step import Rows, Step, StepRow
+from vllm.layers.transformer import Transformer
+from vllm.messages import Batch, Media, Sequence
+from vllm.ops.attention import CachePlan, Layout
+from vllm.ops.memory import tensor_of
+from vllm.ops.staging import sent
+
+
+@dataclass(slots=True)
+class _Source:
+    """Where a source is."""
+
+    length: int
+    blocks: list[int]
+
+
+class SourceStates:
+    """Has sources encoded, and lays out what a step attends to of them."""
+
+    def __init__(self, model: Transformer, step: Step, num_blocks: int, block_size: int, encoder: Step) -> None:
+        """`step` is the decoder's, whose last plan is for sources; `encoder` has plans and caches of the encoder's layers."""
+        assert model.encoder is not None, "a model with an encoder"
+        self.model, self.encoder = model, model.encoder
+        self.step = step
+        self.block_size = block_size
+        self._encoder_step = encoder
+        self._free = list(range(num_blocks - 1, NULL_BLOCK, -1))
+        self._held: dict[bytes, _Source] = {}
+
+    @property
+    def _plan(self) -> CachePlan:
+        return self.step.plans[-1]
+
+    def apply(self, batch: Batch, sequences: Mapping[int, Sequence]) -> None:
+        """Forget and encode what a batch says."""
+        for key in batch.forget:
+            if source := self._held.pop(key, None):  # a step that failed may never have encoded it
+                self._free += source.blocks
+        media = [sequences[job.slot].media[job.index] for job in batch.encode]
+        if media:
+            self._encode(media)
+
+    def lay(self, batch: Batch, step: Step, sequences: Mapping[int, Sequence]) -> None:
+        """Place the plan for the rows of a batch, whose tokens are laid into `step`."""
+        counts = [row.count for row in batch.rows]
+        self._place(counts, [self._held[sequences[row.slot].media[0].key] for row in batch.rows])
+
+    def _encode(self, media: Several[Media]) -> None:
+        lengths = [one.length for one in media]
+        sources = [_Source(length, self._take(-(-length // self.block_size))) for length in lengths]
+        firsts = [0, *accumulate(lengths[:-1])]
+        step = self._laid(media, firsts)
+        result = self.encoder(step)
+        self._place(lengths, sources)
+        self.model.read(result, self.step)
+        self._held |= {one.key: source for one, source in zip(media, sources, strict=True)}
+
+    def _take(self, count: int) -> list[int]:
+        return [self._free.pop() for _ in range(count)]
+
+    def _laid(self, media: Several[Media], firsts: list[int]) -> Step:
+        """Return a step of the encoder: tokens, where there are any, positions, and blocks that belong to the step."""
+        device = self.step.token_ids.device
+        lengths = [one.length for one in media]
+        ids = [one.features["token_ids"] for one in media if "token_ids" in one.features]
+        rows = Rows()
+        rows.place([_row(one, first) for one, first in zip(media, firsts, strict=True)], ())
+        size = self.block_size
+        counts = [-(-length // size) for length in lengths]
+        starts = [NULL_BLOCK + 1 + sum(counts[:index]) for index in range(len(counts))]
+        layout = Layout(*_columns(firsts, [0] * len(media), lengths), _table(starts, counts), size)
+        for plan in self._encoder_step.plans:
+            plan.place(layout)
+        positions = sent(np.concatenate([np.arange(length) for length in lengths]), device)
+        tokens = torch.cat([tensor_of(array) for array in ids]).to(device) if ids else positions
+        blank = torch.zeros_like(positions)
+        made = self._encoder_step
+        return Step(tokens, blank, positions, made.plans, made.caches, made.group_of, made.attention, rows)
+
+    def _place(self, counts: list[int], sources: list[_Source]) -> None:
+        """Place the plan for rows of so many tokens, which write or attend to sources."""
+        width = max(len(source.blocks) for source in sources)
+        table = np.full((len(sources), width), NULL_BLOCK, dtype=np.int32)
+        for index, source in enumerate(sources):
+            table[index, : len(source.blocks)] = source.blocks
+        firsts = [0, *accumulate(counts[:-1])]
+        starts = [source.length - count for source, count in zip(sources, counts, strict=True)]
+        layout = Layout(*_columns(firsts, starts, counts), torch.from_numpy(table), self.block_size)
+        self._plan.place(layout)
+
+
+def _row(one: Media, first: int) -> StepRow:
+    return StepRow(0, first, 0, one.length, one.length, True, [one])
+
+
+def _table(starts: list[int], counts: list[int]) -> Tensor:
+    """Return block tables of neighbouring blocks.  -> [R, B] int32"""
+    width = np.arange(max(counts), dtype=np.int32)
+    table = np.array(starts, dtype=np.int32)[:, None] + width
+    return torch.from_numpy(np.where(width < np.array(counts)[:, None], table, np.int32(NULL_BLOCK)))
+
+
+def _columns(first: list[int], start: list[int], count: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.tensor(first), torch.tensor(start), torch.tensor(count)
