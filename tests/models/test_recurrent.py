@@ -38,7 +38,41 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"mlp_only_layers": [1], "attention_bias": True, "linear_num_key_heads": 4, "linear_key_head_dim": 12},
     ),
     "qwen3_5": ("qwen3_5_text", {}),
-}
+    "qwen3_5_moe": ("qwen3_5_moe_text", {}),
+    "mamba2, limited": ("mamba2", {"time_step_limit": (0.01, 0.05)}),
+    "falcon_h1": ("falcon_h1", {}),
+    "falcon_h1, multipliers": (
+        "falcon_h1",
+        {
+            "embedding_multiplier": 1.5, "lm_head_multiplier": 0.7, "mlp_multipliers": [1.4, 0.6], "key_multiplier": 0.8,
+            "attention_in_multiplier": 1.2, "attention_out_multiplier": 0.9, "ssm_in_multiplier": 1.3,
+            "ssm_out_multiplier": 0.6, "ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7], "attention_bias": True,
+            "mamba_proj_bias": True, "projectors_bias": True, "mlp_bias": True,
+        },
+    ),
+    "falcon_h1, norm": ("falcon_h1", {"mamba_rms_norm": True, "mamba_n_groups": 2}),
+    "falcon_h1, norm behind the gate": (
+        "falcon_h1",
+        {"mamba_rms_norm": True, "mamba_norm_before_gate": False, "mamba_conv_bias": False},
+    ),
+    "nemotron_h": ("nemotron_h", {}),
+    "nemotron_h, narrow experts in groups, limits": (
+        "nemotron_h",
+        {
+            "moe_latent_size": 24, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "norm_topk_prob": False,
+            "routed_scaling_factor": 1.7, "n_groups": 2, "time_step_min": 0.01,
+        },
+    ),
+    "zamba2": ("zamba2", {}),
+    "zamba2, adapters, biases": (
+        "zamba2",
+        {
+            "layers_block_type": ["linear_attention", "hybrid", "hybrid", "linear_attention", "hybrid"],
+            "num_hidden_layers": 5, "num_mem_blocks": 2, "use_shared_attention_adapter": True, "adapter_rank": 8,
+            "use_mem_rope": True, "num_key_value_heads": 4, "add_bias_linear": True, "mamba_ngroups": 2, "n_mamba_heads": 8, "time_step_min": 0.01,
+        },
+    ),
+}  # fmt: skip
 Compute = Callable[..., list[Tensor]]
 Load = Callable[..., Transformer]
 
@@ -55,12 +89,14 @@ def test_logits_equal_transformers(name: str, load: Load, compute: Compute, tmp_
     asked = prompts(LENGTH, 1, 17)
     for prompt, logits in zip(asked, compute(decoder, asked), strict=True):
         expected = model(prompt[None], use_cache=False).logits[0]
-        tolerance = 3e-4 if name.startswith("qwen3") else 1e-4  # transformers' own two ways differ by 1.4e-4 there
+        tolerance = (
+            3e-4 if name.startswith(("qwen3", "zamba2")) else 1e-4
+        )  # transformers' own two ways differ by 1.4e-4 there
         assert (logits - expected).abs().max() < tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "mamba2, groups", "lfm2", "qwen3_5"])
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "mamba2, groups", "lfm2", "qwen3_5", "falcon_h1", "zamba2"])
 def test_any_steps_give_the_same_bits(
     name: str, dtype: torch.dtype, load: Load, compute: Compute, tmp_path: Path
 ) -> None:
@@ -76,8 +112,11 @@ def test_any_steps_give_the_same_bits(
 
 
 def test_what_is_not_supported_is_refused(tmp_path: Path) -> None:
-    config = save_tiny("mamba2", tmp_path, {"time_step_limit": (0.0, 0.1)}).config
-    with pytest.raises(ModelError, match="time_step_limit"):
+    config = save_tiny("falcon_h1", tmp_path, {"mamba_proj_bias": True}).config
+    with pytest.raises(ModelError, match="mamba_proj_bias=True"):
+        spec_of(config)
+    config = save_tiny("nemotron_h", tmp_path, {"mlp_bias": True}).config
+    with pytest.raises(ModelError, match="experts with biases"):
         spec_of(config)
     config = save_tiny("mamba", tmp_path).config
     with pytest.raises(ConfigError, match="tensor_parallel_size=1"):

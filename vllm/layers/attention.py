@@ -19,7 +19,7 @@ class Attention(nn.Module):
         self,
         index: int,
         heads: tuple[int, int, int],
-        projections: tuple[Linear, Linear],
+        projections: tuple[nn.Module, Linear],
         *,
         normalize: tuple[nn.Module, nn.Module],
         rotary: nn.Module,

@@ -5,6 +5,8 @@ What a branch is added to is given to it as its `residual`, so that its last pro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from vllm.layers.step import Step
@@ -66,6 +68,33 @@ class Single(nn.Module):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         y: Tensor = self.mixer(self.before(x), step, x)
         return y
+
+
+class FeedForward(nn.Module):
+    """Norm, then feed-forward, then add: nemotron_h's layers without a mixer."""
+
+    def __init__(self, ffn: nn.Module, norms: tuple[nn.Module]) -> None:
+        super().__init__()
+        self.ffn = ffn
+        (self.before,) = norms
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        y: Tensor = self.ffn(self.before(x), x)
+        return y
+
+
+class Together(nn.Module):
+    """Mixers that read the same, and whose results are added: falcon_h1.  [T, D] -> [T, D]"""
+
+    def __init__(self, mixers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.mixers = nn.ModuleList(mixers)
+
+    def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
+        for mixer in self.mixers:
+            residual = mixer(x, step, residual)
+        assert residual is not None
+        return residual
 
 
 class PostNorm(nn.Module):

@@ -85,6 +85,16 @@ def _cut_transposed(cut: Callable[[Tensor], Tensor] | None, stored: Tensor) -> T
     return stored.T if cut is None else cut(stored.T)
 
 
+def scaled(cut: Callable[[Tensor], Tensor] | None, by: tuple[float, float]) -> Callable[[Tensor], Tensor]:
+    """Return a cut that also multiplies: a matrix with the first number, a bias with the second."""
+    return partial(_scale, cut, *by)
+
+
+def _scale(cut: Callable[[Tensor], Tensor] | None, matrix: float, bias: float, stored: Tensor) -> Tensor:
+    found = stored if cut is None else cut(stored)
+    return found * (matrix if found.dim() > 1 else bias)
+
+
 def split(name: str, sizes: Sequence[int]) -> list[Part]:
     """Return parts for runs of rows of one stored tensor."""
     firsts = [sum(sizes[:index]) for index in range(len(sizes))]

@@ -19,6 +19,13 @@ from vllm.ops.activations import activation
 from vllm.weights import TensorPlace, Window
 
 
+class Gate(nn.Module):
+    """x · silu(gate).  [T, I] float32, [T, I] -> [T, I] float32"""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return x * activation(gate.float(), "silu")
+
+
 class GatedNorm(nn.Module):
     """rms norm of x · silu(gate), group by group.  [T, I] float32, [T, I] -> [T, I] float32"""
 
@@ -30,11 +37,20 @@ class GatedNorm(nn.Module):
         self.norm = PlainRmsNorm(width // groups, replace(placement, dtype=torch.float32), eps)
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        gated = x * activation(gate.float(), "silu")
-        return self.norm(gated.unflatten(1, (self.groups, -1))).flatten(1) * self.weight.float()
+        return self.normalize(x * activation(gate.float(), "silu"))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return self.norm(x.unflatten(1, (self.groups, -1))).flatten(1) * self.weight.float()
 
     def windows(self) -> Iterator[Window]:
         yield Window(f"{self.name}.weight", TensorPlace(self.weight))
+
+
+class NormThenGate(GatedNorm):
+    """rms norm of x, group by group, · silu(gate).  [T, I] float32, [T, I] -> [T, I] float32"""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return self.normalize(x) * activation(gate.float(), "silu")
 
 
 class Mamba2(nn.Module):
@@ -47,12 +63,15 @@ class Mamba2(nn.Module):
         projections: tuple[Linear, Linear],
         conv: CausalConv,
         decay: tuple[Exact, Exact, Exact],
-        norm: GatedNorm,
+        norm: nn.Module,
+        *,
         activation: str,
+        time_limits: tuple[float, float],
     ) -> None:
         """`index` counts the layers that have a cache, in call order.  `heads` is (H, P, G, N): G groups of heads share input and
         output weights.  `projections` are those to gate, channels, weights and time steps, and out.  `decay` are A_log [H], D
-        [H] and what is added to the time steps [H]."""
+        [H] and what is added to the time steps [H].  `norm` turns (result, gate) into what is projected out; `time_limits` are
+        what time steps are brought into."""
         super().__init__()
         self.index = index
         self.heads = heads
@@ -61,6 +80,7 @@ class Mamba2(nn.Module):
         self.a_log, self.skip, self.dt_bias = decay
         self.norm = norm
         self.activation = activation
+        self.time_limits = time_limits
 
     @property
     def cache_spec(self) -> State:
@@ -79,7 +99,7 @@ class Mamba2(nn.Module):
         channels, b, c = (
             part.unflatten(1, (count, -1)) for part, count in ((channels, heads), (b, groups), (c, groups))
         )
-        dt = ops.softplus(dt.float() + self.dt_bias.value)
+        dt = ops.softplus(dt.float() + self.dt_bias.value).clamp(*self.time_limits)
         a = -torch.exp(self.a_log.value)[:, None]
         y = ops.selective_scan(channels, dt, a, b, c, states, plan)
         y = (y + channels.float() * self.skip.value[:, None]).flatten(1)

@@ -23,7 +23,7 @@ from vllm.weights import Window
 class Mlp(nn.Module):
     """down(activation(up(x))), or down(activation(gate(x)) · up(x)).  [T, D] -> [T, D]"""
 
-    def __init__(self, up: Linear, down: Linear) -> None:
+    def __init__(self, up: nn.Module, down: Linear) -> None:
         """`up` applies the activation, and is gated where there is a gate."""
         super().__init__()
         self.up = up
@@ -38,6 +38,7 @@ class ExpertNames:
     """The names of one expert's three matrices in the checkpoint, without `.weight`."""
 
     gate: str
+    """\"\" for an expert without a gate"""
     up: str
     down: str
     index: int | None = None
@@ -45,7 +46,7 @@ class ExpertNames:
 
 
 class MoE(nn.Module):
-    """Gated networks of which a router chooses `top_k` per token.  [T, D] -> [T, D]"""
+    """Networks of which a router chooses `top_k` per token.  [T, D] -> [T, D]"""
 
     def __init__(
         self,
@@ -57,23 +58,33 @@ class MoE(nn.Module):
         routing: Routing,
         activation: str,
         correction: Exact | None = None,
+        around: tuple[Linear, Linear] | None = None,
     ) -> None:
-        """`shape` is (D, width of an expert); `correction` is added to the scores that experts are chosen by."""
+        """`shape` is (what an expert reads, its width); `correction` is added to the scores that experts are chosen by; `around`
+        are the products before and behind experts that read something narrower than D."""
         super().__init__()
         outer, inner = shape
+        gated = bool(experts[0].gate)
         self.router = router
         self.experts = tuple(experts)
         self.routing = routing
         self.correction = correction
         self.activation = activation
-        self.gate_up = cast("Sequence[Matrix]", placement.experts(len(experts), 2 * inner, outer, gated=True))
+        self.gate_up = cast(
+            "Sequence[Matrix]", placement.experts(len(experts), (1 + gated) * inner, outer, gated=gated)
+        )
         self.down = cast("Sequence[Matrix]", placement.experts(len(experts), outer, inner))
+        self.around = None if around is None else nn.ModuleList(around)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.correction is None:
             weights, ids = ops.route(self.router(x), self.routing)
         else:  # the choice hangs on small differences
             weights, ids = ops.route(self.router(x, dtype=torch.float32), self.routing, self.correction.value)
+        if self.around is not None:
+            narrow, widen = self.around
+            y = ops.moe(narrow(x), weights, ids, self.gate_up, self.down, activation=self.activation)
+            return widen(y, residual)
         y = ops.moe(x, weights, ids, self.gate_up, self.down, activation=self.activation)
         return y if residual is None else ops.add(y, residual)
 
@@ -85,8 +96,9 @@ class MoE(nn.Module):
                 yield Window(f"{names.gate}.weight", gate_up.place(0, 2 * inner), cut)
                 yield Window(f"{names.down}.weight", down.place(0, down.shape.rows), cut)
                 continue
-            yield Window(f"{names.gate}.weight", gate_up.place(0, inner))
-            yield Window(f"{names.up}.weight", gate_up.place(inner, inner))
+            if names.gate:
+                yield Window(f"{names.gate}.weight", gate_up.place(0, inner))
+            yield Window(f"{names.up}.weight", gate_up.place(inner if names.gate else 0, inner))
             yield Window(f"{names.down}.weight", down.place(0, down.shape.rows))
 
 

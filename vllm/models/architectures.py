@@ -29,6 +29,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "Exaone4ForCausalLM": "kin:exaone4",
     "ExaoneForCausalLM": "era:exaone",
     "FalconForCausalLM": "gpt_kin:falcon",
+    "FalconH1ForCausalLM": "hybrid_more:falcon_h1",
     "FalconMambaForCausalLM": "mamba:falcon_mamba",
     "GPT2LMHeadModel": "gpt:gpt2",
     "GPTBigCodeForCausalLM": "gpt_kin:gpt_bigcode",
@@ -66,6 +67,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "MixtralForCausalLM": "moe:mixtral",
     "MptForCausalLM": "gpt_kin:mpt",
     "NemotronForCausalLM": "kin:nemotron",
+    "NemotronHForCausalLM": "mamba:nemotron_h",
     "OLMo2ForCausalLM": "kin:olmo2",
     "OLMoEForCausalLM": "moe:olmoe",
     "OLMoForCausalLM": "kin:olmo",
@@ -85,6 +87,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "Qwen3MoeForCausalLM": "moe:qwen3_moe",
     "Qwen3NextForCausalLM": "qwen_next:qwen3_next",
     "Qwen3_5ForCausalLM": "qwen_next:qwen3_5",
+    "Qwen3_5MoeForCausalLM": "qwen_next:qwen3_5_moe",
     "SeedOssForCausalLM": "kin:seed_oss",
     "SmolLM3ForCausalLM": "kin:smollm3",
     "SolarForCausalLM": "era_more:solar",
@@ -92,6 +95,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "Starcoder2ForCausalLM": "gpt_kin:starcoder2",
     "TeleChat2ForCausalLM": "era:telechat2",
     "XverseForCausalLM": "era:plain",
+    "Zamba2ForCausalLM": "hybrid_more:zamba2",
 }
 """Architecture that generates → the function that reads its config, as "family:function"."""
 

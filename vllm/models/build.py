@@ -13,10 +13,12 @@ from torch.nn import functional
 
 from vllm import ops
 from vllm.errors import ConfigError, ModelError, did_you_mean
+from vllm.layers.assistant import Kept
 from vllm.layers.attention import Attention, GatedAttention
 from vllm.layers.blocks import (
     AfterBranch,
     Beside,
+    FeedForward,
     Parallel,
     PostNorm,
     PostNormCross,
@@ -24,9 +26,10 @@ from vllm.layers.blocks import (
     PreNormCross,
     Sandwich,
     Single,
+    Together,
 )
 from vllm.layers.embedding import Embedding, Head, OwnOrTied, Positions, Sum, TiedLinear, TokenInput, TokenTypes, Waves
-from vllm.layers.linear import Linear, Part, split
+from vllm.layers.linear import Linear, Part, scaled, split
 from vllm.layers.mlp import ExpertNames, Mlp, MoE, SharedMoE
 from vllm.layers.norm import HeadsNorm, LayerNorm, RmsNorm
 from vllm.layers.placement import Placement
@@ -36,14 +39,26 @@ from vllm.layers.recurrent import Exact
 from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary
 from vllm.layers.skip import Passed, Way
 from vllm.layers.transformer import Transformer
+from vllm.models.build_assistant import build_assisted
 from vllm.models.build_cross import build_cross, build_encoder, build_sound_input
 from vllm.models.build_latent import build_latent
 from vllm.models.build_recurrent import build_recurrent
-from vllm.models.spec import AttentionSpec, LatentSpec, LayerSpec, Mixer, MlpSpec, MoeSpec, TransformerSpec
+from vllm.models.spec import (
+    AttentionSpec,
+    LatentSpec,
+    LayerSpec,
+    Mixer,
+    MlpSpec,
+    MoeSpec,
+    TogetherSpec,
+    TransformerSpec,
+)
 from vllm.ops.attention import AttentionOptions
 from vllm.ops.moe import Routing
 
 Module = TypeVar("Module", bound=nn.Module)
+Index = int | str
+"""A layer's number, or what the names of its tensors have instead"""
 
 _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "pre": (PreNorm, ("norm1", "norm2")),
@@ -54,6 +69,7 @@ _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "parallel": (Parallel, ("norm1", "norm2")),
     "parallel_one": (Parallel, ("norm1", "norm1")),
     "single": (Single, ("norm1",)),
+    "ffn": (FeedForward, ("norm1",)),
     "beside": (Beside, ("norm1", "norm2", "norm_beside")),
     "pre_cross": (PreNormCross, ("norm1", "norm_cross", "norm2")),
     "post_cross": (PostNormCross, ("norm1", "norm_cross", "norm2")),
@@ -92,6 +108,10 @@ class Builder:
     """Layers with the same learned bias share it."""
     shared: dict[tuple[str, ...], nn.Module] = field(default_factory=dict)
     """What was made of a tensor, by its name: layers whose tensors have one name are one (albert)."""
+    num_caches: int = 0
+    """How many layers with a cache there are so far, in call order"""
+    kept: Kept | None = None
+    """The entry, where layers read it again"""
 
     def transformer(self) -> Transformer:
         spec = self.spec
@@ -101,8 +121,11 @@ class Builder:
         if "head" in spec.names and not is_own:  # some store the table a second time
             ignored += (f"{spec.names['head']}.{'weight' if self.pooler is None else '*'}",)
         encoder = None if spec.encoder is None else build_encoder(self, spec.encoder)
+        entry = self.entry(tokens)
+        if any(layer.assistant for layer in spec.layers):
+            entry = self.kept = Kept(entry)
         return Transformer(
-            self.entry(tokens),
+            entry,
             self.passed([self.block(index, layer) for index, layer in enumerate(spec.layers)]),
             self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity(),
             self.head(tokens) if self.pooler is None else self.pooler,
@@ -167,16 +190,24 @@ class Builder:
         return Head(project, vocabulary, spec.head.softcap, spec.head.scale)
 
     def block(self, index: int, layer: LayerSpec) -> nn.Module:
+        if layer.assistant is not None:
+            return build_assisted(self, index, layer, layer.assistant)
         kind, roles = _BLOCKS[layer.block]
         norms = tuple(self.norm(self.spec.width, self.name(role, index)) if role else nn.Identity() for role in roles)
+        if layer.mixer is None:
+            assert layer.ffn is not None
+            return kind(self.ffn(index, layer.ffn), norms)
         if layer.ffn is None:
             return kind(self.mixer(index, layer.mixer), norms)
-        ffn = self.moe(index, layer.ffn) if isinstance(layer.ffn, MoeSpec) else self.mlp(index, layer.ffn)
+        ffn = self.ffn(index, layer.ffn)
         if layer.cross is not None:
             return kind(self.mixer(index, layer.mixer), build_cross(self, index, layer.cross), ffn, norms)
         if layer.beside is not None:
             return kind(self.mixer(index, layer.mixer), nn.ModuleList((ffn, self.moe(index, layer.beside))), norms)
         return kind(self.mixer(index, layer.mixer), ffn, norms)
+
+    def ffn(self, index: Index, ffn: MlpSpec | MoeSpec) -> nn.Module:
+        return self.moe(index, ffn) if isinstance(ffn, MoeSpec) else self.mlp(index, ffn)
 
     def passed(self, blocks: list[nn.Module]) -> list[nn.Module]:
         """Let hidden states pass blocks, where the spec says so."""
@@ -186,23 +217,32 @@ class Builder:
             blocks[index] = Passed(blocks[index], begin, [way for skip, way in ways if skip.target == index])
         return blocks
 
-    def mixer(self, index: int, mixer: Mixer) -> nn.Module:
+    def mixer(self, index: Index, mixer: Mixer) -> nn.Module:
         if isinstance(mixer, AttentionSpec):
             return self.attention(index, mixer)
+        if isinstance(mixer, TogetherSpec):
+            return Together([self.mixer(index, one) for one in mixer.mixers])
         if self.placement.group.size > 1:
             raise ConfigError("latent attention and recurrent layers can't be shared; use tensor_parallel_size=1")
         if isinstance(mixer, LatentSpec):
             return build_latent(self, index, mixer)
         return build_recurrent(self, index, mixer)
 
-    def attention(self, index: int, attention: AttentionSpec) -> Attention:
+    def next_cache(self) -> int:
+        """Count one more layer that has a cache; return its place among these."""
+        self.num_caches += 1
+        return self.num_caches - 1
+
+    def attention(self, index: Index, attention: AttentionSpec, qkv: nn.Module | None = None) -> Attention:
+        """`qkv` is what makes q, k and v, if it isn't a matrix of this layer alone."""
         if attention.heads % attention.kv_heads:
             raise ModelError(
                 f"{attention.heads} attention heads cannot share {attention.kv_heads} key-value heads evenly; "
                 "check num_attention_heads and num_key_value_heads in the model's config"
             )
-        qkv = self.linear(self.spec.width, self.qkv_parts(index, attention), attention.qkv_bias, shard="rows")
-        out = [self.branch_end(self.name("o", index))]
+        if qkv is None:
+            qkv = self.linear(self.spec.width, self.qkv_parts(index, attention), attention.qkv_bias, shard="rows")
+        out = [self.branch_end("o", index)]
         options, bias = self.options(index, attention)
         group = self.placement.group
         heads = (
@@ -212,7 +252,7 @@ class Builder:
         )
         kind = GatedAttention if attention.gated else Attention
         return kind(
-            index,
+            self.next_cache(),
             heads,
             (qkv, self.linear(attention.heads * attention.head_dim, out, attention.out_bias, shard="width")),
             normalize=(self.head_norm("q_norm", index, attention), self.head_norm("k_norm", index, attention)),
@@ -221,7 +261,7 @@ class Builder:
             position_bias=bias,
         )
 
-    def options(self, index: int, attention: AttentionSpec) -> tuple[AttentionOptions, RelativeBias | None]:
+    def options(self, index: Index, attention: AttentionSpec) -> tuple[AttentionOptions, RelativeBias | None]:
         """Return what an attention does beside its products, and where its bias is learned the module that holds it."""
         options = AttentionOptions(attention.scale, attention.window, attention.softcap, causal=attention.causal)
         buckets = attention.position_bias
@@ -238,18 +278,15 @@ class Builder:
         bias = self.biases[buckets, name]
         return replace(options, bias=bias.table), bias
 
-    def qkv_parts(self, index: int, attention: AttentionSpec) -> list[Part]:
+    def qkv_parts(self, index: Index, attention: AttentionSpec) -> list[Part]:
         q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
         if attention.gated:
             q_cut, gate_cut = (partial(_cut_group, which, 1, 2, attention.head_dim) for which in range(2))
             key_value = [Part(self.name(role, index), kv) for role in ("k", "v")]
             return [Part(self.name("q", index), q, q_cut), *key_value, Part(self.name("q", index), q, gate_cut)]
         if attention.layout == "split":
-            biases = (None, None if attention.k_bias else "", None)
-            return [
-                Part(self.name(role, index), rows, bias=bias)
-                for role, rows, bias in zip("qkv", (q, kv, kv), biases, strict=True)
-            ]
+            parts = [self.part(role, index, rows) for role, rows in (("q", q), ("k", kv), ("v", kv))]
+            return parts if attention.k_bias else [parts[0], replace(parts[1], bias=""), parts[2]]
         if attention.layout == "q_kv":
             pair = [partial(_cut_group, which, 1, 2, attention.head_dim) for which in range(2)]
             key_value = [Part(self.name("kv", index), kv, cut) for cut in pair]
@@ -265,36 +302,41 @@ class Builder:
             return [Part(name, q + 2 * kv)] if self.placement.group.size == 1 else split(name, (q, kv, kv))
         return [Part(name, q, partial(_cut_third, which, attention.head_dim)) for which in range(3)]
 
-    def mlp(self, index: int, mlp: MlpSpec) -> nn.Module:
+    def mlp(self, index: Index, mlp: MlpSpec) -> nn.Module:
         self.check_activation(mlp.activation)
         parts = self.up_parts(index, mlp)
         up = self.linear(self.spec.width, parts, mlp.up_bias, activation=mlp.activation, gated=mlp.gated, shard="rows")
-        down = [self.branch_end(self.name("down", index))]
+        down = [self.branch_end("down", index)]
         return Mlp(up, self.linear(mlp.width, down, mlp.down_bias, shard="width"))
 
-    def branch_end(self, name: str) -> Part:
+    def branch_end(self, role: str, index: Index) -> Part:
         """Return the part of a branch's last product, which scales the branch."""
         scale = self.spec.branch_scale
-        return Part(name, self.spec.width, None if scale == 1.0 else partial(torch.mul, scale))
+        return self.part(role, index, self.spec.width, None if scale == 1.0 else partial(torch.mul, scale))
 
-    def up_parts(self, index: int, mlp: MlpSpec) -> list[Part]:
+    def part(self, role: str, index: Index, rows: int, cut: Callable[[Tensor], Tensor] | None = None) -> Part:
+        """Return the part that is all of a role's tensor, scaled as the spec says."""
+        by = self.spec.scales.get(role)
+        return Part(self.name(role, index), rows, cut if by is None else scaled(cut, by))
+
+    def up_parts(self, index: Index, mlp: MlpSpec) -> list[Part]:
         if not mlp.gated:
-            return [Part(self.name("up", index), mlp.width)]
+            return [self.part("up", index, mlp.width)]
         if mlp.layout == "split":
-            return [Part(self.name(role, index), mlp.width) for role in ("gate", "up")]
+            return [self.part(role, index, mlp.width) for role in ("gate", "up")]
         name = self.name("gate_up", index)
         if mlp.layout == "gate_up":
             return [Part(name, 2 * mlp.width)] if self.placement.group.size == 1 else split(name, 2 * (mlp.width,))
         return [Part(name, mlp.width, partial(_cut_half, which)) for which in (1, 0)]
 
-    def moe(self, index: int, moe: MoeSpec) -> nn.Module:
+    def moe(self, index: Index, moe: MoeSpec) -> nn.Module:
         if self.placement.group.size > 1:
             raise ConfigError("mixtures of experts can't be shared among processes; use tensor_parallel_size=1")
         self.check_activation(moe.activation)
         chosen = MoE(
             Linear(self.spec.width, [Part(self.name("router", index), moe.num_experts)], self.placement.unquantized),
-            [self.expert(index, expert) for expert in range(moe.num_experts)],
-            (self.spec.width, moe.width),
+            [self.expert(index, expert, moe.gated) for expert in range(moe.num_experts)],
+            (moe.latent or self.spec.width, moe.width),
             self.placement,
             routing=Routing(
                 moe.top_k,
@@ -309,26 +351,34 @@ class Builder:
             correction=Exact(moe.num_experts, name=self.name("router_bias", index), placement=self.placement, flat=True)
             if moe.corrected
             else None,
+            around=self.around(index, moe) if moe.latent else None,
         )
         if not moe.shared_width:
             return chosen
         if "shared_gate_up" in self.spec.names:
             up = [Part(self.name("shared_gate_up", index), 2 * moe.shared_width)]
         else:
-            up = [Part(self.name(role, index), moe.shared_width) for role in ("shared_gate", "shared_up")]
+            roles = ("shared_gate", "shared_up") if moe.gated else ("shared_up",)
+            up = [Part(self.name(role, index), moe.shared_width) for role in roles]
         shared = Mlp(
-            self.linear(self.spec.width, up, False, activation=moe.activation, gated=True),
-            self.linear(moe.shared_width, [self.branch_end(self.name("shared_down", index))], False),
+            self.linear(self.spec.width, up, False, activation=moe.activation, gated=moe.gated),
+            self.linear(moe.shared_width, [self.branch_end("shared_down", index)], False),
         )
         gate = [Part(self.name("shared_router", index), 1)] if moe.shared_gate else []
         return SharedMoE(chosen, shared, Linear(self.spec.width, gate, self.placement.unquantized) if gate else None)
 
-    def expert(self, index: int, expert: int) -> ExpertNames:
+    def around(self, index: Index, moe: MoeSpec) -> tuple[Linear, Linear]:
+        """Make the products between a hidden state and what experts work on."""
+        narrow = self.linear(self.spec.width, [Part(self.name("narrow", index), moe.latent)], False)
+        return narrow, self.linear(moe.latent, [Part(self.name("widen", index), self.spec.width)], False)
+
+    def expert(self, index: Index, expert: int, gated: bool) -> ExpertNames:
         """Return the names of an expert's matrices, which checkpoints have one by one, or those of all experts together."""
         if "experts_gate_up" in self.spec.names:
             both = self.name("experts_gate_up", index)
             return ExpertNames(both, both, self.name("experts_down", index), expert)
-        gate, up, down = (self.name(role, index, expert) for role in ("expert_gate", "expert_up", "expert_down"))
+        gate = self.name("expert_gate", index, expert) if gated else ""
+        up, down = (self.name(role, index, expert) for role in ("expert_up", "expert_down"))
         return ExpertNames(gate, up, down)
 
     def linear(self, width: int, parts: list[Part], bias: bool, **options: Any) -> Linear:
@@ -350,7 +400,7 @@ class Builder:
             self.shared[names] = make()
         return cast("Module", self.shared[names])
 
-    def head_norm(self, role: str, index: int, attention: AttentionSpec) -> nn.Module:
+    def head_norm(self, role: str, index: Index, attention: AttentionSpec) -> nn.Module:
         if attention.head_norm == "head":
             return self.norm(attention.head_dim, self.name(role, index))
         if attention.head_norm == "":
@@ -368,7 +418,7 @@ class Builder:
             self.rotaries[rope] = kind(rope, self.max_model_len, self.placement.device)
         return self.rotaries[rope]
 
-    def name(self, role: str, index: int, expert: int = 0) -> str:
+    def name(self, role: str, index: Index, expert: int = 0) -> str:
         return self.spec.names[role].format(i=index, x=expert)
 
     def check_activation(self, name: str) -> None:

@@ -23,7 +23,7 @@ def build_encoder(decoder: Builder, spec: TransformerSpec) -> Encoder:
     if decoder.placement.group.size > 1:
         raise ConfigError("an encoder with a decoder can't be shared among processes; use tensor_parallel_size=1")
     longest = longest_source(spec, decoder.max_model_len)
-    builder = replace(decoder, spec=spec, max_model_len=longest, rotaries={}, biases={})
+    builder = replace(decoder, spec=spec, max_model_len=longest, rotaries={}, biases={}, num_caches=0)
     tokens = None if spec.entry.hearing else builder.tokens()
     blocks = [builder.block(index, layer) for index, layer in enumerate(spec.layers)]
     norm = builder.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity()
@@ -45,7 +45,7 @@ def build_cross(builder: Builder, index: int, cross: AttentionSpec) -> CrossAtte
         Part(builder.name("cross_v", index), rows),
     ]
     return CrossAttention(
-        len(spec.layers) + index,
+        builder.next_cache(),
         Cross(cross.kv_heads, cross.head_dim, cross.head_dim, longest_source(encoder, builder.max_model_len)),
         builder.linear(spec.width, [Part(builder.name("cross_q", index), rows)], cross.qkv_bias),
         builder.linear(encoder.width, key_value, cross.qkv_bias),

@@ -13,11 +13,11 @@ from vllm.models.spec import LatentSpec
 from vllm.ops.attention import AttentionOptions
 
 if TYPE_CHECKING:
-    from vllm.models.build import Builder
+    from vllm.models.build import Builder, Index
 
 
-def build_latent(builder: Builder, index: int, mixer: LatentSpec) -> LatentAttention:
-    """Make a layer's attention; `index` counts the layers that have a cache."""
+def build_latent(builder: Builder, index: Index, mixer: LatentSpec) -> LatentAttention:
+    """Make a layer's attention."""
     width, queries = builder.spec.width, mixer.heads * (mixer.plain + mixer.rotated)
 
     def norm(role: str, size: int) -> RmsNorm:
@@ -34,7 +34,7 @@ def build_latent(builder: Builder, index: int, mixer: LatentSpec) -> LatentAtten
         query = builder.linear(width, [Part(builder.name("q", index), queries)], False)
     sizes = (mixer.heads, mixer.plain, mixer.value, mixer.latent)
     return LatentAttention(
-        index,
+        builder.next_cache(),
         (mixer.heads, mixer.plain, mixer.rotated),
         query,
         (
@@ -42,7 +42,7 @@ def build_latent(builder: Builder, index: int, mixer: LatentSpec) -> LatentAtten
             norm("kv_a_norm", mixer.latent),
             Expansion(sizes, builder.name("kv_b", index), builder.placement),
         ),
-        builder.linear(mixer.heads * mixer.value, [builder.branch_end(builder.name("o", index))], mixer.bias),
+        builder.linear(mixer.heads * mixer.value, [builder.branch_end("o", index)], mixer.bias),
         rotary=builder.rotary(mixer.rope),
         options=AttentionOptions(mixer.scale),
     )

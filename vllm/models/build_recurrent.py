@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -9,22 +10,22 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from vllm.layers.delta_net import GatedDeltaNet
-from vllm.layers.linear import Linear, Part
+from vllm.layers.linear import Linear, Part, scaled, split
 from vllm.layers.mamba import Mamba
-from vllm.layers.mamba2 import GatedNorm, Mamba2
+from vllm.layers.mamba2 import Gate, GatedNorm, Mamba2, NormThenGate
 from vllm.layers.norm import PlainRmsNorm, RmsNorm
 from vllm.layers.recurrent import CausalConv, Exact
 from vllm.layers.short_conv import ShortConv
 from vllm.models.spec import DeltaNetSpec, Mamba2Spec, MambaSpec, ShortConvSpec
 
 if TYPE_CHECKING:
-    from vllm.models.build import Builder
+    from vllm.models.build import Builder, Index
 
 Recurrent = MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec
 
 
-def build_recurrent(builder: Builder, index: int, mixer: Recurrent) -> nn.Module:
-    """Make a recurrent layer; `index` counts the layers that have a cache."""
+def build_recurrent(builder: Builder, index: Index, mixer: Recurrent) -> nn.Module:
+    """Make a recurrent layer."""
     if isinstance(mixer, ShortConvSpec):
         return _short_conv(builder, index, mixer)
     builder.check_activation(mixer.activation)
@@ -33,19 +34,19 @@ def build_recurrent(builder: Builder, index: int, mixer: Recurrent) -> nn.Module
     return _mamba(builder, index, mixer) if isinstance(mixer, MambaSpec) else _mamba2(builder, index, mixer)
 
 
-def _mamba(builder: Builder, index: int, mixer: MambaSpec) -> Mamba:
+def _mamba(builder: Builder, index: Index, mixer: MambaSpec) -> Mamba:
     inner, state, rank = mixer.width, mixer.state, mixer.rank
     enter = [Part(builder.name("enter", index), 2 * inner)]
     select = [Part(builder.name("select", index), rank + 2 * state)]
     spread = [Part(builder.name("spread", index), inner)]
     roles = (("dt_norm", rank), ("b_norm", state), ("c_norm", state))
     return Mamba(
-        index,
+        builder.next_cache(),
         (
             builder.linear(builder.spec.width, enter, mixer.bias),
             builder.linear(inner, select, False),
             builder.linear(rank, spread, True),
-            builder.linear(inner, [builder.branch_end(builder.name("leave", index))], mixer.bias),
+            builder.linear(inner, [builder.branch_end("leave", index)], mixer.bias),
         ),
         CausalConv(inner, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.conv_bias),
         (_exact(builder, "a_log", index, inner, state), _exact(builder, "skip", index, inner)),
@@ -54,7 +55,7 @@ def _mamba(builder: Builder, index: int, mixer: MambaSpec) -> Mamba:
     )
 
 
-def _norm(builder: Builder, role: str, index: int, width: int, mixer: MambaSpec) -> nn.Module:
+def _norm(builder: Builder, role: str, index: Index, width: int, mixer: MambaSpec) -> nn.Module:
     if mixer.norm == "":
         return nn.Identity()
     if mixer.norm == "plain":
@@ -62,17 +63,21 @@ def _norm(builder: Builder, role: str, index: int, width: int, mixer: MambaSpec)
     return RmsNorm(width, builder.name(role, index), builder.placement, mixer.norm_eps)
 
 
-def _mamba2(builder: Builder, index: int, mixer: Mamba2Spec) -> Mamba2:
+def _mamba2(builder: Builder, index: Index, mixer: Mamba2Spec) -> Mamba2:
     heads, groups = mixer.heads, mixer.groups
     inner = heads * mixer.head_dim
     channels = inner + 2 * groups * mixer.state
     enter = [Part(builder.name("enter", index), inner + channels + heads)]
+    if mixer.scales:
+        sizes = (inner, inner, groups * mixer.state, groups * mixer.state, heads)
+        runs = split(enter[0].name, sizes)
+        enter = [replace(run, cut=scaled(run.cut, by)) for run, by in zip(runs, mixer.scales, strict=True)]
     return Mamba2(
-        index,
+        builder.next_cache(),
         (heads, mixer.head_dim, groups, mixer.state),
         (
             builder.linear(builder.spec.width, enter, mixer.bias),
-            builder.linear(inner, [builder.branch_end(builder.name("leave", index))], mixer.bias),
+            builder.linear(inner, [builder.branch_end("leave", index)], mixer.bias),
         ),
         CausalConv(channels, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.conv_bias),
         (
@@ -80,22 +85,31 @@ def _mamba2(builder: Builder, index: int, mixer: Mamba2Spec) -> Mamba2:
             _exact(builder, "skip", index, heads),
             _exact(builder, "dt_bias", index, heads),
         ),
-        GatedNorm(inner, groups, builder.name("mixer_norm", index), builder.placement, builder.spec.norm.eps),
-        mixer.activation,
+        _gate(builder, index, mixer),
+        activation=mixer.activation,
+        time_limits=mixer.time_limits,
     )
 
 
-def _short_conv(builder: Builder, index: int, mixer: ShortConvSpec) -> ShortConv:
+def _gate(builder: Builder, index: Index, mixer: Mamba2Spec) -> nn.Module:
+    if mixer.norm == "":
+        return Gate()
+    kind = GatedNorm if mixer.norm == "gate_first" else NormThenGate
+    width, name = mixer.heads * mixer.head_dim, builder.name("mixer_norm", index)
+    return kind(width, mixer.groups, name, builder.placement, mixer.norm_eps)
+
+
+def _short_conv(builder: Builder, index: Index, mixer: ShortConvSpec) -> ShortConv:
     width = builder.spec.width
     projections = (
         builder.linear(width, [Part(builder.name("enter", index), 3 * width)], mixer.bias),
-        builder.linear(width, [builder.branch_end(builder.name("leave", index))], mixer.bias),
+        builder.linear(width, [builder.branch_end("leave", index)], mixer.bias),
     )
     conv = CausalConv(width, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.bias)
-    return ShortConv(index, projections, conv)
+    return ShortConv(builder.next_cache(), projections, conv)
 
 
-def _delta_net(builder: Builder, index: int, mixer: DeltaNetSpec) -> GatedDeltaNet:
+def _delta_net(builder: Builder, index: Index, mixer: DeltaNetSpec) -> GatedDeltaNet:
     keys, values = mixer.key_heads * mixer.key_dim, mixer.value_heads * mixer.value_dim
     width, placement = builder.spec.width, builder.placement
     if mixer.layout == "split":
@@ -105,12 +119,12 @@ def _delta_net(builder: Builder, index: int, mixer: DeltaNetSpec) -> GatedDeltaN
         enter = _per_group(builder.name("enter", index), mixer.key_heads, (keys, keys, values, values))
         control = _per_group(builder.name("control", index), mixer.key_heads, (mixer.value_heads,) * 2)
     return GatedDeltaNet(
-        index,
+        builder.next_cache(),
         (mixer.key_heads, mixer.value_heads, mixer.key_dim, mixer.value_dim),
         (
             builder.linear(width, enter, False),
             Linear(width, control, placement.unquantized),
-            builder.linear(values, [builder.branch_end(builder.name("leave", index))], False),
+            builder.linear(values, [builder.branch_end("leave", index)], False),
         ),
         CausalConv(2 * keys + values, mixer.kernel, builder.name("conv", index), placement, bias=False),
         (_exact(builder, "a_log", index, mixer.value_heads), _exact(builder, "dt_bias", index, mixer.value_heads)),
@@ -133,5 +147,5 @@ def _cut_groups(groups: int, first: int, end: int, stored: Tensor) -> Tensor:
     return stored.unflatten(0, (groups, -1))[:, first:end].flatten(0, 1)
 
 
-def _exact(builder: Builder, role: str, index: int, *shape: int) -> Exact:
+def _exact(builder: Builder, role: str, index: Index, *shape: int) -> Exact:
     return Exact(*shape, name=builder.name(role, index), placement=builder.placement)

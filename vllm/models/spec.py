@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from vllm.layers.cross import Hearing
@@ -13,6 +13,8 @@ from vllm.layers.rotary import Rope
 QkvLayout = Literal["split", "concat", "per_head", "per_group", "q_kv"]
 """How a checkpoint stores q, k and v: three tensors; one, one after the other; one, head by head; one, the heads of a group,
 then its k and v; q, and one of k and v head by head."""
+Scale = tuple[float, float]
+"""What a matrix is multiplied with, and what its bias is"""
 MlpLayout = Literal["split", "gate_up", "up_gate"]
 """How it stores a gate and what it is a gate of: two tensors; one, gate first; one, gate last."""
 
@@ -80,6 +82,13 @@ class Mamba2Spec:
     bias: bool = False
     """Of the projections in and out"""
     conv_bias: bool = True
+    norm: Literal["", "gate_first", "norm_first"] = "gate_first"
+    """Which comes first where the result is normalised; "": it is gated alone."""
+    norm_eps: float = 1e-5
+    time_limits: tuple[float, float] = (0.0, float("inf"))
+    """What time steps are brought into"""
+    scales: tuple[Scale, ...] = ()
+    """Of the rows that make gate, channels, input weights, output weights and time steps"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +136,14 @@ class LatentSpec:
     norm_eps: float = 1e-6
 
 
-Mixer = AttentionSpec | LatentSpec | MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec
+@dataclass(frozen=True, slots=True)
+class TogetherSpec:
+    """Mixers of one layer that read the same, and whose results are added."""
+
+    mixers: tuple[Mixer, ...]
+
+
+Mixer = AttentionSpec | LatentSpec | MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec | TogetherSpec
 """How a layer's tokens learn of those before them."""
 
 
@@ -169,13 +185,37 @@ class MoeSpec:
     """How many of a group's scores are added up to choose it by"""
     scale: float = 1.0
     """Of the chosen experts' weights"""
+    gated: bool = True
+    """Experts, and what every token passes, have gates."""
+    latent: int = 0
+    """What a token is narrowed to for its experts, whose sum is widened again; 0: it is not"""
+
+
+@dataclass(frozen=True, slots=True)
+class AssistantSpec:
+    """A transformer block that several layers share: it reads hidden state and embedding, and the layer's mixer reads what it
+    says beside the hidden state.  Its matrices have narrow ones beside them, which each use has for itself."""
+
+    attention: AttentionSpec
+    mlp: MlpSpec
+    rank: int
+    """Of the narrow matrices"""
+    use: int
+    """Which of all uses of such blocks this is"""
+    place: str
+    """What the names of the block's tensors have for {i}"""
+    mixer_place: str
+    """What those of the layer's mixer have"""
+    adapts_attention: bool
+    """There are narrow matrices beside q, k and v too."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
     """One block."""
 
-    mixer: Mixer
+    mixer: Mixer | None
+    """None in a block of nothing but a feed-forward"""
     ffn: MlpSpec | MoeSpec | None
     block: Literal[
         "pre",
@@ -186,7 +226,9 @@ class LayerSpec:
         "parallel",
         "parallel_one",
         "single",
+        "ffn",
         "beside",
+        "assisted",
         "pre_cross",
         "post_cross",
     ] = "pre"
@@ -194,6 +236,8 @@ class LayerSpec:
     """In a block of that name: experts that read what the layer reads."""
     cross: AttentionSpec | None = None
     """In a block of such a name: attention to what an encoder made."""
+    assistant: AssistantSpec | None = None
+    """In a block that is assisted"""
 
     @property
     def attention(self) -> AttentionSpec:
@@ -278,9 +322,10 @@ class TransformerSpec:
     layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, of an entry that hears conv1 and conv2, and per layer q, k, v or qkv, o, q_norm, k_norm, cross_q, cross_k,
     cross_v, cross_o, norm_cross, norm1, norm1_after, norm2, norm2_after,
-    norm_beside, gate, up or gate_up, down, router, expert_gate, expert_up, expert_down, experts_gate_up, experts_down, router_bias with its ending, shared_gate_up, shared_gate, shared_up, shared_down, shared_router; of latent attention q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b; of a
+    norm_beside, gate, up or gate_up, down, router, expert_gate, expert_up, expert_down, experts_gate_up, experts_down, router_bias with its ending, shared_gate_up, shared_gate, shared_up, shared_down, shared_router, narrow, widen; of latent attention q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b; of a
     recurrent layer enter, enter_gate, control, beta, decay, conv, select, spread, dt_norm, b_norm, c_norm, mixer_norm,
-    leave, and with their endings a_log, skip, dt_bias.
+    leave, and with their endings a_log, skip, dt_bias; of an assistant join, and for each of its uses {x} q_down, q_up, k_down, k_up,
+    v_down, v_up, gate_up_down, gate_up_up.
     """
 
     entry: EntrySpec
@@ -294,6 +339,8 @@ class TransformerSpec:
     head: HeadSpec = HeadSpec()
     branch_scale: float = 1.0
     """What the result of a block's branch is multiplied with before it is added."""
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    """Role → what its matrices are multiplied with: q, k, v, o, gate, up, down, leave"""
     skips: tuple[SkipSpec, ...] = ()
     """Those with one target are mixed in one after another."""
     encoder: TransformerSpec | None = None

@@ -57,7 +57,7 @@ def _of_best_groups(scores: Tensor, routing: Routing) -> Tensor:
 def moe(
     x: Tensor, weights: Tensor, ids: Tensor, gate_up: Sequence[Matrix], down: Sequence[Matrix], *, activation: str
 ) -> Tensor:
-    """Add up what each token's experts make of it.  [T, D], [T, K], [T, K], X of [2 I, D], X of [D, I] -> [T, D]
+    """Add up what each token's experts make of it.  [T, D], [T, K], [T, K], X of [2 I, D] or [I, D], X of [D, I] -> [T, D]
 
     A token's experts are added in the order of their ids, in float32, so that its sum doesn't depend on its neighbours.
     """

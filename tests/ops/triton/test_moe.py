@@ -16,6 +16,7 @@ from vllm.ops.triton.moe import ExpertMatrices, moe
     tokens=st.integers(1, 40),
     experts=st.tuples(st.integers(1, 9), st.integers(1, 4)).map(lambda pair: (pair[0], min(pair))),
     widths=st.tuples(st.integers(1, 100), st.integers(1, 100)),
+    gated=st.booleans(),
     activation=st.sampled_from(["silu", "gelu"]),
     dtype=st.sampled_from([torch.float32, torch.float16]),
     seed=st.integers(0, 99),
@@ -25,6 +26,7 @@ def test_each_token_gets_what_its_experts_make_of_it(
     tokens: int,
     experts: tuple[int, int],
     widths: tuple[int, int],
+    gated: bool,
     activation: str,
     dtype: torch.dtype,
     seed: int,
@@ -32,7 +34,8 @@ def test_each_token_gets_what_its_experts_make_of_it(
     torch.manual_seed(seed)
     (count, chosen), (outer, inner) = experts, widths
     cpu = torch.device("cpu")
-    shapes = MatrixShape(2 * inner, outer, dtype, cpu, gated=True), MatrixShape(outer, inner, dtype, cpu)
+    rows = 2 * inner if gated else inner
+    shapes = MatrixShape(rows, outer, dtype, cpu, gated=gated), MatrixShape(outer, inner, dtype, cpu)
     stacked = [ExpertMatrices(count, shape) for shape in shapes]
     plain = [nn.ModuleList(DenseMatrix(shape) for _ in range(count)) for shape in shapes]
     for some, others, shape in zip(stacked, plain, shapes, strict=True):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from vllm.errors import ModelError
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of
 from vllm.models.spec import (
     AttentionSpec,
@@ -77,7 +76,7 @@ def jamba(config: Any) -> TransformerSpec:
 def bamba(config: Any) -> TransformerSpec:
     """Mamba 2, and attention with rotary positions."""
     attention = attention_of(config, qkv_bias=config.attention_bias, out_bias=config.attention_bias)
-    bias, mamba = config.mlp_bias, _mamba2(config)
+    bias, mamba = config.mlp_bias, mamba2_of(config)
     mlp = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=bias, down_bias=bias)
     return decoder_of(
         config,
@@ -108,7 +107,7 @@ def granitemoe(config: Any) -> TransformerSpec:
 
 def granitemoehybrid(config: Any) -> TransformerSpec:
     """Mamba 2 on most layers; where there are no experts, the network that every token passes alone."""
-    attention, mamba = _granite_attention(config), _mamba2(config)
+    attention, mamba = _granite_attention(config), mamba2_of(config)
     mlp = MlpSpec(config.shared_intermediate_size, config.hidden_act, layout="gate_up")
     ffn = _granite_experts(config) if config.num_local_experts else mlp
 
@@ -142,12 +141,8 @@ def _granite_experts(config: Any) -> MoeSpec:
     return MoeSpec(*experts, config.hidden_act, renormalize=True, shared_width=shared)
 
 
-def _mamba2(config: Any) -> Mamba2Spec:
-    if tuple(config.time_step_limit or (0.0, float("inf"))) != (0.0, float("inf")):
-        raise ModelError(
-            f"time_step_limit={config.time_step_limit}: limited time steps are not supported; "
-            "use model_impl='transformers'"
-        )
+def mamba2_of(config: Any) -> Mamba2Spec:
+    """Return the state space of a hybrid."""
     return Mamba2Spec(
         config.mamba_n_heads,
         config.mamba_d_head,
@@ -157,4 +152,6 @@ def _mamba2(config: Any) -> Mamba2Spec:
         config.hidden_act,
         config.mamba_proj_bias,
         config.mamba_conv_bias,
+        norm_eps=config.rms_norm_eps,
+        time_limits=tuple(config.time_step_limit or (0.0, float("inf"))),
     )

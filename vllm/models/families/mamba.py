@@ -1,4 +1,4 @@
-"""Models of nothing but state spaces: mamba, falcon_mamba, mamba2."""
+"""State spaces alone, mamba, falcon_mamba and mamba2; and in a layer each with attention and feed-forwards, nemotron_h."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
-from vllm.models.spec import EntrySpec, LayerSpec, Mamba2Spec, MambaSpec, Mixer, NormSpec, TransformerSpec
+from vllm.models.spec import (
+    AttentionSpec,
+    EntrySpec,
+    LayerSpec,
+    Mamba2Spec,
+    MambaSpec,
+    Mixer,
+    MlpSpec,
+    MoeSpec,
+    NormSpec,
+    TransformerSpec,
+)
 
 _MIXER = "backbone.layers.{i}.mixer"
 NAMES: Mapping[str, str] = {
@@ -39,11 +50,6 @@ def falcon_mamba(config: Any) -> TransformerSpec:
 
 def mamba2(config: Any) -> TransformerSpec:
     """A convolution and a state space with heads in each layer."""
-    if tuple(config.time_step_limit) != (0.0, float("inf")):
-        raise ModelError(
-            f"time_step_limit={config.time_step_limit}: limited time steps are not supported; "
-            "use model_impl='transformers'"
-        )
     mixer = Mamba2Spec(
         config.num_heads,
         config.head_dim,
@@ -53,8 +59,90 @@ def mamba2(config: Any) -> TransformerSpec:
         config.hidden_act,
         config.use_bias,
         config.use_conv_bias,
+        norm_eps=config.layer_norm_epsilon,
+        time_limits=tuple(config.time_step_limit),
     )
     return _states(config, mixer)
+
+
+NEMOTRON_NAMES: Mapping[str, str] = {
+    **NAMES,
+    "q": f"{_MIXER}.q_proj",
+    "k": f"{_MIXER}.k_proj",
+    "v": f"{_MIXER}.v_proj",
+    "o": f"{_MIXER}.o_proj",
+    "up": f"{_MIXER}.up_proj",
+    "down": f"{_MIXER}.down_proj",
+    "router": f"{_MIXER}.gate",
+    "router_bias": f"{_MIXER}.gate.e_score_correction_bias",
+    "expert_up": f"{_MIXER}.experts.{{x}}.up_proj",
+    "expert_down": f"{_MIXER}.experts.{{x}}.down_proj",
+    "shared_up": f"{_MIXER}.shared_experts.up_proj",
+    "shared_down": f"{_MIXER}.shared_experts.down_proj",
+    "narrow": f"{_MIXER}.fc1_latent_proj",
+    "widen": f"{_MIXER}.fc2_latent_proj",
+}
+
+
+def nemotron_h(config: Any) -> TransformerSpec:
+    """A state space, attention without positions, a feed-forward or experts in each layer."""
+    if config.mlp_bias and "moe" in config.layers_block_type:
+        raise ModelError("mlp_bias=True: experts with biases are not supported; use model_impl='transformers'")
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    layers: Mapping[str, LayerSpec] = {
+        "linear_attention": LayerSpec(_nemotron_states(config), None, "single"),
+        "full_attention": LayerSpec(AttentionSpec(heads, kv_heads, head_dim, head_dim**-0.5), None, "single"),
+        "mlp": LayerSpec(None, _plain_mlp(config), "ffn"),
+        "moe": LayerSpec(None, _plain_experts(config), "ffn"),
+    }
+    return TransformerSpec(
+        EntrySpec(config.vocab_size),
+        config.hidden_size,
+        tuple(layers[kind] for kind in config.layers_block_type),
+        NormSpec("rms", config.layer_norm_epsilon),
+        NEMOTRON_NAMES,
+        config.tie_word_embeddings,
+        base_prefix="backbone.",
+        ignored_names=("mtp.*",),
+    )
+
+
+def _nemotron_states(config: Any) -> Mamba2Spec:
+    return Mamba2Spec(
+        config.mamba_num_heads,
+        config.mamba_head_dim,
+        config.n_groups,
+        config.ssm_state_size,
+        config.conv_kernel,
+        config.mamba_hidden_act,
+        config.use_bias,
+        config.use_conv_bias,
+        norm_eps=config.layer_norm_epsilon,
+        time_limits=(config.time_step_min, float("inf")),
+    )
+
+
+def _plain_mlp(config: Any) -> MlpSpec:
+    bias = config.mlp_bias
+    return MlpSpec(config.intermediate_size, config.mlp_hidden_act, gated=False, up_bias=bias, down_bias=bias)
+
+
+def _plain_experts(config: Any) -> MoeSpec:
+    return MoeSpec(
+        config.n_routed_experts,
+        config.num_experts_per_tok,
+        config.moe_intermediate_size,
+        config.mlp_hidden_act,
+        config.norm_topk_prob,
+        shared_width=config.moe_shared_expert_intermediate_size,
+        scores="sigmoid",
+        corrected=True,
+        groups=config.n_group,
+        top_groups=config.topk_group,
+        scale=config.routed_scaling_factor,
+        gated=False,
+        latent=config.moe_latent_size or 0,
+    )
 
 
 def _mamba(config: Any) -> MambaSpec:

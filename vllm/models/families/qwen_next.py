@@ -31,15 +31,14 @@ NAMES_3_5: Mapping[str, str] = {
     "beta": f"{_MIXER}.in_proj_b",
     "decay": f"{_MIXER}.in_proj_a",
 }
+MOE_NAMES_3_5: Mapping[str, str] = {**QWEN2_NAMES, **NAMES_3_5}
 _DRAFTS = ("*.rotary_emb.inv_freq", "mtp.*")
 """Checkpoints have layers that guess further tokens."""
 
 
 def qwen3_next(config: Any) -> TransformerSpec:
     """With experts on every layer, and one that every token passes."""
-    experts = (config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size)
-    shared = {"shared_width": config.shared_expert_intermediate_size, "shared_gate": True}
-    moe = MoeSpec(*experts, config.hidden_act, config.norm_topk_prob, **shared)
+    moe = _experts(config, config.norm_topk_prob)
 
     def layer(index: int) -> LayerSpec:
         sparse = config.num_experts > 0 and (index + 1) % config.decoder_sparse_step == 0
@@ -59,6 +58,24 @@ def qwen3_5(config: Any) -> TransformerSpec:
         names=NAMES_3_5,
         ignored_names=_DRAFTS,
     )
+
+
+def qwen3_5_moe(config: Any) -> TransformerSpec:
+    """With experts on every layer, and one that every token passes."""
+    moe = _experts(config, renormalize=True)
+    return decoder_of(
+        config,
+        lambda index: LayerSpec(_mixer(config, index, "split"), moe),
+        _norm(config),
+        names=MOE_NAMES_3_5,
+        ignored_names=_DRAFTS,
+    )
+
+
+def _experts(config: Any, renormalize: bool) -> MoeSpec:
+    experts = (config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size)
+    shared = config.shared_expert_intermediate_size
+    return MoeSpec(*experts, config.hidden_act, renormalize, shared_width=shared, shared_gate=True)
 
 
 def _norm(config: Any) -> NormSpec:

@@ -42,7 +42,7 @@ def _expert(shape: MatrixShape, weight: Tensor) -> GpuMatrix:
 def moe(
     x: Tensor, weights: Tensor, ids: Tensor, gate_up: Sequence[Matrix], down: Sequence[Matrix], *, activation: str
 ) -> Tensor:
-    """Add up what each token's experts make of it.  [T, D], [T, K], [T, K], X of [2 I, D], X of [D, I] -> [T, D]"""
+    """Add up what each token's experts make of it.  [T, D], [T, K], [T, K], X of [2 I, D] or [I, D], X of [D, I] -> [T, D]"""
     assert isinstance(gate_up, ExpertMatrices) and isinstance(down, ExpertMatrices)
     (tokens, chosen), (experts, width, inner) = ids.shape, down.stacked.shape
     flat = ids.reshape(-1)
@@ -57,15 +57,16 @@ def moe(
     found = torch.empty(tokens * chosen, width, dtype=x.dtype, device=x.device)
     scale = weights.reshape(-1)
     columns = 64
+    has_gates = gate_up.stacked.shape[1] > inner
     for source, stacked, target, is_last in (
         (x, gate_up.stacked, hidden, False),
         (hidden, down.stacked, found, True),
     ):
-        length = target.shape[1]
+        length, gated = target.shape[1], has_gates and not is_last
         _tile[(tiles, triton.cdiv(length, columns))](
             source, stacked, target, order, owner, ends, counts, last, scale, experts, length, source.shape[1],
-            source.stride(0), K=chosen, M=rows, N=columns, STEP=64, GATED=not is_last, KIND=0 if is_last else CODES[activation],
-            PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=4 if rows <= 64 else 8, num_stages=3,
+            source.stride(0), K=chosen, M=rows, N=columns, STEP=64, FIRST=not is_last, GATED=gated,
+            KIND=0 if is_last else CODES[activation], PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=4 if rows <= 64 else 8, num_stages=3,
         )  # fmt: skip
     return found.view(tokens, chosen, width).sum(dim=1, dtype=torch.float32).to(x.dtype)
 
@@ -73,11 +74,11 @@ def moe(
 @triton.jit
 def _tile(
     x, weight, out, order, owner, ends, counts, last, scale, experts, length, width, x_row,
-    K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, GATED: tl.constexpr, KIND: tl.constexpr,
-    PRECISION: tl.constexpr,
+    K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, FIRST: tl.constexpr, GATED: tl.constexpr,
+    KIND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Multiply a tile of one expert's rows.  Gated: rows of x are gathered by token, and a gate comes first; else rows lie in
-    the order of experts, and results are weighted and go back to where their choices are."""
+    """Multiply a tile of one expert's rows.  The first time rows of x are gathered by token; then rows lie in the order of
+    experts, and results are weighted and go back to where their choices are."""
     tile = tl.program_id(0)
     expert = tl.load(owner + tile)
     if expert >= experts:
@@ -87,7 +88,7 @@ def _tile(
     row = end - count + number * M + tl.arange(0, M)
     alive = row < end
     choice = tl.load(order + row, alive, 0)
-    source = choice // K if GATED else row
+    source = choice // K if FIRST else row
     n = tl.program_id(1) * N + tl.arange(0, N)
     inside = n < length
     matrix = weight + expert * (2 * length if GATED else length).to(tl.int64) * width
@@ -107,9 +108,9 @@ def _tile(
             total = tl.dot(values, part, total, input_precision=PRECISION)
     dtype: tl.constexpr = out.dtype.element_ty
     mask = alive[:, None] & inside[None, :]
-    if GATED:
-        gate = activate(gate.to(dtype).to(tl.float32), KIND).to(dtype).to(tl.float32)
-        y = gate * total.to(dtype).to(tl.float32)
+    if FIRST:
+        y = total.to(dtype).to(tl.float32)
+        y = activate(gate.to(dtype).to(tl.float32), KIND).to(dtype).to(tl.float32) * y if GATED else activate(y, KIND)
         tl.store(out + row[:, None] * length + n[None, :], y.to(dtype), mask)
     else:
         y = total.to(dtype).to(tl.float32) * tl.load(scale + choice, alive, 0.0)[:, None]
