@@ -277,6 +277,12 @@ class MediaConfig:
     """Modality → how many a prompt may have; without an entry any number"""
     options: Mapping[str, Any] = field(default_factory=dict)
     """For the processor, with every item"""
+    beside: tuple[int, ...] = ()
+    """Further tokens of media whose embeddings are the tower's"""
+    whole_text: bool = False
+    """The processor is given a prompt's text with all of its media, and prompts have no placeholders"""
+    whole_prompt: bool = False
+    """All tokens of a prompt with media see each other"""
     processor: str = ""
     """Where what prepares media is, if it is not transformers'"""
     folder: str = ""

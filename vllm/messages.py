@@ -32,6 +32,12 @@ class Media(Struct, array_like=True):
     key: bytes  # names its content, and how that was prepared
     spans: list[tuple[int, int]]  # runs [first, end) of the prompt's positions that its embeddings belong to, in order
     features: dict[str, Array]
+    whole: tuple[int, int] | None = None  # the run of tokens that see each other, where those of its spans are not all
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """Runs of tokens that see each other, where a model lets them."""
+        return self.spans if self.whole is None else [self.whole]
 
     @property
     def count(self) -> int:

@@ -110,14 +110,16 @@ class MediaProcessor:
         if self.tokenizer is None:
             raise RequestError(f"{where} has media, but the engine runs without a tokenizer", "multi_modal_data")
         options = {**self.config.options, **options}
+        if token_ids is not None and (self.config.together or self.config.whole_text):
+            raise RequestError(
+                f"{where} has media and token ids; give its text, which the model's processor reads", "prompt"
+            )
         if self.config.together:
-            if token_ids is not None:
-                raise RequestError(
-                    f"{where} has media and token ids; give its text, which the model's processor reads", "prompt"
-                )
             return self._together(text or "", items, options, add_special_tokens, where)
         prepared = [self._prepare(item, options, where) for item in items]
-        if token_ids is None:
+        if self.config.whole_text:
+            tokens = self._surrounded(text, items, options, add_special_tokens, where)
+        elif token_ids is None:
             tokens = self.tokenizer.encode(self._filled(text or "", items, prepared, where), add_special_tokens)
         else:
             tokens = self._spliced(token_ids, items, prepared, where)
@@ -127,13 +129,7 @@ class MediaProcessor:
         self, text: str, items: Sequence[MediaItem], options: Mapping[str, Any], add_special_tokens: bool, where: str
     ) -> tuple[list[int], list[Media]]:
         """Have a prompt's text and media processed at once, for a model of transformers."""
-        data: dict[str, list[Any]] = {}
-        for item in items:
-            data.setdefault(_ARGUMENTS[item.modality], []).append(self._raw(item))
-        given = {**options, "sampling_rate": self._rate()} if "audio" in data else dict(options)
-        with self._lock:
-            processor, _ = self._loaded()
-            found = self._call(processor, items[0].modality, where, text=text, **data, **given)
+        found = self._read_at_once(text, items, options, where)
         features = {
             name: _array(value)
             for name, value in found.items()
@@ -142,6 +138,34 @@ class MediaProcessor:
         tokens = [int(token) for token in np.asarray(found["input_ids"]).reshape(-1)]
         key = hashlib.sha256(b"".join(_key(item, options) for item in items)).digest()
         return tokens, [Media(items[0].modality, key, [], features)]
+
+    def _surrounded(
+        self,
+        text: str | None,
+        items: Sequence[MediaItem],
+        options: Mapping[str, Any],
+        add_special_tokens: bool,
+        where: str,
+    ) -> list[int]:
+        """Return the tokens that the processor makes of a text, around which it puts media and what else there should be."""
+        if any(hasattr(item.data, "is_floating_point") for item in items):
+            raise RequestError(
+                f"{where}: the model's processor makes its prompts of the media themselves; give those, not embeddings",
+                "multi_modal_data",
+            )
+        special = {} if add_special_tokens else {"add_special_tokens": False}
+        found = self._read_at_once(text or "", items, {**options, **special}, where)
+        return [int(token) for token in np.asarray(found["input_ids"]).reshape(-1)]
+
+    def _read_at_once(self, text: str, items: Sequence[MediaItem], options: Mapping[str, Any], where: str) -> Any:
+        """Return what the processor makes of a prompt as a whole."""
+        data: dict[str, list[Any]] = {}
+        for item in items:
+            data.setdefault(_ARGUMENTS[item.modality], []).append(self._raw(item))
+        given = {**options, "sampling_rate": self._rate()} if "audio" in data else dict(options)
+        with self._lock:
+            processor, _ = self._loaded()
+            return self._call(processor, items[0].modality, where, text=text, **data, **given)
 
     def heard(self, item: MediaItem, where: str) -> Media:
         """Return a sound as the encoder of a model of speech takes it.  Raises RequestError."""
@@ -233,7 +257,9 @@ class MediaProcessor:
         return made
 
     def placeholder(self, modality: Modality, where: str = "the prompt") -> str:
-        """Return what marks the place of a medium in a prompt."""
+        """Return what marks the place of a medium in a prompt; "" where the processor finds it by itself."""
+        if self.config.whole_text:
+            return ""
         if self._own is not None:
             return self._own.placeholders[modality]
         processor, _ = self._loaded()
@@ -313,13 +339,16 @@ class MediaProcessor:
         assert self.tokenizer is not None
         every, media = np.array(tokens), []
         for modality, token in self.config.token_ids.items():
-            places = np.flatnonzero(every == token)
+            kinds = (token, *self.config.beside)
+            places = np.flatnonzero(np.isin(every, kinds))
             used = 0
             for item, done in zip(items, prepared, strict=True):
                 if item.modality == modality:
-                    count = self.tokenizer.encode(done.stand_in, False).count(token)
-                    spans = _runs(places[used : used + count])
-                    media.append(Media(modality, done.key, spans, done.features))
+                    count = int(np.isin(self.tokenizer.encode(done.stand_in, False), kinds).sum())
+                    here = places[used : used + count]
+                    features = done.features | ({"input_ids": _array(every[here])} if self.config.beside else {})
+                    whole = (0, len(tokens)) if self.config.whole_prompt else None
+                    media.append(Media(modality, done.key, _runs(here), features, whole))
                     used += count
             if used != len(places):
                 raise RequestError(

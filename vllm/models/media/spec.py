@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from vllm.messages import Modality
 
@@ -17,8 +17,18 @@ class MediaSpec:
     """Modality → field of the config with the token that stands in its place"""
     positions: Literal["plain", "spatial"] = "plain"
     """spatial: a token has three positions, in time, height and width, which share out the pairs of its rotary embedding"""
-    sees: Literal["past", "medium"] = "past"
-    """medium: tokens of one medium also see those behind them, as far as that medium goes"""
+    beside: str = ""
+    """Field of the config with further tokens of a medium that are the tower's to embed, such as the marks of its rows"""
+    whole_text: bool = False
+    """transformers' processor puts media, and more, around a prompt's text: it is given all of it, without placeholders"""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """For transformers' processor, unless the user says otherwise"""
+    reads: Literal["method", "forward"] = "method"
+    """How transformers' module is asked for embeddings: by its `get_image_features` or the like; or, where it has none or none
+    that gives all of them, it is run as far as its decoder, and they are what that would read"""
+    sees: Literal["past", "medium", "prompt"] = "past"
+    """Tokens also see those behind them.  medium: those of one medium, as far as that goes; prompt: all of a prompt that has
+    media"""
     processor: str = ""
     """Where what prepares media is, as "package.module:name": a function from a model's folder to an `OwnProcessor`; none:
     transformers' processor of the model"""
@@ -27,3 +37,17 @@ class MediaSpec:
     begin with "tower."  None: transformers' model"""
     text: str = ""
     """Which function of `texts` makes a decoder of the text part's config; none: the family of its model type"""
+
+    def tokens(self, config: Any) -> dict[Modality, int]:
+        """Return the tokens that embeddings of media have in prompts, by modality."""
+        found = {}
+        for modality, name in self.placeholders.items():
+            older = name.replace("_token_id", "_token_index")
+            token = getattr(config, name, getattr(config, older, None))
+            if token is not None:
+                found[modality] = token
+        return found
+
+    def tokens_beside(self, config: Any) -> tuple[int, ...]:
+        """Return the further tokens of media that the tower embeds."""
+        return tuple(getattr(config, self.beside)) if self.beside else ()

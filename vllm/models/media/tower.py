@@ -20,7 +20,7 @@ from vllm.errors import ModelError
 from vllm.loader.files import weight_files
 from vllm.loader.fill import fill
 from vllm.loader.read import tensors
-from vllm.messages import Array, Media
+from vllm.messages import Array, Media, Modality
 from vllm.names import named
 from vllm.ops.memory import tensor_of
 from vllm.weights import TensorPlace, Window
@@ -29,9 +29,18 @@ from vllm.weights import TensorPlace, Window
 class Tower:
     """What turns media into embeddings."""
 
-    def __init__(self, module: Any, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        """`width` is that of an embedding."""
+    def __init__(
+        self,
+        module: Any,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        tokens: Mapping[Modality, int] | None = None,
+    ) -> None:
+        """`width` is that of an embedding.  `tokens`: modality → the token that stands in its place, where the module is asked by
+        its `forward`."""
         self.module = module
+        self.tokens = tokens
         self.width = width
         self.dtype = dtype
         self.device = device
@@ -49,12 +58,11 @@ class Tower:
         features = self._tensors(media.features)
         if "embeds" in features:
             found = [features["embeds"].to(self.dtype)]
+        elif self.tokens is not None:
+            found = [self._read(features, self.tokens[media.modality], media.count)]
         else:
             method = self._method(media.modality)
-            takes = inspect.signature(method).parameters
-            found = embeddings_of(
-                method(**{name: value for name, value in features.items() if name in takes}), self.width
-            )
+            found = embeddings_of(method(**_taken(method, features)), self.width)
         for tensor in found:
             if tuple(tensor.shape) != (media.count, self.width):
                 raise ModelError(
@@ -62,6 +70,19 @@ class Tower:
                     f"{self.width}"
                 )
         return found
+
+    def _read(self, features: dict[str, Tensor], token: int, count: int) -> Tensor:
+        """Return what the decoder would read in the places of a medium.  -> [n, D]"""
+        ids = features.pop("input_ids", None)
+        if ids is None:
+            ids = torch.full((count,), token, device=self.device)
+        ids = torch.cat((torch.zeros_like(ids[:1]), ids))[None]  # modules take a single token for a step of decoding
+        try:
+            given = _taken(self.module.forward, features)
+            self.module(input_ids=ids, attention_mask=torch.ones_like(ids), **given)
+        except _Read as read:
+            return read.embeddings[0, 1:]
+        raise ModelError(f"{type(self.module).__name__} of transformers did not come to its decoder")
 
     def positions(self, token_ids: list[int], media: list[Media]) -> tuple[Tensor, int]:
         """Return the positions of a prompt's tokens in time, height and width, and what is added to later ones' index.
@@ -105,6 +126,37 @@ class Tower:
 _TYPES = {"image": 1, "video": 2, "audio": 3}
 
 
+class _Read(Exception):
+    """What a decoder was given to read."""
+
+    def __init__(self, embeddings: Tensor) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+
+
+class _Reader(nn.Module):
+    """In the place of a decoder: hands out what it is given to read, where texts are zeros."""
+
+    def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.width = width
+        self.dtype = dtype
+        self.device = device
+
+    def get_input_embeddings(self) -> Callable[[Tensor], Tensor]:
+        """Return what makes embeddings of tokens."""
+        return lambda ids: torch.zeros(*ids.shape, self.width, dtype=self.dtype, device=self.device)
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> None:
+        raise _Read(inputs_embeds)
+
+
+def _taken(function: Callable[..., Any], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those features that a function has parameters for."""
+    takes = inspect.signature(function).parameters
+    return {name: value for name, value in features.items() if name in takes}
+
+
 def embeddings_of(output: Any, width: int) -> list[Tensor]:
     """Return what transformers' towers give in one form: embeddings, and those for deeper layers.  -> [n, D] each"""
     deep = getattr(output, "deepstack_features", None)
@@ -125,9 +177,15 @@ def _joined(part: Any, width: int) -> Tensor:
 
 
 def load_tower(
-    architecture: str, config: Any, folder: Path | None, width: int, dtype: torch.dtype, device: torch.device
+    architecture: str,
+    config: Any,
+    folder: Path | None,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokens: Mapping[Modality, int] | None = None,
 ) -> Tower:
-    """Load all of a model but its text part; without a folder its weights are random.
+    """Load all of a model but its text part; without a folder its weights are random.  `tokens` as in `Tower`.
 
     Raises ModelError if transformers can't, or weights are missing.
     """
@@ -154,8 +212,8 @@ def load_tower(
             f"{folder}: the checkpoint and its config.json do not fit; {len(missing)} weights of the tower are not in it: "
             f"{', '.join(missing[:5])}"
         )
-    _drop_text(module)
-    return Tower(module.to(device).eval().requires_grad_(False), width, dtype, device)
+    _drop_text(module, nn.Identity() if tokens is None else _Reader(width, dtype, device))
+    return Tower(module.to(device).eval().requires_grad_(False), width, dtype, device, tokens)
 
 
 @contextmanager
@@ -196,10 +254,12 @@ def _without_text(config: Any) -> Any:
     return config
 
 
-def _drop_text(module: Any) -> None:
+def _drop_text(module: Any, instead: nn.Module) -> None:
     """Drop what is left of the text part: the embeddings of its tokens, and its head."""
     decoder = module.get_decoder() if hasattr(module, "get_decoder") else None
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if child is decoder or (parent is module and name == "lm_head"):
+            if child is decoder:
+                setattr(parent, name, instead)
+            elif parent is module and name == "lm_head":
                 setattr(parent, name, nn.Identity())
