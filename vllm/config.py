@@ -15,7 +15,7 @@ from vllm.names import take_names
 from vllm.pooling_params import PoolerConfig, Pooling
 
 if TYPE_CHECKING:  # help is shown without msgspec
-    from vllm.messages import Modality
+    from vllm.messages import Modality, Prompts
 
 DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
@@ -279,8 +279,10 @@ class MediaConfig:
     """For the processor, with every item"""
     beside: tuple[int, ...] = ()
     """Further tokens of media whose embeddings are the tower's"""
-    whole_text: bool = False
-    """The processor is given a prompt's text with all of its media, and prompts have no placeholders"""
+    prompts: Prompts = "pieces"
+    """How the processor fills prompts in"""
+    notices: str = ""
+    """A feature of pictures that the sounds of their prompt get, empty"""
     whole_prompt: bool = False
     """All tokens of a prompt with media see each other"""
     processor: str = ""

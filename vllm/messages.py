@@ -25,6 +25,11 @@ class Array(Struct, array_like=True):
     data: bytes
 
 
+Prompts = Literal["pieces", "whole", "bare"]
+"""How a processor fills prompts in.  pieces: what it makes of one placeholder takes that one's place; whole: it must see all of a
+text, since what a medium becomes depends on the others; bare: and the text has no placeholders, since it puts media around it."""
+
+
 class Media(Struct, array_like=True):
     """An image, a video or a sound of a prompt, as the model's tower takes it."""
 

@@ -21,8 +21,11 @@ MAKERS: dict[str, Make] = {**FAMILIES, **FOREIGN}
 
 SOUNDS = tuple(make.__name__ for make in tiny_sounds.SOUNDS)
 """Those that hear"""
-WITH_TORCHVISION = ("pixtral", "mistral3", "llava_next_video", "kimi_k25", "fuyu")
-"""Those whose processors transformers has beside torchvision only"""
+NEEDS = {
+    **dict.fromkeys(("pixtral", "mistral3", "llava_next_video", "kimi_k25", "fuyu", "phi4_multimodal"), "torchvision"),
+    "granite_speech": "torchaudio",
+}
+"""Those whose processors transformers has beside another package only"""
 
 
 def save_media_checkpoint(folder: Path, tokenizer_folder: Path, name: str) -> Path:

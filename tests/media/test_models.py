@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import transformers
 from PIL import Image
 
 from tests.media.cases import GREEDY, LENGTH, cases_of, check, narrow
-from tests.media.makers import FAMILIES, FOREIGN, WITH_TORCHVISION
+from tests.media.makers import FAMILIES, FOREIGN, NEEDS
 from tests.media.tiny import Maker, has_torchvision, picture
 from vllm import LLM, SamplingParams
 from vllm.inputs.media.assemble import load_processor
@@ -22,12 +23,13 @@ from vllm.models.media.tower import Tower
 
 
 def names_of(makers: Any) -> list[Any]:
-    skipped = pytest.mark.skipif(not has_torchvision(), reason="its processor needs torchvision")
-    return [pytest.param(name, marks=skipped) if name in WITH_TORCHVISION else name for name in makers]
+    needs = {name: NEEDS[name] for name in makers if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None}
+    skips = {name: pytest.mark.skip(reason=f"its processor needs {package}") for name, package in needs.items()}
+    return [pytest.param(name, marks=skips[name]) if name in skips else name for name in makers]
 
 
 def make(folder: Path, **options: Any) -> LLM:
-    options = {"max_model_len": 512, "kv_cache_memory_bytes": 1 << 24, "max_num_seqs": 8, **options}
+    options = {"max_model_len": 2048, "kv_cache_memory_bytes": 1 << 24, "max_num_seqs": 8, **options}
     return LLM(str(folder), dtype="float32", **options)
 
 

@@ -88,6 +88,8 @@ class NoVideo:
     """Stands for a video processor where torchvision is missing, which those need."""
 
     merge_size = 2
+    slice_mode = False
+    downsample_mode = "16x"
     _auto_class = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,14 +102,16 @@ class NoVideo:
 def seeing(kind: str, images: Any, maker: Maker, videos: str, video_options: dict[str, Any], **options: Any) -> Any:
     """A processor of images and, where there is torchvision, of videos."""
     own: Any = getattr(transformers, kind)
+    parts = {"image_processor": images, "tokenizer": maker.tokenizer, "video_processor": NoVideo()}
     if has_torchvision():
-        return own(images, maker.tokenizer, getattr(transformers, videos)(**video_options), **options)
+        parts["video_processor"] = getattr(transformers, videos)(**video_options)
+        return own(*(parts[name] for name in own.get_attributes()), **options)
     body = {
         "check_argument_for_proper_class": lambda self, name, part: type(part),
         "to_dict": lambda self: {key: value for key, value in own.to_dict(self).items() if "video" not in key},
         "__module__": own.__module__,
     }
-    return type(kind, (own,), body)(images, maker.tokenizer, NoVideo(), **options)
+    return type(kind, (own,), body)(*(parts[name] for name in own.get_attributes()), **options)
 
 
 def pil(module: str, name: str) -> Any:

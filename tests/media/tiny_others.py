@@ -114,4 +114,47 @@ def kimi_k25(maker: Maker) -> tuple[Any, Any]:
     return config, seeing("Kimi_K25Processor", images, maker, "Kimi_K25VideoProcessor", videos)
 
 
-OTHERS = (fuyu, blip_2, deepseek_vl_hybrid, glm4v_moe, kimi_k25)
+def phi4_multimodal(maker: Maker) -> tuple[Any, Any]:
+    maker.name(image_token="<image>", audio_token="<|audio|>")
+    images = transformers.Phi4MultimodalImageProcessor(dynamic_hd=2)
+    sounds = transformers.Phi4MultimodalFeatureExtractor()
+    # its processor counts on pictures of 448 pixels in patches of 14
+    vision = {**VISION, "image_size": 448, "patch_size": 14, "image_token_id": maker.id("<image>")}
+    audio = {"hidden_size": 32, "intermediate_size": 48, "num_blocks": 2, "num_attention_heads": 2}
+    audio |= {"ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32, "nemo_conv_channels": 16}
+    audio |= {"audio_token_id": maker.id("<|audio|>")}
+    text = {key: value for key, value in maker.text("phi4_multimodal").items() if key != "model_type"}
+    config = transformers.Phi4MultimodalConfig(
+        **text,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        vision_config=vision,
+        audio_config=audio,
+        architectures=["Phi4MultimodalForCausalLM"],
+    )
+    return config, transformers.Phi4MultimodalProcessor(images, sounds, maker.tokenizer)
+
+
+def minicpmv4_6(maker: Maker) -> tuple[Any, Any]:
+    maker.name(
+        image_token="<|image_pad|>", video_token="<|video_pad|>", image_start_token="<img>", image_end_token="</img>",
+        slice_start_token="<img_start>", slice_end_token="<img_end>", image_id_start_token="<IMG_START>",
+        image_id_end_token="<IMG_END>",
+    )  # fmt: skip
+    images = pil("minicpmv4_6", "MiniCPMV4_6ImageProcessorPil")(patch_size=8, scale_resolution=32, max_slice_nums=4)
+    text = maker.text("qwen3_5_text", layer_types=["linear_attention", "full_attention"])
+    text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+    text |= {"linear_value_head_dim": 8, "linear_conv_kernel_dim": 4}
+    config = transformers.MiniCPMV4_6Config(
+        text_config=text,
+        vision_config={**VISION, "insert_layer_id": 0},
+        insert_layer_id=0,
+        image_size=32,
+        image_token_id=maker.id("<|image_pad|>"),
+        video_token_id=maker.id("<|video_pad|>"),
+        architectures=["MiniCPMV4_6ForConditionalGeneration"],
+    )
+    kind = "MiniCPMV4_6Processor"
+    return config, seeing(kind, images, maker, "MiniCPMV4_6VideoProcessor", {"patch_size": 8, "scale_resolution": 32})
+
+
+OTHERS = (fuyu, blip_2, deepseek_vl_hybrid, glm4v_moe, kimi_k25, phi4_multimodal, minicpmv4_6)

@@ -31,4 +31,22 @@ def qwen2_audio(maker: Maker) -> tuple[Any, Any]:
     return config, transformers.Qwen2AudioProcessor(sounds, maker.tokenizer)
 
 
-SOUNDS = (qwen2_audio,)
+def granite_speech(maker: Maker) -> tuple[Any, Any]:
+    sounds = transformers.GraniteSpeechFeatureExtractor()
+    encoder = {"input_dim": 160, "hidden_dim": 32, "num_layers": 2, "num_heads": 2, "output_dim": 12}
+    encoder |= {"context_size": 20, "max_pos_emb": 32, "conv_kernel_size": 5}
+    former = {"model_type": "blip_2_qformer", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    former |= {"intermediate_size": 48, "encoder_hidden_size": 32, "cross_attention_frequency": 1}
+    config = transformers.GraniteSpeechConfig(
+        text_config=maker.text("granite", embedding_multiplier=3.0),
+        encoder_config=encoder,
+        projector_config=former,
+        audio_token_index=maker.id("<|audio|>"),
+        has_lora_adapter=False,
+        tie_word_embeddings=False,
+        architectures=["GraniteSpeechForConditionalGeneration"],
+    )
+    return config, transformers.GraniteSpeechProcessor(sounds, maker.tokenizer)
+
+
+SOUNDS = (qwen2_audio, granite_speech)

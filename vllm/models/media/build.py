@@ -58,12 +58,13 @@ def _spatial(mixer: Any, text: Any) -> Any:
 
 def load_seeing(architecture: str, media: MediaSpec, config: Any, placement: Placement, folder: Path | None) -> Seeing:
     """Load what a model sees with; without a folder its weights are random."""
-    width = config.get_text_config().hidden_size
     if media.tower:
-        tower = load_own_tower(media.tower, config, folder, width, placement.dtype, placement.device)
+        tower = load_own_tower(media, config, folder, placement)
     else:
-        tokens = media.tokens(config) if media.reads == "forward" else None
-        tower = load_tower(architecture, config, folder, width, placement.dtype, placement.device, tokens)
+        tower = load_tower(architecture, media, config, folder, placement)
+    text = config.get_text_config()
+    if text.model_type.startswith("granite"):
+        tower.scale = text.embedding_multiplier
     deep = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
     return Seeing(tower, len(deep), media.sees != "past")
 

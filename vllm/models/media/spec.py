@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vllm.messages import Modality
+from vllm.messages import Modality, Prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +19,19 @@ class MediaSpec:
     """spatial: a token has three positions, in time, height and width, which share out the pairs of its rotary embedding"""
     beside: str = ""
     """Field of the config with further tokens of a medium that are the tower's to embed, such as the marks of its rows"""
-    whole_text: bool = False
-    """transformers' processor puts media, and more, around a prompt's text: it is given all of it, without placeholders"""
+    prompts: Prompts = "pieces"
+    """How transformers' processor fills prompts in"""
+    notices: str = ""
+    """A feature of pictures that sounds are heard differently with, if their prompt has pictures: the tower gets it then, empty"""
     options: Mapping[str, Any] = field(default_factory=dict)
     """For transformers' processor, unless the user says otherwise"""
     reads: Literal["method", "forward"] = "method"
     """How transformers' module is asked for embeddings: by its `get_image_features` or the like; or, where it has none or none
     that gives all of them, it is run as far as its decoder, and they are what that would read"""
+    attention: str = ""
+    """Which of transformers' attentions the tower has; none: the one it prefers"""
+    decoder: str = ""
+    """Where the module reads embeddings, if it has no decoder apart: the name of its last norm"""
     sees: Literal["past", "medium", "prompt"] = "past"
     """Tokens also see those behind them.  medium: those of one medium, as far as that goes; prompt: all of a prompt that has
     media"""
@@ -42,8 +48,9 @@ class MediaSpec:
         """Return the tokens that embeddings of media have in prompts, by modality."""
         found = {}
         for modality, name in self.placeholders.items():
-            older = name.replace("_token_id", "_token_index")
-            token = getattr(config, name, getattr(config, older, None))
+            part, _, last = name.rpartition(".")
+            owner = getattr(config, part) if part else config
+            token = getattr(owner, last, getattr(owner, last.replace("_token_id", "_token_index"), None))
             if token is not None:
                 found[modality] = token
         return found

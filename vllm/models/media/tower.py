@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from vllm.errors import ModelError
+from vllm.layers.placement import Placement
 from vllm.loader.files import weight_files
 from vllm.loader.fill import fill
 from vllm.loader.read import tensors
 from vllm.messages import Array, Media, Modality
+from vllm.models.media.reading import Reader, read, replace_text, taken
+from vllm.models.media.spec import MediaSpec
 from vllm.names import named
 from vllm.ops.memory import tensor_of
 from vllm.weights import TensorPlace, Window
@@ -30,17 +33,14 @@ class Tower:
     """What turns media into embeddings."""
 
     def __init__(
-        self,
-        module: Any,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        tokens: Mapping[Modality, int] | None = None,
+        self, module: Any, width: int, dtype: torch.dtype, device: torch.device, tokens: Mapping[Modality, int]
     ) -> None:
         """`width` is that of an embedding.  `tokens`: modality → the token that stands in its place, where the module is asked by
-        its `forward`."""
+        its `forward`; else none."""
         self.module = module
         self.tokens = tokens
+        self.scale = 1.0
+        """What embeddings are multiplied with, as the text's decoder does with whatever it reads"""
         self.width = width
         self.dtype = dtype
         self.device = device
@@ -58,31 +58,19 @@ class Tower:
         features = self._tensors(media.features)
         if "embeds" in features:
             found = [features["embeds"].to(self.dtype)]
-        elif self.tokens is not None:
-            found = [self._read(features, self.tokens[media.modality], media.count)]
+        elif token := self.tokens.get(media.modality):
+            ids = features.pop("input_ids", torch.full((media.count,), token, device=self.device))
+            found = [read(self.module, ids, features)]
         else:
             method = self._method(media.modality)
-            found = embeddings_of(method(**_taken(method, features)), self.width)
+            found = embeddings_of(method(**taken(method, features)), self.width)
         for tensor in found:
             if tuple(tensor.shape) != (media.count, self.width):
                 raise ModelError(
                     f"the tower made {tuple(tensor.shape)} of a {media.modality} that has {media.count} places of width "
                     f"{self.width}"
                 )
-        return found
-
-    def _read(self, features: dict[str, Tensor], token: int, count: int) -> Tensor:
-        """Return what the decoder would read in the places of a medium.  -> [n, D]"""
-        ids = features.pop("input_ids", None)
-        if ids is None:
-            ids = torch.full((count,), token, device=self.device)
-        ids = torch.cat((torch.zeros_like(ids[:1]), ids))[None]  # modules take a single token for a step of decoding
-        try:
-            given = _taken(self.module.forward, features)
-            self.module(input_ids=ids, attention_mask=torch.ones_like(ids), **given)
-        except _Read as read:
-            return read.embeddings[0, 1:]
-        raise ModelError(f"{type(self.module).__name__} of transformers did not come to its decoder")
+        return found if self.scale == 1.0 else [tensor * self.scale for tensor in found]
 
     def positions(self, token_ids: list[int], media: list[Media]) -> tuple[Tensor, int]:
         """Return the positions of a prompt's tokens in time, height and width, and what is added to later ones' index.
@@ -108,9 +96,10 @@ class Tower:
         return found[:, 0], int(shift.flatten()[0])
 
     def _method(self, modality: str) -> Callable[..., Any]:
-        method: Callable[..., Any] | None = getattr(self.module, f"get_{modality}_features", None)
-        if method is None:
-            method = getattr(getattr(self.module, "model", None), f"get_{modality}_features", None)
+        name = f"get_{modality}_features"
+        method: Callable[..., Any] | None = getattr(self.module, name, None)
+        if method is None or "args" in inspect.signature(method).parameters:  # it hands on whatever it is given
+            method = getattr(getattr(self.module, "model", None), name, method)
         if method is None:
             raise ModelError(f"{type(self.module).__name__} of transformers has no tower for {modality} media")
         return method
@@ -124,37 +113,6 @@ class Tower:
 
 
 _TYPES = {"image": 1, "video": 2, "audio": 3}
-
-
-class _Read(Exception):
-    """What a decoder was given to read."""
-
-    def __init__(self, embeddings: Tensor) -> None:
-        super().__init__()
-        self.embeddings = embeddings
-
-
-class _Reader(nn.Module):
-    """In the place of a decoder: hands out what it is given to read, where texts are zeros."""
-
-    def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
-        self.width = width
-        self.dtype = dtype
-        self.device = device
-
-    def get_input_embeddings(self) -> Callable[[Tensor], Tensor]:
-        """Return what makes embeddings of tokens."""
-        return lambda ids: torch.zeros(*ids.shape, self.width, dtype=self.dtype, device=self.device)
-
-    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> None:
-        raise _Read(inputs_embeds)
-
-
-def _taken(function: Callable[..., Any], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return those features that a function has parameters for."""
-    takes = inspect.signature(function).parameters
-    return {name: value for name, value in features.items() if name in takes}
 
 
 def embeddings_of(output: Any, width: int) -> list[Tensor]:
@@ -176,16 +134,8 @@ def _joined(part: Any, width: int) -> Tensor:
     return joined
 
 
-def load_tower(
-    architecture: str,
-    config: Any,
-    folder: Path | None,
-    width: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    tokens: Mapping[Modality, int] | None = None,
-) -> Tower:
-    """Load all of a model but its text part; without a folder its weights are random.  `tokens` as in `Tower`.
+def load_tower(architecture: str, media: MediaSpec, config: Any, folder: Path | None, placement: Placement) -> Tower:
+    """Load all of a model but its text part; without a folder its weights are random.
 
     Raises ModelError if transformers can't, or weights are missing.
     """
@@ -195,13 +145,15 @@ def load_tower(
     if kind is None:
         raise ModelError(f"{architecture} is not known to transformers {transformers.__version__}")
     missing: list[str] = []
+    dtype = placement.dtype
+    options = {"dtype": dtype} | ({"attn_implementation": media.attention} if media.attention else {})
     try:
         if folder is None:
-            module = kind._from_config(_without_text(config), dtype=dtype)
+            module = kind._from_config(_without_text(config), **options)
         else:
             with _in_silence():  # it would warn of all that is of the text part
                 module, found = kind.from_pretrained(
-                    folder, config=_without_text(config), dtype=dtype, output_loading_info=True
+                    folder, config=_without_text(config), output_loading_info=True, **options
                 )
             missing = sorted(found["missing_keys"])
     except Exception as error:  # each class refuses in its own way
@@ -212,8 +164,10 @@ def load_tower(
             f"{folder}: the checkpoint and its config.json do not fit; {len(missing)} weights of the tower are not in it: "
             f"{', '.join(missing[:5])}"
         )
-    _drop_text(module, nn.Identity() if tokens is None else _Reader(width, dtype, device))
-    return Tower(module.to(device).eval().requires_grad_(False), width, dtype, device, tokens)
+    width = config.get_text_config().hidden_size
+    replace_text(module, Reader(width, dtype) if media.reads == "forward" else nn.Identity(), media.decoder)
+    tokens = media.tokens(config) if media.reads == "forward" else {}
+    return Tower(module.to(placement.device).eval().requires_grad_(False), width, dtype, placement.device, tokens)
 
 
 @contextmanager
@@ -232,15 +186,13 @@ def _in_silence() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_own_tower(
-    where: str, config: Any, folder: Path | None, width: int, dtype: torch.dtype, device: torch.device
-) -> Tower:
+def load_own_tower(media: MediaSpec, config: Any, folder: Path | None, placement: Placement) -> Tower:
     """Load a tower of another package, a module that is made of the config.  Raises ModelError if that can't be."""
-    module = named(where)(config).to(device=device, dtype=dtype).eval().requires_grad_(False)
+    module = named(media.tower)(config).to(device=placement.device, dtype=placement.dtype).eval().requires_grad_(False)
     if folder is not None:
         windows = [Window(f"tower.{name}", TensorPlace(tensor)) for name, tensor in module.state_dict().items()]
         fill(windows, tensors(weight_files(folder)), ("*",), where=str(folder))
-    return Tower(module, width, dtype, device)
+    return Tower(module, config.get_text_config().hidden_size, placement.dtype, placement.device, {})
 
 
 def _without_text(config: Any) -> Any:
@@ -252,14 +204,3 @@ def _without_text(config: Any) -> Any:
         if name.endswith("layer_types") and isinstance(value, list):
             setattr(text, name, [])
     return config
-
-
-def _drop_text(module: Any, instead: nn.Module) -> None:
-    """Drop what is left of the text part: the embeddings of its tokens, and its head."""
-    decoder = module.get_decoder() if hasattr(module, "get_decoder") else None
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if child is decoder:
-                setattr(parent, name, instead)
-            elif parent is module and name == "lm_head":
-                setattr(parent, name, nn.Identity())
