@@ -69,7 +69,7 @@ def media_checkpoint(
     made: dict[str, Path] = {}
 
     def make(name: str) -> Path:
-        from tests.media.tiny import save_media_checkpoint
+        from tests.media.makers import save_media_checkpoint
 
         if name not in made:
             made[name] = save_media_checkpoint(tmp_path_factory.mktemp(name), tokenizer_folders["byte level"], name)

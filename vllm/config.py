@@ -15,7 +15,7 @@ from vllm.names import take_names
 from vllm.pooling_params import PoolerConfig, Pooling
 
 if TYPE_CHECKING:  # help is shown without msgspec
-    from vllm.messages import Modality
+    from vllm.messages import Modality, Prompts
 
 DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
@@ -277,6 +277,14 @@ class MediaConfig:
     """Modality → how many a prompt may have; without an entry any number"""
     options: Mapping[str, Any] = field(default_factory=dict)
     """For the processor, with every item"""
+    beside: tuple[int, ...] = ()
+    """Further tokens of media whose embeddings are the tower's"""
+    prompts: Prompts = "pieces"
+    """How the processor fills prompts in"""
+    notices: str = ""
+    """A feature of pictures that the sounds of their prompt get, empty"""
+    whole_prompt: bool = False
+    """All tokens of a prompt with media see each other"""
     processor: str = ""
     """Where what prepares media is, if it is not transformers'"""
     folder: str = ""

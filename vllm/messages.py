@@ -26,6 +26,11 @@ class Array(Struct, array_like=True):
     data: bytes
 
 
+Prompts = Literal["pieces", "whole", "bare"]
+"""How a processor fills prompts in.  pieces: what it makes of one placeholder takes that one's place; whole: it must see all of a
+text, since what a medium becomes depends on the others; bare: and the text has no placeholders, since it puts media around it."""
+
+
 class Media(Struct, array_like=True):
     """An image, a video or a sound of a prompt, as the model's tower takes it, or what an encoder beside the decoder reads."""
 
@@ -33,9 +38,13 @@ class Media(Struct, array_like=True):
     key: bytes  # names its content, and how that was prepared
     spans: list[tuple[int, int]]  # runs [first, end) of the prompt's positions that its embeddings belong to, in order
     features: dict[str, Array]
-    length: int = (
-        0  # above 0: it stands in no place, all tokens attend to what is made of it, which has so many positions
-    )
+    whole: tuple[int, int] | None = None  # the run of tokens that see each other, where those of its spans are not all
+    length: int = 0  # positions of what is made of it, where it stands in no place and all tokens attend to that
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """Runs of tokens that see each other, where a model lets them."""
+        return self.spans if self.whole is None else [self.whole]
 
     @property
     def count(self) -> int:

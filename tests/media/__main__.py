@@ -1,6 +1,6 @@
 """Compare every model that sees or hears with transformers, and write the table of docs/models.md:
 
-python -m tests.media [--write] [name …]
+python -m tests.media [--write] [--raise] [name …]
 """
 
 from __future__ import annotations
@@ -8,14 +8,15 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import transformers
 
 from tests.conftest import _byte_level
-from tests.media.test_models import GREEDY, LENGTH, cases_of, check, check_hearing, make
-from tests.media.tiny import FOREIGN, MAKERS, Maker, save_media_checkpoint
+from tests.media.cases import GREEDY, LENGTH, cases_of, check, narrow
+from tests.media.makers import FAMILIES, MAKERS, save_media_checkpoint
+from tests.media.test_models import make
 from vllm.models.foreign_names import UNFIT
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -24,7 +25,6 @@ _CODE = "transformers has no class of it, and its checkpoints' own code was not 
 NOT_HERE = {
     **UNFIT,
     "DeepseekVLV2ForCausalLM": _CODE,
-    "FuyuForCausalLM": "computed by transformers' module if its processor can be had, but not compared",
     "GLM4VForCausalLM": f"{_CODE}; Glm4vForConditionalGeneration is the later model",
     "H2OVLChatModel": _CODE,
     "InternVLChatModel": f"{_CODE}; InternVLForConditionalGeneration is the same model in transformers' layout",
@@ -42,16 +42,12 @@ NOT_HERE = {
 
 def ways_of(name: str, folder: Path) -> Iterator[str]:
     """Yield the ways in which a model says what transformers says; the first that fails raises."""
-    if name == "qwen2_audio":
-        check_hearing(folder)
-        yield "alone"
-        return
     cases = cases_of(name, folder)
     with make(folder) as llm:
         for case in cases:
             check(case, llm.generate(case.prompt, GREEDY, use_tqdm=False)[0])
         yield "alone"
-        if name in MAKERS:
+        if name in FAMILIES:
             again = llm.generate(cases[-1].prompt, GREEDY, use_tqdm=False)[0]
             check(cases[-1], again)
             assert again.num_cached_tokens
@@ -59,21 +55,20 @@ def ways_of(name: str, folder: Path) -> Iterator[str]:
         for case, output in zip(cases, llm.generate([c.prompt for c in cases], GREEDY, use_tqdm=False), strict=True):
             check(case, output)
         yield "together"
-    if name in MAKERS:
-        with make(folder, max_num_batched_tokens=24) as llm:
+    if name in FAMILIES:
+        with make(folder, max_num_batched_tokens=narrow(name)) as llm:
             prompts = [case.prompt for case in cases]
             for case, output in zip(cases, llm.generate(prompts, GREEDY, use_tqdm=False), strict=True):
                 check(case, output)
         yield "cut"
 
 
-def rows(names: list[str], place: Path) -> Iterator[str]:
+def rows(names: list[str], place: Path, raises: bool) -> Iterator[str]:
     tokenizers = place / "tokenizer"
     _byte_level().save_pretrained(tokenizers)
     found: list[tuple[str, str, str, str]] = []
-    makers: dict[str, Callable[[Maker], object]] = {**MAKERS, **FOREIGN}
-    for name in names or makers:
-        route = "family, transformers' tower" if name in MAKERS else "transformers"
+    for name in names or MAKERS:
+        route = "family, transformers' tower" if name in FAMILIES else "transformers"
         architecture, ways, reason = name, [], ""
         try:
             folder = save_media_checkpoint(place / name, tokenizers, name)
@@ -81,6 +76,8 @@ def rows(names: list[str], place: Path) -> Iterator[str]:
             for way in ways_of(name, folder):
                 ways.append(way)
         except Exception as error:
+            if raises:
+                raise
             reason = f"; not further: {(str(error).strip() or type(error).__name__).splitlines()[0][:100]}"
         found.append((architecture, name, route, (", ".join(ways) or "no") + reason))
         print(*found[-1], flush=True)
@@ -101,10 +98,11 @@ def rows(names: list[str], place: Path) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--raise", dest="raises", action="store_true", help="stop at the first that differs")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        table = list(rows(options.names, Path(place)))
+        table = list(rows(options.names, Path(place), options.raises))
     if options.write:
         text = PAGE.read_text("utf-8")
         before, _, rest = text.partition(BEGIN)

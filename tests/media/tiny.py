@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +52,14 @@ class Maker:
     """Makes the parts of checkpoints around one tokenizer."""
 
     def __init__(self, tokenizer_folder: Path) -> None:
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder)
-        self.tokenizer.add_special_tokens({"additional_special_tokens": WORDS})
-        self.vocab_size = len(self.tokenizer)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder)
+        tokenizer.add_special_tokens({"additional_special_tokens": WORDS})
+        self.use(tokenizer)
+
+    def use(self, tokenizer: Any) -> None:
+        """Take another tokenizer."""
+        self.tokenizer = tokenizer
+        self.vocab_size = len(tokenizer)
 
     def id(self, word: str) -> int:
         token = self.tokenizer.convert_tokens_to_ids(word)
@@ -84,6 +88,8 @@ class NoVideo:
     """Stands for a video processor where torchvision is missing, which those need."""
 
     merge_size = 2
+    slice_mode = False
+    downsample_mode = "16x"
     _auto_class = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,14 +102,16 @@ class NoVideo:
 def seeing(kind: str, images: Any, maker: Maker, videos: str, video_options: dict[str, Any], **options: Any) -> Any:
     """A processor of images and, where there is torchvision, of videos."""
     own: Any = getattr(transformers, kind)
+    parts = {"image_processor": images, "tokenizer": maker.tokenizer, "video_processor": NoVideo()}
     if has_torchvision():
-        return own(images, maker.tokenizer, getattr(transformers, videos)(**video_options), **options)
+        parts["video_processor"] = getattr(transformers, videos)(**video_options)
+        return own(*(parts[name] for name in own.get_attributes()), **options)
     body = {
         "check_argument_for_proper_class": lambda self, name, part: type(part),
         "to_dict": lambda self: {key: value for key, value in own.to_dict(self).items() if "video" not in key},
         "__module__": own.__module__,
     }
-    return type(kind, (own,), body)(images, maker.tokenizer, NoVideo(), **options)
+    return type(kind, (own,), body)(*(parts[name] for name in own.get_attributes()), **options)
 
 
 def pil(module: str, name: str) -> Any:
@@ -213,7 +221,7 @@ def llava_onevision(maker: Maker) -> tuple[Any, Any]:
     )
 
 
-_ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 
 
 def _qwen_ids(maker: Maker) -> dict[str, int]:
@@ -243,7 +251,7 @@ _QWEN_VIDEOS: dict[str, Any] = {
 def qwen2_vl(maker: Maker) -> tuple[Any, Any]:
     vision = {"depth": 2, "embed_dim": 64, "hidden_size": 64, "num_heads": 4, "mlp_ratio": 2, "patch_size": 8}
     config = transformers.Qwen2VLConfig(
-        text_config=maker.text("qwen2_vl_text", rope_parameters=_ROPE),
+        text_config=maker.text("qwen2_vl_text", rope_parameters=ROPE),
         vision_config=vision,
         architectures=["Qwen2VLForConditionalGeneration"],
         **_qwen_ids(maker),
@@ -255,7 +263,7 @@ def qwen2_5_vl(maker: Maker) -> tuple[Any, Any]:
     vision = {"depth": 2, "hidden_size": 64, "out_hidden_size": 64, "num_heads": 4, "intermediate_size": 96}
     vision |= {"patch_size": 8, "window_size": 32, "fullatt_block_indexes": [1]}
     config = transformers.Qwen2_5_VLConfig(
-        text_config=maker.text("qwen2_5_vl_text", rope_parameters=_ROPE),
+        text_config=maker.text("qwen2_5_vl_text", rope_parameters=ROPE),
         vision_config=vision,
         architectures=["Qwen2_5_VLForConditionalGeneration"],
         **_qwen_ids(maker),
@@ -276,7 +284,7 @@ def _qwen3_vl(maker: Maker, name: str, text: str, **changes: Any) -> tuple[Any, 
     vision = {"depth": 3, "hidden_size": 64, "out_hidden_size": 64, "num_heads": 4, "intermediate_size": 96}
     vision |= {"patch_size": 8, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
     config = getattr(transformers, f"{name}Config")(
-        text_config=maker.text(text, rope_parameters={**_ROPE, "mrope_interleaved": True}, **changes),
+        text_config=maker.text(text, rope_parameters={**ROPE, "mrope_interleaved": True}, **changes),
         vision_config=vision,
         architectures=[f"{name}ForConditionalGeneration"],
         **_qwen_ids(maker),
@@ -493,7 +501,7 @@ def glm4v(maker: Maker) -> tuple[Any, Any]:
     vision |= {"patch_size": 8, "image_size": 32, "spatial_merge_size": 2}
     config = transformers.Glm4vConfig(
         text_config=maker.text(
-            "glm4v_text", rope_parameters={**_ROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
+            "glm4v_text", rope_parameters={**ROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
         ),
         vision_config=vision,
         image_token_id=maker.id("<|image|>"),
@@ -508,51 +516,21 @@ def glm4v(maker: Maker) -> tuple[Any, Any]:
     return config, seeing("Glm4vProcessor", images, maker, "Glm4vVideoProcessor", videos)
 
 
-def qwen2_audio(maker: Maker) -> tuple[Any, Any]:
-    sounds = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=2, n_fft=400, hop_length=160)
-    audio = {"model_type": "qwen2_audio_encoder", "d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 4}
-    audio |= {"encoder_ffn_dim": 96, "num_mel_bins": 16, "max_source_positions": 100}
-    config = transformers.Qwen2AudioConfig(
-        audio_config=audio,
-        text_config=maker.text("qwen2"),
-        audio_token_index=maker.id("<|AUDIO|>"),
-        architectures=["Qwen2AudioForConditionalGeneration"],
-    )
-    return config, transformers.Qwen2AudioProcessor(sounds, maker.tokenizer)
-
-
-MAKERS: dict[str, Callable[[Maker], tuple[Any, Any]]] = {
-    make.__name__: make
-    for make in (
-        llava,
-        pixtral,
-        llava_next,
-        llava_next_video,
-        vipllava,
-        llava_onevision,
-        qwen2_vl,
-        qwen2_5_vl,
-        qwen3_vl,
-        qwen3_vl_moe,
-        gemma3,
-    )
-    + (internvl, idefics3, smolvlm, mistral3, aya_vision, glm4v, deepseek_vl)
-}
-
-
-FOREIGN: dict[str, Callable[[Maker], tuple[Any, Any]]] = {
-    make.__name__: make for make in (paligemma, aria, mllama, chameleon, ovis2, qwen2_audio)
-}
+SEEING = (
+    llava,
+    pixtral,
+    llava_next,
+    llava_next_video,
+    vipllava,
+    llava_onevision,
+    qwen2_vl,
+    qwen2_5_vl,
+    qwen3_vl,
+    qwen3_vl_moe,
+) + (gemma3, internvl, idefics3, smolvlm, mistral3, aya_vision, glm4v, deepseek_vl, aria, ovis2, paligemma)
+FOREIGN = (mllama, chameleon)
 """Those that transformers' modules compute"""
-WITH_TORCHVISION = ("pixtral", "mistral3", "llava_next_video")
-"""Those whose processors transformers has beside torchvision only"""
 
 
 def has_torchvision() -> bool:
     return importlib.util.find_spec("torchvision") is not None
-
-
-def save_media_checkpoint(folder: Path, tokenizer_folder: Path, name: str) -> Path:
-    """Write the checkpoint folder of one of MAKERS or FOREIGN."""
-    maker = Maker(tokenizer_folder)
-    return maker.save(folder, *{**MAKERS, **FOREIGN}[name](maker))

@@ -232,12 +232,16 @@ def _media(args: EngineArgs, hf_config: Any) -> MediaConfig | None:
             raise ConfigError(f"limit_mm_per_prompt[{modality!r}]={most!r} must be a number of media")
         limits[modality] = count
     cache_bytes = int(args.mm_processor_cache_gb * 2**30)
-    media = media_of(architecture_of(hf_config, args.model_impl))
+    media = media_of(architecture_of(hf_config, args.model_impl)) if args.model_impl != "transformers" else None
     return MediaConfig(
         token_ids,
         limits,
-        args.mm_processor_kwargs,
-        processor=media.processor if media is not None and args.model_impl != "transformers" else "",
+        {**(media.options if media is not None else {}), **args.mm_processor_kwargs},
+        beside=media.tokens_beside(hf_config) if media is not None else (),
+        prompts=media.prompts if media is not None else "pieces",
+        notices=media.notices if media is not None else "",
+        whole_prompt=media is not None and media.sees == "prompt",
+        processor=media.processor if media is not None else "",
         folder=args.allowed_local_media_path,
         hosts=tuple(args.allowed_media_domains),
         cache_bytes=cache_bytes,

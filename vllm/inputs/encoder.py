@@ -52,7 +52,7 @@ class EncoderRules:
             return []
         data = array("q", token_ids).tobytes()
         features = {"token_ids": Array("int64", (len(token_ids),), data)}
-        return [Media("text", hashlib.sha256(data).digest(), [], features, len(token_ids))]
+        return [Media("text", hashlib.sha256(data).digest(), [], features, length=len(token_ids))]
 
     def sound(self, heard: Media) -> list[Media]:
         """Return a sound, which was prepared for an encoder: two of its frames make a position."""

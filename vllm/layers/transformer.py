@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vllm.kv_cache.spec import CacheSpec, Scratch
 from vllm.layers.cross import CrossAttention, Encoder
-from vllm.layers.embedding import Head
+from vllm.layers.embedding import Head, Sum
 from vllm.layers.media import Deepened, MediaInput, Seeing
 from vllm.layers.pooler import Pooler
 from vllm.layers.step import Step
@@ -79,6 +79,8 @@ class Transformer(nn.Module):
         self.encoder = encoder
         self.seeing: Seeing | None = None
         """What it sees or hears with"""
+        self.reads: MediaInput | None = None
+        """Where what it sees or hears comes in"""
 
     def forward(self, step: Step) -> Tensor:
         """Return the hidden state of every token of the step.  -> [T, D]"""
@@ -91,9 +93,12 @@ class Transformer(nn.Module):
         """Have it read what a tower makes of media, beside texts."""
         self.seeing = seeing
         self.ignored_names += ("tower.*",)  # the tower has read them itself
-        self.entry = entry = MediaInput(self.entry, seeing.num_deep)
+        if isinstance(self.entry, Sum):  # what is added to tokens for their positions is added to media too
+            self.reads = self.entry.parts[0] = MediaInput(self.entry.parts[0], seeing.num_deep)
+        else:
+            self.reads = self.entry = MediaInput(self.entry, seeing.num_deep)
         for index in range(seeing.num_deep):
-            self.blocks[index] = Deepened(self.blocks[index], entry, index)
+            self.blocks[index] = Deepened(self.blocks[index], self.reads, index)
 
     @property
     def cache_specs(self) -> tuple[CacheSpec, ...]:

@@ -244,7 +244,6 @@ WITHOUT_CACHE: frozenset[str] = frozenset(
 
 _NEEDS_PIXELS = "transformers' module wants the picture again with every token"
 UNFIT: dict[str, str] = {
-    "Blip2ForConditionalGeneration": _NEEDS_PIXELS,
     "InstructBlipForConditionalGeneration": _NEEDS_PIXELS,
     "InstructBlipVideoForConditionalGeneration": _NEEDS_PIXELS,
 }

@@ -115,7 +115,10 @@ def find(config: Any, impl: str = "auto") -> Architecture:
         return _foreign(names[0])
     for name in names:
         if found := _parse(name, config):
-            return found if found.is_encoder else replace(found, both_ways=found.both_ways or _sees_both_ways(config))
+            media = media_of(name)
+            if found.is_encoder or (media is not None and media.sees == "prompt"):
+                return found
+            return replace(found, both_ways=found.both_ways or _sees_both_ways(config))
     for name in names if impl == "auto" else ():
         if _generates_by_transformers(name, config) or comes_with(config, "AutoModelForCausalLM"):
             return _foreign(name)
@@ -198,12 +201,7 @@ def media_tokens(config: Any, impl: str = "auto") -> dict[Modality, int] | None:
     media = media_of(architecture.name)
     if media is None:
         return None
-    older = {name: name.replace("_token_id", "_token_index") for name in media.placeholders.values()}
-    found = {
-        modality: getattr(config, name, getattr(config, older[name], None))
-        for modality, name in media.placeholders.items()
-    }
-    return {modality: token for modality, token in found.items() if token is not None}
+    return media.tokens(config)
 
 
 def _modalities(config: Any) -> list[Modality]:

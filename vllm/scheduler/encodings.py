@@ -44,10 +44,10 @@ class Encodings:
 
     def check(self, source: EngineRequest) -> None:
         """Raise RequestError for a medium that no step has room for."""
-        longest = max((end - first for one in source.media for first, end in one.spans), default=0)
+        longest = max((end - first for one in source.media for first, end in one.runs), default=0)
         if self.whole and longest > self.budget:
             raise RequestError(
-                f"request {source.id} has a medium of {longest} tokens that see each other, and a step computes "
+                f"request {source.id} has {longest} tokens that see each other, and a step computes "
                 f"{self.budget}; raise max_num_batched_tokens"
             )
 
@@ -69,7 +69,7 @@ class Encodings:
             needed[one.key] = size
             left -= new
         if self.whole:
-            end = min([end, *(first for one in media for first, stop in one.spans if first < end < stop)])
+            end = min([end, *(first for one in media for first, stop in one.runs if first < end < stop)])
         return max(0, end - start)
 
     def use(self, request: Request, start: int, count: int) -> None:

@@ -123,11 +123,19 @@ class Request:
 
     def extend_hashes(self, block_size: int, num_blocks: int) -> None:
         """Have `hashes` name the first blocks, as many as `num_blocks`."""
-        root = b"" if self.hashes else chain_root(self.source.cache_salt)
+        root = b"" if self.hashes else self._root()
         media = self.source.media
         named = [(first, end, one.key) for one in media for first, end in one.spans]
         named += [(one.first, one.end, one.key) for one in media if one.length]
         extend_chain(self.hashes, root, self.tokens, block_size, num_blocks, named)
+
+    def _root(self) -> bytes:
+        """Return what the first block's hash is chained to: all of the prompt, where its first tokens see its last."""
+        root = chain_root(self.source.cache_salt)
+        if not any(one.whole for one in self.source.media):
+            return root
+        keys = b"".join(one.key for one in self.source.media)
+        return chain_root(f"{root.hex()} {keys.hex()} {self.tokens[: self.num_prompt]}")
 
     def ends_unknown(self, max_model_len: int) -> bool:
         """Whether the last of its tokens that are not yet known is its last for certain."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.layers.media import MediaInput, Places
+from vllm.layers.media import Places
 from vllm.layers.rotary import SpatialRotary
 from vllm.layers.step import Step
 from vllm.layers.transformer import Transformer
@@ -22,9 +22,9 @@ class MediaStates:
 
     def __init__(self, model: Transformer, max_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         """`max_tokens` is the most that a step has."""
-        assert model.seeing is not None and isinstance(model.entry, MediaInput), "a model that sees"
+        assert model.seeing is not None and model.reads is not None, "a model that sees"
         self.tower = model.seeing.tower
-        self.entry = model.entry
+        self.entry = model.reads
         self.entry.make_room(max_tokens, self.tower.width, dtype, device)
         self.rotary = [module for module in model.modules() if isinstance(module, SpatialRotary)]
         for rotary in self.rotary:

@@ -102,7 +102,7 @@ class SlotTables:
             own = np.arange(row.start, row.start + row.count)
             runs = np.stack((own, own + 1), axis=1)
             for one in self.sequences[row.slot].media:
-                for first, end in one.spans:
+                for first, end in one.runs:
                     runs[max(0, first - row.start) : max(0, end - row.start)] = first, end
             parts.append(runs)
         return torch.from_numpy(np.concatenate(parts))

@@ -13,6 +13,8 @@ class _Nothing:
     """Stands for the part of a processor that can't be had; what uses it says so."""
 
     merge_size = 2
+    slice_mode = False
+    downsample_mode = "16x"
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         raise ModelError("videos need torchvision; install it beside torch (pip install torchvision)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vllm.messages import Modality
+from vllm.messages import Array, Modality
 
 MODALITIES: tuple[Modality, ...] = ("image", "video", "audio")
 
@@ -30,3 +30,18 @@ class Sound:
     """float32 [N], within [-1, 1]"""
     rate: int
     """Samples per second"""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a processor made of one item."""
+
+    key: bytes
+    """Names content and treatment"""
+    stand_in: str
+    """What takes the place of its placeholder in the text"""
+    features: dict[str, Array]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(array.data) for array in self.features.values())

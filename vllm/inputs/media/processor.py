@@ -14,7 +14,6 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,29 +23,16 @@ from vllm.config import MediaConfig
 from vllm.errors import ModelError, RequestError
 from vllm.inputs.media.assemble import load_processor
 from vllm.inputs.media.fetch import Fetcher, Reach
-from vllm.inputs.media.item import MediaItem, Sound
+from vllm.inputs.media.item import MediaItem, Prepared, Sound
+from vllm.inputs.media.places import filled, placed, spliced
+from vllm.inputs.media.tensors import array_of
 from vllm.inputs.tokenizer import Tokenizer
-from vllm.messages import Array, Media, Modality
+from vllm.messages import Media, Modality
 from vllm.names import named
 
 _ARGUMENTS: dict[Modality, str] = {"image": "images", "video": "videos", "audio": "audio"}
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
 """What processors return that is not of the media."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a processor made of one item."""
-
-    key: bytes
-    """Names content and treatment"""
-    stand_in: str
-    """What takes the place of its placeholder in the text"""
-    features: dict[str, Array]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(len(array.data) for array in self.features.values())
 
 
 class OwnProcessor(Protocol):
@@ -110,38 +96,67 @@ class MediaProcessor:
         if self.tokenizer is None:
             raise RequestError(f"{where} has media, but the engine runs without a tokenizer", "multi_modal_data")
         options = {**self.config.options, **options}
+        if token_ids is not None and (self.config.together or self.config.prompts != "pieces"):
+            raise RequestError(
+                f"{where} has media and token ids; give its text, which the model's processor reads", "prompt"
+            )
         if self.config.together:
-            if token_ids is not None:
-                raise RequestError(
-                    f"{where} has media and token ids; give its text, which the model's processor reads", "prompt"
-                )
             return self._together(text or "", items, options, add_special_tokens, where)
         prepared = [self._prepare(item, options, where) for item in items]
-        if token_ids is None:
-            tokens = self.tokenizer.encode(self._filled(text or "", items, prepared, where), add_special_tokens)
+        if self.config.prompts != "pieces":
+            tokens = self._read_by_processor(text, items, options, add_special_tokens, where)
+        elif token_ids is None:
+            marks = self._marks(items, where)
+            tokens = self.tokenizer.encode(filled(text or "", items, prepared, marks, where), add_special_tokens)
         else:
-            tokens = self._spliced(token_ids, items, prepared, where)
-        return tokens, self._placed(tokens, items, prepared, where)
+            tokens = spliced(token_ids, items, prepared, self._marks(items, where), self.tokenizer, where)
+        return tokens, placed(tokens, items, prepared, self.config, self.tokenizer, where)
+
+    def _marks(self, items: Sequence[MediaItem], where: str) -> dict[Modality, str]:
+        """Return what marks the places of items, by modality."""
+        return {item.modality: self.placeholder(item.modality, where) for item in items}
 
     def _together(
         self, text: str, items: Sequence[MediaItem], options: Mapping[str, Any], add_special_tokens: bool, where: str
     ) -> tuple[list[int], list[Media]]:
         """Have a prompt's text and media processed at once, for a model of transformers."""
-        data: dict[str, list[Any]] = {}
-        for item in items:
-            data.setdefault(_ARGUMENTS[item.modality], []).append(self._raw(item))
-        given = {**options, "sampling_rate": self._rate()} if "audio" in data else dict(options)
-        with self._lock:
-            processor, _ = self._loaded()
-            found = self._call(processor, items[0].modality, where, text=text, **data, **given)
+        found = self._read_at_once(text, items, options, where)
         features = {
-            name: _array(value)
+            name: array_of(value)
             for name, value in found.items()
             if name not in ("input_ids", "attention_mask", "labels") and _is_number(value)
         }
         tokens = [int(token) for token in np.asarray(found["input_ids"]).reshape(-1)]
         key = hashlib.sha256(b"".join(_key(item, options) for item in items)).digest()
         return tokens, [Media(items[0].modality, key, [], features)]
+
+    def _read_by_processor(
+        self,
+        text: str | None,
+        items: Sequence[MediaItem],
+        options: Mapping[str, Any],
+        add_special_tokens: bool,
+        where: str,
+    ) -> list[int]:
+        """Return the tokens that the processor makes of a text with all of its media."""
+        if any(hasattr(item.data, "is_floating_point") for item in items):
+            raise RequestError(
+                f"{where}: the model's processor makes its prompts of the media themselves; give those, not embeddings",
+                "multi_modal_data",
+            )
+        special = {} if add_special_tokens else {"add_special_tokens": False}
+        found = self._read_at_once(text or "", items, {**options, **special}, where)
+        return [int(token) for token in np.asarray(found["input_ids"]).reshape(-1)]
+
+    def _read_at_once(self, text: str, items: Sequence[MediaItem], options: Mapping[str, Any], where: str) -> Any:
+        """Return what the processor makes of a prompt as a whole."""
+        data: dict[str, list[Any]] = {}
+        for item in items:
+            data.setdefault(_ARGUMENTS[item.modality], []).append(self._raw(item))
+        given = {**options, "sampling_rate": self._rate()} if "audio" in data else dict(options)
+        with self._lock:
+            processor, _ = self._loaded()
+            return self._call(processor, items[0].modality, where, text=text, **data, **given)
 
     def heard(self, item: MediaItem, where: str) -> Media:
         """Return a sound as the encoder of a model of speech takes it.  Raises RequestError."""
@@ -152,7 +167,7 @@ class MediaProcessor:
             extractor = self._extractor
             sound = Sound(_at_rate(item.data, int(extractor.sampling_rate)), int(extractor.sampling_rate))
             found = extractor(sound.samples, sampling_rate=sound.rate, return_tensors="pt")
-        return Media("audio", key, [], {name: _array(value) for name, value in found.items()})
+        return Media("audio", key, [], {name: array_of(value) for name, value in found.items()})
 
     def window_seconds(self) -> float:
         """Return how long a sound the model hears at once."""
@@ -202,17 +217,19 @@ class MediaProcessor:
         if hasattr(item.data, "is_floating_point"):
             assert self.tokenizer is not None
             stand_in = self.tokenizer.decode([self.config.token_ids[item.modality]], False) * len(item.data)
-            return Prepared(key, stand_in, {"embeds": _array(item.data)})
+            return Prepared(key, stand_in, {"embeds": array_of(item.data)})
         if self._own is not None:
             stand_in, made = self._made_by_own(item, options, where)
-            return Prepared(key, stand_in, {name: _array(value) for name, value in made.items()})
+            return Prepared(key, stand_in, {name: array_of(value) for name, value in made.items()})
         processor, listener = self._loaded()
         given = dict(options)
         if isinstance(item.data, Sound):
             given["sampling_rate"] = self._rate()
         given[_ARGUMENTS[item.modality]] = [self._raw(item)]
         found = self._call(processor, item.modality, where, text=self.placeholder(item.modality, where), **given)
-        features = {name: _array(value) for name, value in found.items() if name not in _OF_TEXT and _is_number(value)}
+        features = {
+            name: array_of(value) for name, value in found.items() if name not in _OF_TEXT and _is_number(value)
+        }
         return Prepared(key, listener.heard, features)
 
     def _made_by_own(self, item: MediaItem, options: Mapping[str, Any], where: str) -> tuple[str, Mapping[str, Any]]:
@@ -233,7 +250,9 @@ class MediaProcessor:
         return made
 
     def placeholder(self, modality: Modality, where: str = "the prompt") -> str:
-        """Return what marks the place of a medium in a prompt."""
+        """Return what marks the place of a medium in a prompt; "" where the processor finds it by itself."""
+        if self.config.prompts == "bare":
+            return ""
         if self._own is not None:
             return self._own.placeholders[modality]
         processor, _ = self._loaded()
@@ -258,76 +277,6 @@ class MediaProcessor:
     def _resampled(self, sound: Sound) -> np.ndarray:
         """Return samples at the model's rate."""
         return _at_rate(sound, self._rate())
-
-    # ── a prompt ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _filled(self, text: str, items: Sequence[MediaItem], prepared: Sequence[Prepared], where: str) -> str:
-        """Put the stand-ins in the places of the placeholders."""
-        queues = _queues(items, prepared)
-        marks = {modality: self.placeholder(modality, where) for modality in queues}
-        parts, at = [], 0
-        while True:
-            found = [(text.find(mark, at), modality) for modality, mark in marks.items() if text.find(mark, at) >= 0]
-            if not found:
-                break
-            start, modality = min(found)
-            if not queues[modality]:
-                raise _wrong_count(where, modality, marks[modality], text.count(marks[modality]), items)
-            parts += [text[at:start], queues[modality].pop(0).stand_in]
-            at = start + len(marks[modality])
-        for modality, left in queues.items():
-            if left:
-                raise _wrong_count(where, modality, marks[modality], text.count(marks[modality]), items)
-        return "".join([*parts, text[at:]])
-
-    def _spliced(
-        self, token_ids: list[int], items: Sequence[MediaItem], prepared: Sequence[Prepared], where: str
-    ) -> list[int]:
-        """Put the stand-ins' tokens in the places of the placeholders' tokens."""
-        assert self.tokenizer is not None
-        queues = _queues(items, prepared)
-        marks = {modality: self.placeholder(modality, where) for modality in queues}
-        spelled = {modality: self.tokenizer.encode(mark, False) for modality, mark in marks.items()}
-        tokens: list[int] = []
-        at = 0
-        while at < len(token_ids):
-            here = [m for m, mark in spelled.items() if token_ids[at : at + len(mark)] == mark]
-            if not here:
-                tokens.append(token_ids[at])
-                at += 1
-                continue
-            if not queues[here[0]]:
-                count = token_ids.count(spelled[here[0]][0])
-                raise _wrong_count(where, here[0], marks[here[0]], count, items)
-            tokens += self.tokenizer.encode(queues[here[0]].pop(0).stand_in, False)
-            at += len(spelled[here[0]])
-        for modality, left in queues.items():
-            if left:
-                raise _wrong_count(where, modality, marks[modality], len(items) - len(left), items)
-        return tokens
-
-    def _placed(
-        self, tokens: list[int], items: Sequence[MediaItem], prepared: Sequence[Prepared], where: str
-    ) -> list[Media]:
-        """Find the runs of tokens that each item's embeddings belong to."""
-        assert self.tokenizer is not None
-        every, media = np.array(tokens), []
-        for modality, token in self.config.token_ids.items():
-            places = np.flatnonzero(every == token)
-            used = 0
-            for item, done in zip(items, prepared, strict=True):
-                if item.modality == modality:
-                    count = self.tokenizer.encode(done.stand_in, False).count(token)
-                    spans = _runs(places[used : used + count])
-                    media.append(Media(modality, done.key, spans, done.features))
-                    used += count
-            if used != len(places):
-                raise RequestError(
-                    f"{where} has {len(places)} tokens {token} for {modality} media of {used}; leave those out that "
-                    "belong to none",
-                    "prompt",
-                )
-        return sorted(media, key=lambda one: one.spans[0])
 
 
 class _Listener:
@@ -361,43 +310,10 @@ def _key(item: MediaItem, options: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(name + b"\0" + content).digest()
 
 
-def _array(value: Any) -> Array:
-    """Return a tensor, or what can be one, as bytes."""
-    import torch
-
-    tensor = torch.as_tensor(np.asarray(value) if isinstance(value, (list, tuple)) else value).contiguous()
-    if tensor.dtype is torch.bfloat16:
-        tensor = tensor.float()
-    return Array(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.numpy().tobytes())
-
-
 def _is_number(value: Any) -> bool:
     return hasattr(value, "shape") or (
         isinstance(value, (list, tuple)) and np.asarray(value, dtype=object).dtype != object
     )
-
-
-def _queues(items: Sequence[MediaItem], prepared: Sequence[Prepared]) -> dict[Modality, list[Prepared]]:
-    queues: dict[Modality, list[Prepared]] = {}
-    for item, done in zip(items, prepared, strict=True):
-        queues.setdefault(item.modality, []).append(done)
-    return queues
-
-
-def _wrong_count(where: str, modality: Modality, mark: str, count: int, items: Sequence[MediaItem]) -> RequestError:
-    given = sum(item.modality == modality for item in items)
-    return RequestError(
-        f"{where} has {count} placeholders {mark!r} and {given} {modality} items; give one placeholder for each",
-        "prompt",
-    )
-
-
-def _runs(places: np.ndarray) -> list[tuple[int, int]]:
-    """Return the runs [first, end) of consecutive positions."""
-    if not len(places):
-        raise ModelError("the model's processor made no place for a medium; its tokenizer and its config do not fit")
-    breaks = np.flatnonzero(np.diff(places) != 1) + 1
-    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(places, breaks)]
 
 
 def _at_rate(sound: Sound, rate: int) -> np.ndarray:

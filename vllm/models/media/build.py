@@ -23,11 +23,14 @@ def text_spec(config: Any) -> TransformerSpec:
     """Return the decoder of a model that takes media.  Raises ModelError if its text part is of no family."""
     media = next(KINDS[name] for name in config.architectures if name in KINDS)
     text = config.get_text_config()
+    if media.sees == "prompt":  # what is said about it there is how prompts are read, not the layers' nature
+        text.use_bidirectional_attention = None
     spec = (getattr(texts, media.text) if media.text else _family_of(text))(text)
     if media.positions == "spatial":
         spec = replace(spec, layers=tuple(replace(layer, mixer=_spatial(layer.mixer, text)) for layer in spec.layers))
     # what is not of the text part is read by transformers, which also says if something is missing
-    return replace(spec, tied=bool(config.tie_word_embeddings), ignored_names=("*",))
+    tied = getattr(config, "tie_word_embeddings", getattr(text, "tie_word_embeddings", False))
+    return replace(spec, tied=bool(tied), ignored_names=("*",))
 
 
 def _family_of(text: Any) -> Callable[[Any], TransformerSpec]:
@@ -55,13 +58,15 @@ def _spatial(mixer: Any, text: Any) -> Any:
 
 def load_seeing(architecture: str, media: MediaSpec, config: Any, placement: Placement, folder: Path | None) -> Seeing:
     """Load what a model sees with; without a folder its weights are random."""
-    width = config.get_text_config().hidden_size
     if media.tower:
-        tower = load_own_tower(media.tower, config, folder, width, placement.dtype, placement.device)
+        tower = load_own_tower(media, config, folder, placement)
     else:
-        tower = load_tower(architecture, config, folder, width, placement.dtype, placement.device)
+        tower = load_tower(architecture, media, config, folder, placement)
+    text = config.get_text_config()
+    if text.model_type.startswith("granite"):
+        tower.scale = text.embedding_multiplier
     deep = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
-    return Seeing(tower, len(deep), media.sees == "medium")
+    return Seeing(tower, len(deep), media.sees != "past")
 
 
 def text_tensors(tensors: Iterable[tuple[str, Tensor]], width: int) -> Iterator[tuple[str, Tensor]]:
@@ -71,7 +76,10 @@ def text_tensors(tensors: Iterable[tuple[str, Tensor]], width: int) -> Iterator[
             yield "lm_head.weight", tensor
             continue
         prefix = next((prefix for prefix in _TEXT_PREFIXES if name.startswith(prefix)), "")
-        yield from _apart("model." + name.removeprefix(prefix) if prefix else name, tensor, width)
+        name = "model." + name.removeprefix(prefix) if prefix else name
+        for theirs, ours in _EXPERTS:
+            name = name.replace(theirs, ours)
+        yield from _apart(name, tensor, width)
 
 
 def _apart(name: str, tensor: Tensor, width: int) -> Iterator[tuple[str, Tensor]]:
@@ -100,3 +108,5 @@ _TEXT_PREFIXES = (
     "llm.model.",
 )
 """Where checkpoints have their text part, longest first."""
+_EXPERTS = ((".experts.fc1.weight", ".experts.gate_up_proj"), (".experts.fc2.weight", ".experts.down_proj"))
+"""What aria calls the matrices of its experts"""

@@ -11,27 +11,49 @@ from vllm.models.media.spec import MediaSpec
 _BOTH: Mapping[Modality, str] = {"image": "image_token_id", "video": "video_token_id"}
 _SPATIAL = MediaSpec(_BOTH, positions="spatial")
 
+_HEARS: Mapping[Modality, str] = {"audio": "audio_token_id"}
+
 KINDS: Mapping[str, MediaSpec] = {
+    "AriaForConditionalGeneration": MediaSpec(text="aria"),
     "AyaVisionForConditionalGeneration": MediaSpec(text="cohere2"),
+    "Blip2ForConditionalGeneration": MediaSpec(prompts="bare"),
     "DeepseekVLForConditionalGeneration": MediaSpec(),
+    "DeepseekVLHybridForConditionalGeneration": MediaSpec(),
+    "FuyuForCausalLM": MediaSpec(prompts="bare", options={"return_legacy_image_output": False}),
     "Gemma3ForConditionalGeneration": MediaSpec(sees="medium"),
     "Glm4vForConditionalGeneration": replace(_SPATIAL, text="glm4"),
+    "Glm4vMoeForConditionalGeneration": replace(_SPATIAL, text="glm4_moe"),
+    "GraniteSpeechForConditionalGeneration": MediaSpec(_HEARS, reads="forward"),
     "Idefics3ForConditionalGeneration": MediaSpec(),
     "InternVLForConditionalGeneration": MediaSpec(),
+    "Kimi_K25ForConditionalGeneration": MediaSpec(_BOTH),
     "LlavaForConditionalGeneration": MediaSpec(),
     "LlavaNextForConditionalGeneration": MediaSpec(),
     "LlavaNextVideoForConditionalGeneration": MediaSpec(_BOTH),
     "LlavaOnevisionForConditionalGeneration": MediaSpec(_BOTH),
+    "MiniCPMV4_6ForConditionalGeneration": MediaSpec(_BOTH, prompts="whole"),
     "Mistral3ForConditionalGeneration": MediaSpec(),
+    "Ovis2ForConditionalGeneration": MediaSpec(beside="visual_indicator_token_ids", reads="forward"),
+    "PaliGemmaForConditionalGeneration": MediaSpec(sees="prompt", prompts="bare"),
+    "Phi4MultimodalForCausalLM": MediaSpec(
+        {"image": "vision_config.image_token_id", "audio": "audio_config.audio_token_id"},
+        reads="forward",
+        decoder="model.norm",
+        attention="eager",  # sdpa would hide later patches from earlier ones where none is masked
+        notices="image_pixel_values",
+    ),
+    "Qwen2AudioForConditionalGeneration": MediaSpec(_HEARS, reads="forward"),
     "Qwen2VLForConditionalGeneration": _SPATIAL,
     "Qwen2_5_VLForConditionalGeneration": _SPATIAL,
     "Qwen3VLForConditionalGeneration": _SPATIAL,
     "Qwen3VLMoeForConditionalGeneration": replace(_SPATIAL, text="qwen3_moe"),
     "SmolVLMForConditionalGeneration": MediaSpec(),
+    "VoxtralForConditionalGeneration": MediaSpec(_HEARS),
     "VipLlavaForConditionalGeneration": MediaSpec(),
 }
 
 TEXT_FAMILIES: Mapping[str, str] = {
+    "phi4_multimodal": "Phi3ForCausalLM",
     "qwen2_5_vl_text": "Qwen2ForCausalLM",
     "qwen2_vl_text": "Qwen2ForCausalLM",
     "qwen3_vl_text": "Qwen3ForCausalLM",

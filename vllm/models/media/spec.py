@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from vllm.messages import Modality
+from vllm.messages import Modality, Prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,24 @@ class MediaSpec:
     """Modality → field of the config with the token that stands in its place"""
     positions: Literal["plain", "spatial"] = "plain"
     """spatial: a token has three positions, in time, height and width, which share out the pairs of its rotary embedding"""
-    sees: Literal["past", "medium"] = "past"
-    """medium: tokens of one medium also see those behind them, as far as that medium goes"""
+    beside: str = ""
+    """Field of the config with further tokens of a medium that are the tower's to embed, such as the marks of its rows"""
+    prompts: Prompts = "pieces"
+    """How transformers' processor fills prompts in"""
+    notices: str = ""
+    """A feature of pictures that sounds are heard differently with, if their prompt has pictures: the tower gets it then, empty"""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """For transformers' processor, unless the user says otherwise"""
+    reads: Literal["method", "forward"] = "method"
+    """How transformers' module is asked for embeddings: by its `get_image_features` or the like; or, where it has none or none
+    that gives all of them, it is run as far as its decoder, and they are what that would read"""
+    attention: str = ""
+    """Which of transformers' attentions the tower has; none: the one it prefers"""
+    decoder: str = ""
+    """Where the module reads embeddings, if it has no decoder apart: the name of its last norm"""
+    sees: Literal["past", "medium", "prompt"] = "past"
+    """Tokens also see those behind them.  medium: those of one medium, as far as that goes; prompt: all of a prompt that has
+    media"""
     processor: str = ""
     """Where what prepares media is, as "package.module:name": a function from a model's folder to an `OwnProcessor`; none:
     transformers' processor of the model"""
@@ -27,3 +43,18 @@ class MediaSpec:
     begin with "tower."  None: transformers' model"""
     text: str = ""
     """Which function of `texts` makes a decoder of the text part's config; none: the family of its model type"""
+
+    def tokens(self, config: Any) -> dict[Modality, int]:
+        """Return the tokens that embeddings of media have in prompts, by modality."""
+        found = {}
+        for modality, name in self.placeholders.items():
+            part, _, last = name.rpartition(".")
+            owner = getattr(config, part) if part else config
+            token = getattr(owner, last, getattr(owner, last.replace("_token_id", "_token_index"), None))
+            if token is not None:
+                found[modality] = token
+        return found
+
+    def tokens_beside(self, config: Any) -> tuple[int, ...]:
+        """Return the further tokens of media that the tower embeds."""
+        return tuple(getattr(config, self.beside)) if self.beside else ()

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from vllm.models.families import kin, moe
-from vllm.models.spec import HeadSpec, TransformerSpec
+from vllm.models.families.llama import attention_of, decoder_of
+from vllm.models.spec import HeadSpec, LayerSpec, MoeSpec, TransformerSpec
+
+ARIA_NAMES: Mapping[str, str] = {
+    **moe.QWEN_NAMES,
+    "router": "model.layers.{i}.mlp.router",
+    "shared_gate": "model.layers.{i}.mlp.shared_experts.gate_proj",
+    "shared_up": "model.layers.{i}.mlp.shared_experts.up_proj",
+    "shared_down": "model.layers.{i}.mlp.shared_experts.down_proj",
+}
+
+
+def aria(config: Any) -> TransformerSpec:
+    """Llama with experts, and some that every token passes."""
+    bias = config.attention_bias
+    attention = attention_of(config, qkv_bias=bias, out_bias=bias)
+    experts = (config.moe_num_experts, config.moe_topk, config.intermediate_size)
+    shared_width = config.moe_num_shared_experts * config.intermediate_size
+    layer = LayerSpec(attention, MoeSpec(*experts, config.hidden_act, renormalize=True, shared_width=shared_width))
+    return decoder_of(config, lambda index: layer, names=ARIA_NAMES)
+
+
+def glm4_moe(config: Any) -> TransformerSpec:
+    """Glm4 with experts, without norms on q and k."""
+    config.use_qk_norm = False
+    return moe.glm4_moe(config)
 
 
 def cohere2(config: Any) -> TransformerSpec:

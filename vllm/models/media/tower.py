@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from vllm.errors import ModelError
+from vllm.layers.placement import Placement
 from vllm.loader.files import weight_files
 from vllm.loader.fill import fill
 from vllm.loader.read import tensors
-from vllm.messages import Array, Media
+from vllm.messages import Array, Media, Modality
+from vllm.models.media.reading import Reader, read, replace_text, taken
+from vllm.models.media.spec import MediaSpec
 from vllm.names import named
 from vllm.ops.memory import tensor_of
 from vllm.weights import TensorPlace, Window
@@ -29,9 +32,15 @@ from vllm.weights import TensorPlace, Window
 class Tower:
     """What turns media into embeddings."""
 
-    def __init__(self, module: Any, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        """`width` is that of an embedding."""
+    def __init__(
+        self, module: Any, width: int, dtype: torch.dtype, device: torch.device, tokens: Mapping[Modality, int]
+    ) -> None:
+        """`width` is that of an embedding.  `tokens`: modality → the token that stands in its place, where the module is asked by
+        its `forward`; else none."""
         self.module = module
+        self.tokens = tokens
+        self.scale = 1.0
+        """What embeddings are multiplied with, as the text's decoder does with whatever it reads"""
         self.width = width
         self.dtype = dtype
         self.device = device
@@ -49,19 +58,19 @@ class Tower:
         features = self._tensors(media.features)
         if "embeds" in features:
             found = [features["embeds"].to(self.dtype)]
+        elif token := self.tokens.get(media.modality):
+            ids = features.pop("input_ids", torch.full((media.count,), token, device=self.device))
+            found = [read(self.module, ids, features)]
         else:
             method = self._method(media.modality)
-            takes = inspect.signature(method).parameters
-            found = embeddings_of(
-                method(**{name: value for name, value in features.items() if name in takes}), self.width
-            )
+            found = embeddings_of(method(**taken(method, features)), self.width)
         for tensor in found:
             if tuple(tensor.shape) != (media.count, self.width):
                 raise ModelError(
                     f"the tower made {tuple(tensor.shape)} of a {media.modality} that has {media.count} places of width "
                     f"{self.width}"
                 )
-        return found
+        return found if self.scale == 1.0 else [tensor * self.scale for tensor in found]
 
     def positions(self, token_ids: list[int], media: list[Media]) -> tuple[Tensor, int]:
         """Return the positions of a prompt's tokens in time, height and width, and what is added to later ones' index.
@@ -87,9 +96,10 @@ class Tower:
         return found[:, 0], int(shift.flatten()[0])
 
     def _method(self, modality: str) -> Callable[..., Any]:
-        method: Callable[..., Any] | None = getattr(self.module, f"get_{modality}_features", None)
-        if method is None:
-            method = getattr(getattr(self.module, "model", None), f"get_{modality}_features", None)
+        name = f"get_{modality}_features"
+        method: Callable[..., Any] | None = getattr(self.module, name, None)
+        if method is None or "args" in inspect.signature(method).parameters:  # it hands on whatever it is given
+            method = getattr(getattr(self.module, "model", None), name, method)
         if method is None:
             raise ModelError(f"{type(self.module).__name__} of transformers has no tower for {modality} media")
         return method
@@ -124,9 +134,7 @@ def _joined(part: Any, width: int) -> Tensor:
     return joined
 
 
-def load_tower(
-    architecture: str, config: Any, folder: Path | None, width: int, dtype: torch.dtype, device: torch.device
-) -> Tower:
+def load_tower(architecture: str, media: MediaSpec, config: Any, folder: Path | None, placement: Placement) -> Tower:
     """Load all of a model but its text part; without a folder its weights are random.
 
     Raises ModelError if transformers can't, or weights are missing.
@@ -137,13 +145,15 @@ def load_tower(
     if kind is None:
         raise ModelError(f"{architecture} is not known to transformers {transformers.__version__}")
     missing: list[str] = []
+    dtype = placement.dtype
+    options = {"dtype": dtype} | ({"attn_implementation": media.attention} if media.attention else {})
     try:
         if folder is None:
-            module = kind._from_config(_without_text(config), dtype=dtype)
+            module = kind._from_config(_without_text(config), **options)
         else:
             with _in_silence():  # it would warn of all that is of the text part
                 module, found = kind.from_pretrained(
-                    folder, config=_without_text(config), dtype=dtype, output_loading_info=True
+                    folder, config=_without_text(config), output_loading_info=True, **options
                 )
             missing = sorted(found["missing_keys"])
     except Exception as error:  # each class refuses in its own way
@@ -154,8 +164,10 @@ def load_tower(
             f"{folder}: the checkpoint and its config.json do not fit; {len(missing)} weights of the tower are not in it: "
             f"{', '.join(missing[:5])}"
         )
-    _drop_text(module)
-    return Tower(module.to(device).eval().requires_grad_(False), width, dtype, device)
+    width = config.get_text_config().hidden_size
+    replace_text(module, Reader(width, dtype) if media.reads == "forward" else nn.Identity(), media.decoder)
+    tokens = media.tokens(config) if media.reads == "forward" else {}
+    return Tower(module.to(placement.device).eval().requires_grad_(False), width, dtype, placement.device, tokens)
 
 
 @contextmanager
@@ -174,15 +186,13 @@ def _in_silence() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_own_tower(
-    where: str, config: Any, folder: Path | None, width: int, dtype: torch.dtype, device: torch.device
-) -> Tower:
+def load_own_tower(media: MediaSpec, config: Any, folder: Path | None, placement: Placement) -> Tower:
     """Load a tower of another package, a module that is made of the config.  Raises ModelError if that can't be."""
-    module = named(where)(config).to(device=device, dtype=dtype).eval().requires_grad_(False)
+    module = named(media.tower)(config).to(device=placement.device, dtype=placement.dtype).eval().requires_grad_(False)
     if folder is not None:
         windows = [Window(f"tower.{name}", TensorPlace(tensor)) for name, tensor in module.state_dict().items()]
         fill(windows, tensors(weight_files(folder)), ("*",), where=str(folder))
-    return Tower(module, width, dtype, device)
+    return Tower(module, config.get_text_config().hidden_size, placement.dtype, placement.device, {})
 
 
 def _without_text(config: Any) -> Any:
@@ -194,12 +204,3 @@ def _without_text(config: Any) -> Any:
         if name.endswith("layer_types") and isinstance(value, list):
             setattr(text, name, [])
     return config
-
-
-def _drop_text(module: Any) -> None:
-    """Drop what is left of the text part: the embeddings of its tokens, and its head."""
-    decoder = module.get_decoder() if hasattr(module, "get_decoder") else None
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if child is decoder or (parent is module and name == "lm_head"):
-                setattr(parent, name, nn.Identity())
