@@ -197,7 +197,7 @@ NOINLINE void few_quantized(const LinearArgs& a, const Worker& me, int64_t group
     for (int r = 0; r < ROWS; r++) sum[r] = up[r] = zero();
     few_sum<ROWS>(W(), sum, a.groups[group], q);
     if (a.gated) few_sum<ROWS>(W(), up, a.groups[group + a.num_groups / 2], q);
-    for (int r = 0; r < ROWS; r++) finish(a, r, group, sum[r], up[r]);
+    finish(a, 0, ROWS, group, sum, up);
 }
 
 // ---- many rows ----

@@ -220,19 +220,18 @@ INLINE void integer_tiles(const LinearArgs& a, const Worker& me, const Pair& pai
         add_block<W, GROUPS, PANELS>(u, q, panel, b, block[b % 2], sums[0][0][0]);
     }
     for (int p = 0; p < PANELS; p++) {
-        int64_t first = (panel + p) * LANES, count = std::min<int64_t>(LANES, me.rows - first);
-        for (int i = 0; i < count; i++) {
-            vec v[GROUPS];
-            for (int g = 0; g < GROUPS; g++) {
-                v[g] = load(sums[g][p][i]);
-                if (!W::UNPACKED) v[g] = mul(v[g], load((const float*)pair.groups[g]->scales));
+        int64_t first = (panel + p) * LANES;
+        int count = (int)std::min<int64_t>(LANES, me.rows - first);
+        vec v[GROUPS][LANES];
+        for (int g = 0; g < GROUPS; g++)
+            for (int i = 0; i < count; i++) {
+                v[g][i] = load(sums[g][p][i]);
+                if (!W::UNPACKED) v[g][i] = mul(v[g][i], load((const float*)pair.groups[g]->scales));
             }
-            if (pair.gated) {
-                finish(a, first + i, pair.first, v[0], v[GROUPS - 1]);
-                continue;
-            }
-            for (int g = 0; g < GROUPS; g++) finish(a, first + i, pair.first + g, v[g], zero());
-        }
+        if (pair.gated)
+            finish(a, first, count, pair.first, v[0], v[GROUPS - 1]);
+        else
+            for (int g = 0; g < GROUPS; g++) finish(a, first, count, pair.first + g, v[g], nullptr);
     }
 }
 
