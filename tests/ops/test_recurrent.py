@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,15 +11,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vllm.kv_cache.spec import State, StateTensor
+from vllm.ops import native, recurrent
 from vllm.ops.attention import Layout
+from vllm.ops.native import recurrent as native_recurrent
 from vllm.ops.native import set_threads
-from vllm.ops.recurrent import causal_conv, fold, gated_delta, selective_scan, softplus
+from vllm.ops.recurrent import Fading, fold, softplus
 from vllm.ops.states import StateMemory, StatePlan
 
 CPU = torch.device("cpu")
 SIZE = 4
 LENGTHS = (13, 1, 30, 8)
 Operation = Callable[[slice, Tensor, StatePlan], Tensor]
+
+
+@pytest.fixture(params=["torch", "native"])
+def kind(request: pytest.FixtureRequest) -> Any:
+    """The module with the operations."""
+    if request.param == "torch":
+        return recurrent
+    if native.library() is None:
+        pytest.skip("there are no kernels")
+    return native_recurrent
 
 
 @pytest.fixture(autouse=True, params=[1, 2], ids=["1 thread", "2 threads"])
@@ -63,58 +76,95 @@ def check(operation: Operation, shape: tuple[int, ...], expected: list[Tensor]) 
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("channels, kernel", [(7, 2), (16, 4), (96, 3)])
-def test_causal_conv(channels: int, kernel: int, bias: bool) -> None:
+@pytest.mark.parametrize("channels, kernel", [(7, 2), (16, 4), (96, 3), (300, 4)])
+def test_causal_conv(kind: Any, channels: int, kernel: int, bias: bool) -> None:
     x, weight = torch.randn(sum(LENGTHS), channels), torch.randn(channels, kernel)
     offset = torch.randn(channels) if bias else None
     expected = [
-        F.conv1d(F.pad(part.T, (kernel - 1, 0))[None], weight[:, None], offset, groups=channels)[0].T
+        F.silu(F.conv1d(F.pad(part.T, (kernel - 1, 0))[None], weight[:, None], offset, groups=channels)[0].T)
         for part in x.split(LENGTHS)
     ]
-    check(lambda at, memory, plan: causal_conv(x[at], weight, offset, memory, plan), (kernel - 1, channels), expected)
+    taps = weight.T.contiguous()
+    check(
+        lambda at, memory, plan: kind.causal_conv(x[at], taps, offset, memory, plan, "silu"),
+        (kernel - 1, channels),
+        expected,
+    )
 
 
-@pytest.mark.parametrize(
-    "heads, head_dim, groups, width, fades", [(24, 1, 1, 16, 16), (4, 6, 2, 7, 1), (2, 9, 2, 5, 5)]
-)
-def test_selective_scan(heads: int, head_dim: int, groups: int, width: int, fades: int) -> None:
-    total = sum(LENGTHS)
-    x, dt, a = torch.randn(total, heads, head_dim), torch.rand(total, heads), -torch.rand(heads, fades)
+@pytest.mark.parametrize("heads, head_dim, groups, width", [(4, 6, 2, 7), (2, 16, 2, 5), (1, 80, 1, 16), (6, 64, 3, 9)])
+@pytest.mark.parametrize("alone", [False, True], ids=["heads fade", "elements fade"])
+def test_selective_scan(kind: Any, heads: int, head_dim: int, groups: int, width: int, alone: bool) -> None:
+    total, each = sum(LENGTHS), (heads, head_dim) if alone else (heads,)
+    x, dt, bias, skip = (
+        torch.randn(total, heads, head_dim),
+        torch.randn(total, *each),
+        torch.randn(each),
+        torch.randn(each),
+    )
+    a = -torch.rand(heads, width, head_dim) if alone else -torch.rand(heads)
     b, c = torch.randn(2, total, groups, width)
     expected = []
     for row in torch.arange(total).split(LENGTHS):
-        state = torch.zeros(heads, head_dim, width)
+        state = torch.zeros(heads, width, head_dim)
         for token in row:
             into, out = (part[token].repeat_interleave(heads // groups, 0) for part in (b, c))
-            fade = torch.exp(dt[token][:, None] * a)[:, None]
-            state = fade * state + torch.einsum("h,hp,hn->hpn", dt[token], x[token], into)
-            expected.append(torch.einsum("hpn,hn->hp", state, out))
+            step = F.softplus(dt[token] + bias).clamp(0.3, 2.0).view(heads, 1, -1)
+            state = torch.exp(step * a.view(heads, -1, a.shape[-1] if alone else 1)) * state
+            state = state + into[:, :, None] * (step * x[token][:, None])
+            expected.append(torch.einsum("hnp,hn->hp", state, out) + skip.view(heads, -1) * x[token])
+    fading = Fading(a, bias, (0.3, 2.0))
     check(
-        lambda at, memory, plan: selective_scan(x[at], dt[at], a, b[at], c[at], memory, plan),
-        (heads, head_dim, width),
+        lambda at, memory, plan: kind.selective_scan(
+            x[at], dt[at], b[at], c[at], fading, skip, memory=memory, plan=plan
+        ),
+        (heads, width, head_dim),
         list(torch.stack(expected).split(LENGTHS)),
     )
 
 
-@pytest.mark.parametrize("key_heads, value_heads, key_dim, value_dim", [(2, 4, 8, 6), (3, 3, 5, 8), (1, 2, 16, 16)])
-def test_gated_delta(key_heads: int, value_heads: int, key_dim: int, value_dim: int) -> None:
+@pytest.mark.parametrize(
+    "key_heads, value_heads, key_dim, value_dim", [(2, 4, 8, 6), (3, 3, 5, 80), (1, 2, 16, 16), (1, 1, 40, 64)]
+)
+def test_gated_delta(kind: Any, key_heads: int, value_heads: int, key_dim: int, value_dim: int) -> None:
     total, group = sum(LENGTHS), value_heads // key_heads
     q, k = torch.randn(2, total, key_heads, key_dim)
-    v, (decay, beta) = torch.randn(total, value_heads, value_dim), torch.rand(2, total, value_heads)
+    v, (dt, beta) = torch.randn(total, value_heads, value_dim), torch.randn(2, total, value_heads)
+    a, bias = -torch.rand(value_heads), torch.randn(value_heads)
     keys, queries = (F.normalize(part, dim=-1).repeat_interleave(group, 1) for part in (k, q))
     expected = []
     for row in torch.arange(total).split(LENGTHS):
-        state = torch.zeros(value_heads, value_dim, key_dim)
+        state = torch.zeros(value_heads, key_dim, value_dim)
         for token in row:
-            state = state * decay[token][:, None, None]
-            wrong = v[token] - torch.einsum("hvk,hk->hv", state, keys[token])
-            state = state + torch.einsum("h,hv,hk->hvk", beta[token], wrong, keys[token])
-            expected.append(torch.einsum("hvk,hk->hv", state, queries[token]) / key_dim**0.5)
+            state = state * torch.exp(a * F.softplus(dt[token] + bias))[:, None, None]
+            wrong = v[token] - torch.einsum("hkv,hk->hv", state, keys[token])
+            state = state + torch.einsum("h,hv,hk->hkv", beta[token].sigmoid(), wrong, keys[token])
+            expected.append(torch.einsum("hkv,hk->hv", state, queries[token]) / key_dim**0.5)
+    fading = Fading(a, bias)
     check(
-        lambda at, memory, plan: gated_delta(q[at], k[at], v[at], decay[at], beta[at], memory, plan),
-        (value_heads, value_dim, key_dim),
+        lambda at, memory, plan: kind.gated_delta(
+            q[at], k[at], v[at], dt[at], beta[at], fading, memory=memory, plan=plan
+        ),
+        (value_heads, key_dim, value_dim),
         list(torch.stack(expected).split(LENGTHS)),
     )
+
+
+@pytest.mark.parametrize(
+    "x_dtype, dtype", [(torch.float32,) * 2, (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2]
+)
+@pytest.mark.parametrize("order", ["gate_first", "norm_first"])
+@pytest.mark.parametrize("shape", [(5, 3, 7), (5, 2, 96), (5, 40)], ids=str)
+def test_gate(kind: Any, shape: tuple[int, ...], order: Any, x_dtype: torch.dtype, dtype: torch.dtype) -> None:
+    x, gate, weight = torch.randn(shape).to(x_dtype), torch.randn(shape).to(dtype), torch.randn(shape[1:]).to(dtype)
+    opened, tolerance = F.silu(gate.float()), {} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+    torch.testing.assert_close(kind.gate(x, gate, "silu"), (x * opened).to(dtype), **tolerance)
+    for own in (weight, weight[0] if len(shape) == 3 else weight):
+        normal = F.rms_norm(x.float() * (1 if order == "norm_first" else opened), shape[-1:], eps=1e-3) * own
+        expected = normal * opened if order == "norm_first" else normal
+        found = kind.gate(x, gate, "silu", own, 1e-3, order)
+        torch.testing.assert_close(found, expected.to(dtype), **tolerance)
+        assert torch.equal(kind.gate(x[2:3], gate[2:3], "silu", own, 1e-3, order), found[2:3])
 
 
 def test_softplus_does_not_depend_on_its_company() -> None:

@@ -11,11 +11,10 @@ from vllm.layers.linear import Linear
 from vllm.layers.norm import RmsNorm
 from vllm.layers.recurrent import CausalConv, Exact, dtype_name, states_of
 from vllm.layers.step import Step
-from vllm.ops.activations import activation
 
 
 class GatedDeltaNet(nn.Module):
-    """Every value head has a state [V, K], which fades, and in which a key's value is corrected.  [T, D] -> [T, D]"""
+    """Every value head has a state [K, V], which fades, and in which a key's value is corrected.  [T, D] -> [T, D]"""
 
     def __init__(
         self,
@@ -28,14 +27,14 @@ class GatedDeltaNet(nn.Module):
         activation: str,
     ) -> None:
         """`index` counts the layers that have a cache, in call order.  `heads` is (key heads, value heads, K, V).  `projections`
-        are those to queries, keys, values and gate; to the strength of corrections and the decay; and out.  `decay` are A_log
+        are those to queries, keys, values and gate; to the strength of corrections and the decay; and out.  `decay` are A
         and what is added to the time steps, of each value head."""
         super().__init__()
         self.index = index
         self.heads = heads
         self.enter, self.control, self.leave = projections
         self.conv = conv
-        self.a_log, self.dt_bias = decay
+        self.a, self.dt_bias = decay
         self.norm = norm
         self.activation = activation
 
@@ -44,18 +43,19 @@ class GatedDeltaNet(nn.Module):
         """What memory this layer needs."""
         _, value_heads, key_dim, value_dim = self.heads
         before = StateTensor(self.conv.state_shape, dtype_name(self.conv.weight.dtype))
-        return State((before, StateTensor((value_heads, value_dim, key_dim), "float32")))
+        return State((before, StateTensor((value_heads, key_dim, value_dim), "float32")))
 
     def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         (before, states), plan = states_of(step, self.index)
         key_heads, value_heads, key_dim, value_dim = self.heads
         keys, values = key_heads * key_dim, value_heads * value_dim
         mixed, gate = self.enter(x).split((2 * keys + values, values), dim=1)
-        mixed = activation(self.conv(mixed, before, plan), self.activation)
+        mixed = self.conv(mixed, before, plan, self.activation, torch.float32)
         q, k, v = mixed.split((keys, keys, values), dim=1)
         q, k, v = q.unflatten(1, (key_heads, -1)), k.unflatten(1, (key_heads, -1)), v.unflatten(1, (value_heads, -1))
         beta, dt = self.control(x, dtype=torch.float32).chunk(2, dim=1)
-        decay = -torch.exp(self.a_log.value) * ops.softplus(dt + self.dt_bias.value)
-        y = ops.gated_delta(q, k, v, torch.exp(decay), activation(beta, "sigmoid"), states, plan).to(x.dtype)
-        gate = activation(gate.float(), "silu")
-        return self.leave((self.norm(y).flatten(1).float() * gate).to(x.dtype), residual)
+        fading = ops.Fading(self.a.value, self.dt_bias.value)
+        y = ops.gated_delta(q, k, v, dt, beta, fading, memory=states, plan=plan)
+        gate = gate.unflatten(1, (value_heads, -1))
+        y = ops.gate(y, gate, "silu", self.norm.weight, self.norm.eps, "norm_first")
+        return self.leave(y.flatten(1), residual)

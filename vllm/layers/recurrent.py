@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -23,25 +22,33 @@ def states_of(step: Step, index: int) -> tuple[StateCache, StatePlan]:
 
 
 class CausalConv(nn.Module):
-    """Each channel's last K elements, weighed.  [T, C] -> [T, C] float32"""
+    """Each channel's last K elements, weighed, and an activation.  [T, C] -> [T, C]"""
 
     def __init__(self, channels: int, kernel: int, name: str, placement: Placement, *, bias: bool) -> None:
         super().__init__()
         self.name = name
-        self.weight = placement.parameter(channels, kernel)
+        self.weight = placement.parameter(kernel, channels)
         self.bias = placement.parameter(channels) if bias else None
 
     @property
     def state_shape(self) -> tuple[int, int]:
         """The elements before a token that its result depends on: [K - 1, C]"""
-        channels, kernel = self.weight.shape
+        kernel, channels = self.weight.shape
         return kernel - 1, channels
 
-    def forward(self, x: Tensor, memory: Tensor, plan: StatePlan) -> Tensor:
-        return ops.causal_conv(x, self.weight, self.bias, memory, plan)
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        plan: StatePlan,
+        activation: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """`dtype` is the result's, by default that of x."""
+        return ops.causal_conv(x, self.weight, self.bias, memory, plan, activation, dtype)
 
     def windows(self) -> Iterator[Window]:
-        yield Window(f"{self.name}.weight", TensorPlace(self.weight), partial(torch.squeeze, dim=1))
+        yield Window(f"{self.name}.weight", TensorPlace(self.weight), _taps)
         if self.bias is not None:
             yield Window(f"{self.name}.bias", TensorPlace(self.bias))
 
@@ -49,15 +56,27 @@ class CausalConv(nn.Module):
 class Exact(nn.Module):
     """A parameter that is kept in float32: what is computed from it is multiplied many times over."""
 
-    def __init__(self, *shape: int, name: str, placement: Placement, flat: bool = False) -> None:
-        """`name` is the whole name in the checkpoint; `flat`: the tensor there may have more dimensions."""
+    def __init__(
+        self, *shape: int, name: str, placement: Placement, cut: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """`name` is the whole name in the checkpoint; `cut` makes the parameter out of the tensor there."""
         super().__init__()
         self.name = name
-        self.flat = flat
+        self.cut = cut
         self.value = nn.Parameter(torch.empty(shape, device=placement.device), requires_grad=False)
 
     def windows(self) -> Iterator[Window]:
-        yield Window(self.name, TensorPlace(self.value), torch.flatten if self.flat else None)
+        yield Window(self.name, TensorPlace(self.value), self.cut)
+
+
+def decay_rates(stored: Tensor) -> Tensor:
+    """Return -exp(x): what the rates of a decay are stored as is their logarithm.  Same shape, float32"""
+    return -torch.exp(stored.float())
+
+
+def _taps(stored: Tensor) -> Tensor:
+    """[C, 1, K] -> [K, C]"""
+    return stored.squeeze(1).T
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vllm import ops
 from vllm.kv_cache.spec import State, StateTensor
 from vllm.layers.linear import Linear
 from vllm.layers.recurrent import CausalConv, dtype_name, states_of
@@ -28,5 +29,5 @@ class ShortConv(nn.Module):
     def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         (before,), plan = states_of(step, self.index)
         before_gate, after_gate, y = self.enter(x).chunk(3, dim=1)
-        y = self.conv(before_gate * y, before, plan).to(x.dtype)
-        return self.leave(after_gate * y, residual)
+        y = self.conv(ops.multiply(before_gate, y), before, plan)
+        return self.leave(ops.multiply(after_gate, y), residual)

@@ -348,7 +348,9 @@ class Builder:
                 moe.scale * self.spec.branch_scale,
             ),
             activation=moe.activation,
-            correction=Exact(moe.num_experts, name=self.name("router_bias", index), placement=self.placement, flat=True)
+            correction=Exact(
+                moe.num_experts, name=self.name("router_bias", index), placement=self.placement, cut=torch.flatten
+            )
             if moe.corrected
             else None,
             around=self.around(index, moe) if moe.latent else None,

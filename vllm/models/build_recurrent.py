@@ -7,14 +7,15 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from vllm.layers.delta_net import GatedDeltaNet
 from vllm.layers.linear import Linear, Part, scaled, split
 from vllm.layers.mamba import Mamba
-from vllm.layers.mamba2 import Gate, GatedNorm, Mamba2, NormThenGate
+from vllm.layers.mamba2 import Gate, GatedNorm, Mamba2
 from vllm.layers.norm import PlainRmsNorm, RmsNorm
-from vllm.layers.recurrent import CausalConv, Exact
+from vllm.layers.recurrent import CausalConv, Exact, decay_rates
 from vllm.layers.short_conv import ShortConv
 from vllm.models.spec import DeltaNetSpec, Mamba2Spec, MambaSpec, ShortConvSpec
 
@@ -49,7 +50,7 @@ def _mamba(builder: Builder, index: Index, mixer: MambaSpec) -> Mamba:
             builder.linear(inner, [builder.branch_end("leave", index)], mixer.bias),
         ),
         CausalConv(inner, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.conv_bias),
-        (_exact(builder, "a_log", index, inner, state), _exact(builder, "skip", index, inner)),
+        (_rates(builder, index, 1, state, inner), _exact(builder, "skip", index, 1, inner)),
         [_norm(builder, role, index, width, mixer) for role, width in roles],
         mixer.activation,
     )
@@ -81,7 +82,7 @@ def _mamba2(builder: Builder, index: Index, mixer: Mamba2Spec) -> Mamba2:
         ),
         CausalConv(channels, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.conv_bias),
         (
-            _exact(builder, "a_log", index, heads),
+            _rates(builder, index, heads),
             _exact(builder, "skip", index, heads),
             _exact(builder, "dt_bias", index, heads),
         ),
@@ -94,9 +95,8 @@ def _mamba2(builder: Builder, index: Index, mixer: Mamba2Spec) -> Mamba2:
 def _gate(builder: Builder, index: Index, mixer: Mamba2Spec) -> nn.Module:
     if mixer.norm == "":
         return Gate()
-    kind = GatedNorm if mixer.norm == "gate_first" else NormThenGate
     width, name = mixer.heads * mixer.head_dim, builder.name("mixer_norm", index)
-    return kind(width, mixer.groups, name, builder.placement, mixer.norm_eps)
+    return GatedNorm(width, mixer.groups, name, builder.placement, mixer.norm_eps, mixer.norm)
 
 
 def _short_conv(builder: Builder, index: Index, mixer: ShortConvSpec) -> ShortConv:
@@ -127,7 +127,7 @@ def _delta_net(builder: Builder, index: Index, mixer: DeltaNetSpec) -> GatedDelt
             builder.linear(values, [builder.branch_end("leave", index)], False),
         ),
         CausalConv(2 * keys + values, mixer.kernel, builder.name("conv", index), placement, bias=False),
-        (_exact(builder, "a_log", index, mixer.value_heads), _exact(builder, "dt_bias", index, mixer.value_heads)),
+        (_rates(builder, index, mixer.value_heads), _exact(builder, "dt_bias", index, mixer.value_heads)),
         RmsNorm(mixer.value_dim, builder.name("mixer_norm", index), placement, builder.spec.norm.eps),
         mixer.activation,
     )
@@ -148,4 +148,14 @@ def _cut_groups(groups: int, first: int, end: int, stored: Tensor) -> Tensor:
 
 
 def _exact(builder: Builder, role: str, index: Index, *shape: int) -> Exact:
-    return Exact(*shape, name=builder.name(role, index), placement=builder.placement)
+    cut = partial(torch.reshape, shape=shape)
+    return Exact(*shape, name=builder.name(role, index), placement=builder.placement, cut=cut)
+
+
+def _rates(builder: Builder, index: Index, *shape: int) -> Exact:
+    """Make the rates of a decay, [H] or [1, N, I], of which a checkpoint has the logarithms, [H] or [I, N]."""
+    return Exact(*shape, name=builder.name("a_log", index), placement=builder.placement, cut=partial(_rates_of, shape))
+
+
+def _rates_of(shape: tuple[int, ...], stored: Tensor) -> Tensor:
+    return decay_rates(stored.T if stored.dim() > 1 else stored).reshape(shape)

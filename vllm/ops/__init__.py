@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vllm.errors import ConfigError
 from vllm.kv_cache.spec import PagedSpec
 from vllm.logging import get_logger
-from vllm.ops import native, norms, rows
+from vllm.ops import native, norms, recurrent, rows
 from vllm.ops import rotary as rotary_torch
 from vllm.ops.activations import ACTIVATIONS
 from vllm.ops.attention import AttentionBackend
@@ -28,12 +28,14 @@ from vllm.ops.moe import moe as moe_torch
 from vllm.ops.moe import route
 from vllm.ops.native import matrix as native_matrix
 from vllm.ops.native import program as native_program
+from vllm.ops.native import recurrent as native_recurrent
 from vllm.ops.native import rows as native_rows
 from vllm.ops.native.attention import NativeAttention
-from vllm.ops.recurrent import causal_conv, gated_delta, selective_scan, softplus
+from vllm.ops.recurrent import Fading
 
 __all__ = [
     "ACTIVATIONS",
+    "Fading",
     "Recording",
     "add",
     "all_finite",
@@ -41,12 +43,14 @@ __all__ = [
     "causal_conv",
     "choose",
     "experts",
+    "gate",
     "gated_delta",
     "gather",
     "greatest",
     "layer_norm",
     "matrix",
     "moe",
+    "multiply",
     "record",
     "rising_keys",
     "rms_norm",
@@ -54,7 +58,6 @@ __all__ = [
     "route",
     "selective_scan",
     "softcap",
-    "softplus",
 ]
 
 
@@ -98,6 +101,7 @@ def _either(reference: Operation, kernel: Operation, gpu: str = "") -> Operation
 
 
 add = _either(rows.add, native_rows.add)
+multiply = _either(rows.multiply, native_rows.multiply)
 all_finite = _either(rows.all_finite, native_rows.all_finite)
 gather = _either(rows.gather, native_rows.gather)
 layer_norm = _either(norms.layer_norm, native_rows.layer_norm, "norms")
@@ -105,6 +109,10 @@ rms_norm = _either(norms.rms_norm, native_rows.rms_norm, "norms")
 rotary = _either(rotary_torch.rotary, native_rows.rotary, "rotary")
 moe = _either(moe_torch, moe_torch, "moe")
 softcap = _either(rows.softcap, native_rows.softcap)
+causal_conv = _either(recurrent.causal_conv, native_recurrent.causal_conv)
+selective_scan = _either(recurrent.selective_scan, native_recurrent.selective_scan)
+gated_delta = _either(recurrent.gated_delta, native_recurrent.gated_delta)
+gate = _either(recurrent.gate, native_recurrent.gate)
 
 
 def choose(logits: Tensor, controls: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,14 +7,34 @@ however its row was cut into steps, and whichever rows are beside it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vllm.ops.activations import activation as activate
+from vllm.ops.norms import rms_norm
 from vllm.ops.states import Run, StatePlan
 
 _PART = 1 << 20
 """Elements of the states that are held at a time while a run is gone through, at least one token's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fading:
+    """How states fade: by exp(step · a), where step is softplus(what a token says + bias) between two limits.  All float32."""
+
+    a: Tensor
+    """[H], or [H, N, P] where each element has its own; negative"""
+    bias: Tensor | None = None
+    """[H], or [H, P]"""
+    limits: tuple[float, float] = (0.0, float("inf"))
+
+    def steps(self, dt: Tensor) -> Tensor:
+        """Return the time steps.  float32, same shape"""
+        dt = dt.float()
+        return softplus(dt if self.bias is None else dt + self.bias).clamp(*self.limits)
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -22,13 +42,21 @@ def softplus(x: Tensor) -> Tensor:
     return torch.where(x > 20.0, x, torch.log1p(torch.exp(x.clamp(max=20.0))))
 
 
-def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor, plan: StatePlan) -> Tensor:
-    """Weigh each channel's last K elements, up to the token's own.  [T, C], [C, K], [C] -> [T, C] float32
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    memory: Tensor,
+    plan: StatePlan,
+    activation: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Weigh each channel's last K elements, up to the token's own.  [T, C], [K, C], [C] -> [T, C]
 
-    `memory` [num_blocks, K - 1, C] keeps the elements before.
+    `memory` [num_blocks, K - 1, C] keeps the elements before.  `dtype` is the result's, by default that of x.
     """
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    taps = weight.float().unbind(1)
+    taps = weight.float()
     for run in plan.runs:
         count = len(run.tokens)
         past = torch.cat((run.begin(memory).transpose(0, 1).to(x.dtype), x[run.tokens]))  # [K - 1 + n, r, C]
@@ -38,65 +66,100 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor, 
         out[run.tokens] = y if bias is None else y + bias.float()
         for token in run.leaves:
             run.leave(memory, token, past[token + 1 : token + len(taps)].transpose(0, 1))
-    return out
+    return (out if activation is None else activate(out, activation)).to(dtype or x.dtype)
 
 
-def selective_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, memory: Tensor, plan: StatePlan) -> Tensor:
+def selective_scan(
+    x: Tensor, dt: Tensor, b: Tensor, c: Tensor, fading: Fading, skip: Tensor, *, memory: Tensor, plan: StatePlan
+) -> Tensor:
     """Let each head's state fade and take up the token, and read it.  -> [T, H, P] float32
 
-        state = exp(dt · a) · state + dt · x bᵀ        [P, N]
-        y     = state c                                [P]
+        state = exp(step · a) · state + step · b xᵀ        [N, P]
+        y     = cᵀ state + skip · x                        [P]
 
-    x [T, H, P]; dt [T, H] float32; a [H, N] or [H, 1] float32; b, c [T, G, N], shared by the heads of a group.  `memory`
-    [num_blocks, H, P, N] keeps the states.  https://arxiv.org/abs/2312.00752, https://arxiv.org/abs/2405.21060
+    x [T, H, P]; dt [T, H], or [T, H, P] where `fading` has `a` for each element; b, c [T, G, N], shared by the heads of a
+    group; skip [H] or [H, P] float32.  `memory` [num_blocks, H, N, P] keeps the states.
+    https://arxiv.org/abs/2312.00752, https://arxiv.org/abs/2405.21060
     """
     groups = b.shape[1]
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    fades = a.unflatten(0, (groups, -1)).unsqueeze(-2)  # [G, H / G, 1, N]
+    steps = fading.steps(dt)
+    if dt.dim() == 2:
+        steps = steps[..., None]  # [T, H, 1]
+    rates = (fading.a if fading.a.dim() == 3 else fading.a[:, None, None]).unflatten(0, (groups, -1))
     for run in plan.runs:
-        state = run.begin(memory).float().unflatten(1, (groups, -1))  # [r, G, H / G, P, N]
+        state = run.begin(memory).float().unflatten(1, (groups, -1))  # [r, G, H / G, N, P]
         for first, tokens in _parts(run, state.numel()):
-            step = dt[tokens].unflatten(2, (groups, -1))[..., None]  # [m, r, G, H / G, 1]
-            inputs = x[tokens].float().unflatten(2, (groups, -1)) * step
-            fade = torch.exp(step[..., None] * fades)
-            states = inputs[..., None] * b[tokens].float()[:, :, :, None, None]
+            step = steps[tokens].unflatten(2, (groups, -1))[..., None, :]  # [m, r, G, H / G, 1, P or 1]
+            inputs = x[tokens].float().unflatten(2, (groups, -1))[..., None, :] * step
+            fade = torch.exp(step * rates)
+            states = inputs * b[tokens].float()[:, :, :, None, :, None]
             for token in range(len(tokens)):
                 state = states[token].add_(fade[token] * state)
                 run.leave(memory, first + token, state.flatten(1, 2))
-            out[tokens] = fold(states * c[tokens].float()[:, :, :, None, None]).flatten(2, 3)
-    return out
+            out[tokens] = fold((states * c[tokens].float()[:, :, :, None, :, None]).transpose(-1, -2)).flatten(2, 3)
+    return out + x.float() * (skip if skip.dim() == 2 else skip[:, None])
 
 
 def gated_delta(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, memory: Tensor, plan: StatePlan
+    q: Tensor, k: Tensor, v: Tensor, dt: Tensor, beta: Tensor, fading: Fading, *, memory: Tensor, plan: StatePlan
 ) -> Tensor:
     """Let each head's state fade, move what it has for a key towards a value, and read it.  -> [T, Hv, V] float32
 
-        state = decay · state
-        state = state + beta · (v - state k) kᵀ        [V, K]
-        y     = state q                                [V]
+        state = exp(step · a) · state
+        state = state + sigmoid(beta) · k (v - kᵀ state)ᵀ        [K, V]
+        y     = qᵀ state                                         [V]
 
-    q, k [T, Hk, K] float32, brought to length 1 (and q divided by √K), shared by the value heads of a group; v [T, Hv, V];
-    decay, beta [T, Hv].  `memory` [num_blocks, Hv, V, K] keeps the states.  https://arxiv.org/abs/2412.06464
+    q, k [T, Hk, K], brought to length 1 (and q divided by √K), shared by the value heads of a group; v [T, Hv, V]; dt,
+    beta [T, Hv]; all float32.  `memory` [num_blocks, Hv, K, V] keeps the states.  https://arxiv.org/abs/2412.06464
     """
     groups, width = k.shape[1:]
     q, k = _unit(q) * width**-0.5, _unit(k)
+    decay, beta = torch.exp(fading.a * fading.steps(dt)), activate(beta, "sigmoid")
     out = torch.empty(v.shape, dtype=torch.float32, device=v.device)
     for run in plan.runs:
-        state = run.begin(memory).float().unflatten(1, (groups, -1))  # [r, Hk, Hv / Hk, V, K]
+        state = run.begin(memory).float().unflatten(1, (groups, -1))  # [r, Hk, Hv / Hk, K, V]
         for first, tokens in _parts(run, state.numel()):
             values, fade, strength = (
                 part[tokens].unflatten(2, (groups, -1)) for part in (v, decay[..., None, None], beta[..., None])
             )
-            keys, queries = k[tokens][:, :, :, None, None], q[tokens][:, :, :, None, None]
+            keys, queries = k[tokens][:, :, :, None, :, None], q[tokens][:, :, :, None, :, None]
             states = torch.empty(len(tokens), *state.shape, dtype=torch.float32, device=v.device)
             for token in range(len(tokens)):
                 state = fade[token] * state
-                change = (values[token] - fold(state * keys[token])) * strength[token]
-                states[token] = state = state.add_(change[..., None] * keys[token])
+                known = fold((state * keys[token]).transpose(-1, -2))
+                change = (values[token] - known) * strength[token]
+                states[token] = state = state.add_(keys[token] * change[..., None, :])
                 run.leave(memory, first + token, state.flatten(1, 2))
-            out[tokens] = fold(states * queries).flatten(2, 3)
+            out[tokens] = fold((states * queries).transpose(-1, -2)).flatten(2, 3)
     return out
+
+
+GateOrder = Literal["gate_first", "norm_first"]
+
+
+def gate(
+    x: Tensor,
+    gate: Tensor,
+    activation: str,
+    weight: Tensor | None = None,
+    eps: float = 0.0,
+    order: GateOrder = "gate_first",
+) -> Tensor:
+    """Multiply with activation(gate); with weights an rms norm of each group comes behind it, or before.
+
+    [T, G, E] or [T, D], the same of the dtype of the result, [G, E] or [E] -> same shape
+    """
+    opened = activate(gate.float(), activation)
+    if weight is None:
+        return (x.float() * opened).to(gate.dtype)
+    if order == "norm_first":
+        return (_normalized(x.float(), weight, eps) * opened).to(gate.dtype)
+    return _normalized(x.float() * opened, weight, eps).to(gate.dtype)
+
+
+def _normalized(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return rms_norm(x, torch.ones_like(weight[0] if weight.dim() > 1 else weight, dtype=x.dtype), eps) * weight.float()
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -13,6 +13,11 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     return x + y
 
 
+def multiply(x: Tensor, y: Tensor) -> Tensor:
+    """Multiply two tensors of one shape, element by element.  [T, D], [T, D] -> [T, D]"""
+    return x * y
+
+
 def gather(x: Tensor, ids: Tensor, scale: float = 1.0, offset: int = 0) -> Tensor:
     """Take rows ids + offset, times `scale`.  [V, D], [T] -> [T, D]"""
     found = torch.nn.functional.embedding(ids + offset if offset else ids, x)

@@ -22,6 +22,7 @@ from torch import Tensor
 from vllm.kv_cache.spec import NULL_BLOCK, State
 from vllm.ops.attention import Layout
 from vllm.ops.memory import zeros
+from vllm.ops.native.attention import NativePlan
 
 StateCache = tuple[Tensor, ...]
 
@@ -49,32 +50,47 @@ class Run:
 
 
 class StatePlan:
-    """The runs of a step."""
-
-    replayable = False
+    """The rows of a step, for kernels by an address, which stays the same, and for torch in runs."""
 
     def __init__(self, device: torch.device) -> None:
-        self.runs: list[Run] = []
+        self.replayable = device.type == "cpu"
         self._device = device
+        self._native = NativePlan()
+        self.address = self._native.address
+        self._layout: Layout | None = None
+        self._runs: list[Run] | None = None
 
     def place(self, layout: Layout) -> None:
-        """Find out what each row reads and leaves."""
+        """Prepare for a step."""
+        self._native.place(layout)
+        self._layout, self._runs = layout, None
+
+    @property
+    def runs(self) -> list[Run]:
+        """What each row reads and leaves."""
+        if self._runs is None:
+            assert self._layout is not None, "a plan is placed before it is used"
+            self._runs = self._found(self._layout)
+        return self._runs
+
+    def _found(self, layout: Layout) -> list[Run]:
         first, start, count = (part.numpy() for part in (layout.first, layout.start, layout.count))
         table, size = layout.block_table.numpy(), layout.block_size
         before = table[np.arange(len(first)), np.maximum(start - 1, 0) // size]
         reads = np.where(start > 0, before, NULL_BLOCK)
         singles = np.flatnonzero(count == 1)
-        self.runs = []
+        runs = []
         if len(singles):
             last = table[singles, start[singles] // size]
-            self.runs.append(self._run(first[None, singles], reads[singles], {0: last}))
+            runs.append(self._run(first[None, singles], reads[singles], {0: last}))
         for row in np.flatnonzero(count > 1):
             end = start[row] + count[row]
             blocks = np.arange(start[row] // size, -(-end // size))
             blocks = blocks[table[row, blocks] != NULL_BLOCK]
             tokens = np.minimum((blocks + 1) * size, end) - 1 - start[row]
             leaves = {int(token): table[row, block : block + 1] for token, block in zip(tokens, blocks, strict=True)}
-            self.runs.append(self._run(first[row] + np.arange(count[row])[:, None], reads[row : row + 1], leaves))
+            runs.append(self._run(first[row] + np.arange(count[row])[:, None], reads[row : row + 1], leaves))
+        return runs
 
     def _run(self, tokens: np.ndarray, reads: np.ndarray, leaves: dict[int, np.ndarray]) -> Run:
         return Run(self._sent(tokens), self._sent(reads), {token: self._sent(to) for token, to in leaves.items()})

@@ -51,11 +51,12 @@ def rotary(
 
 def add(x: Tensor, other: Tensor) -> Tensor:
     """Add two tensors of one shape.  [T, D], [T, D] -> [T, D]"""
-    y = empty(*x.shape, dtype=x.dtype)
-    addresses = (address(x), address(other), address(y))
-    strides = (x.stride(0), other.stride(0), y.stride(0))
-    library().add(len(x), *addresses, *strides, x.shape[1], TYPES[x.dtype])
-    return y
+    return _pairwise(library().add, x, other)
+
+
+def multiply(x: Tensor, other: Tensor) -> Tensor:
+    """Multiply two tensors of one shape, element by element.  [T, D], [T, D] -> [T, D]"""
+    return _pairwise(library().multiply, x, other)
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
@@ -71,6 +72,13 @@ def gather(table: Tensor, ids: Tensor, scale: float = 1.0, offset: int = 0) -> T
     addresses = (address(table), address(y), address(ids))
     strides = (table.stride(0), y.stride(0))
     library().gather(len(ids), *addresses, offset, *strides, table.shape[1], scale, TYPES[table.dtype])
+    return y
+
+
+def _pairwise(kernel: Callable[..., None], x: Tensor, other: Tensor) -> Tensor:
+    y = empty(*x.shape, dtype=x.dtype)
+    addresses = (address(x), address(other), address(y))
+    kernel(len(x), *addresses, x.stride(0), other.stride(0), y.stride(0), x.shape[1], TYPES[x.dtype])
     return y
 
 

@@ -54,6 +54,8 @@ namespace VARIANT {
 #include "attention.inl"
 //
 #include "rows.inl"
+//
+#include "recurrent.inl"
 
 extern const Kernels kernels;
 const Kernels kernels = {
@@ -61,7 +63,9 @@ const Kernels kernels = {
     linear_prepare, linear_multiply, linear_shared, linear_own,
     check_finite, CHECK_RUN, quantize, quantize_own,
     attention_write, attention_attend, attention_shared, attention_own,
-    rms_norm, layer_norm, rotary, add_elements, softcap, gather,
+    rms_norm, layer_norm, rotary, add_elements, multiply_elements, softcap, gather,
+    causal_conv, scan_prepare, scan_run, delta_prepare, delta_run, gate,
+    conv_own, scan_shared, scan_own, delta_shared, delta_own, gate_own,
 };
 #endif
 }  // namespace VARIANT

@@ -117,6 +117,7 @@ struct RotaryArgs {
 
 // Functions of single elements; what each operation reads:
 //   add_elements        y = x + other
+//   multiply_elements   y = x · other
 //   softcap             y = scale · tanh(x / scale)
 //   gather              y = scale · row ids[i] + id_offset of x
 struct ElementArgs {
@@ -128,6 +129,59 @@ struct ElementArgs {
     int64_t width;         // of y
     float scale;
     int32_t type;
+};
+
+// Layers that remember in a state.  `memory` holds states by block; rows of a step read and leave them as the plan says.
+struct ConvArgs {
+    const void* x;         // [rows, channels]
+    void* y;               // the same
+    const void* weight;    // [kernel, channels]
+    const void* bias;      // [channels] or null
+    void* memory;          // [blocks, kernel - 1, channels]: the elements before
+    const AttentionPlan* plan;
+    int64_t x_stride, y_stride;  // from row to row, in elements
+    int64_t channels, kernel;
+    int32_t activation;
+    int32_t type, y_type;  // y_type: FLOAT32, or as all else
+};
+
+// state = exp(step · a) · state + step · x bᵀ;  y = state c + skip · x;  step = softplus(dt + dt_bias) in [least, most]
+struct ScanArgs {
+    const void *x, *dt, *b, *c;  // [rows, heads, width], [rows, heads or heads · width], [rows, groups, states] twice
+    float* y;                    // [rows, heads, width]
+    const float *a, *dt_bias, *skip;  // [heads] or [heads, states, width]; as dt, or null; [heads] or [heads, width]
+    float* memory;               // [blocks, heads, states, width]
+    const AttentionPlan* plan;
+    int64_t x_stride, dt_stride, b_stride, c_stride;  // from row to row, in elements
+    int64_t heads, width, groups, states;
+    float least, most;
+    int32_t per_lane, skip_per_lane;  // dt and a are, or skip is, not of a head but of each of its elements
+    int32_t type, dt_type;
+};
+
+// state = fade · state;  state = state + beta · k (v - kᵀ state);  y = qᵀ state;  all float32
+struct DeltaArgs {
+    const float *q, *k, *v;      // [rows, key_heads, key_width] twice, [rows, heads, width]
+    const float *dt, *beta;      // [rows, heads]: fade = exp(a · softplus(dt + dt_bias)), beta becomes its sigmoid
+    const float *a, *dt_bias;    // [heads]
+    float* y;                    // [rows, heads, width]
+    float* memory;               // [blocks, heads, key_width, width]
+    const AttentionPlan* plan;
+    int64_t q_stride, k_stride, v_stride, dt_stride, beta_stride;  // from row to row
+    int64_t key_heads, key_width, heads, width;
+};
+
+struct GateArgs {
+    const void *x, *gate;  // [rows, groups, width]
+    void* y;               // the same
+    const void* weight;    // [groups, width] or [width] or null: there is no norm
+    int64_t x_stride, gate_stride, y_stride;  // from row to row, in elements
+    int64_t groups, width;
+    float eps;
+    int32_t activation;
+    int32_t norm_first;    // else the gate
+    int32_t shared_weight; // all groups have one
+    int32_t x_type, type;  // x_type: FLOAT32, or as all else
 };
 
 struct CheckArgs {
@@ -145,6 +199,10 @@ union Args {
     NormArgs norm;
     RotaryArgs rotary;
     ElementArgs element;
+    ConvArgs conv;
+    ScanArgs scan;
+    DeltaArgs delta;
+    GateArgs gate;
     int64_t words[32];
 };
 
@@ -162,5 +220,12 @@ struct Kernels {
     Phase attention_write, attention_attend;
     int64_t (*attention_shared)(const AttentionArgs&, int threads);
     int64_t (*attention_own)(const AttentionArgs&);
-    Phase rms_norm, layer_norm, rotary, add_elements, softcap, gather;
+    Phase rms_norm, layer_norm, rotary, add_elements, multiply_elements, softcap, gather;
+    Phase causal_conv, scan_prepare, scan_run, delta_prepare, delta_run, gate;
+    int64_t (*conv_own)(const ConvArgs&);
+    int64_t (*scan_shared)(const ScanArgs&);      // scratch for 16 rows
+    int64_t (*scan_own)(const ScanArgs&);
+    int64_t (*delta_shared)(const DeltaArgs&);
+    int64_t (*delta_own)(const DeltaArgs&);
+    int64_t (*gate_own)(const GateArgs&);
 };

@@ -248,15 +248,23 @@ PyObject* rotary(PyObject*, PyObject* const* values, Py_ssize_t count) {
     return issue({op}, rows);
 }
 
-PyObject* add(PyObject*, PyObject* const* values, Py_ssize_t count) {
+PyObject* pairwise(PyObject* const* values, Py_ssize_t count, Phase phase) {
     Operation op{};
     ElementArgs& a = op.args.element;
     int64_t rows;
     if (!Reader(values, count)
              .all(rows, a.x, a.other, a.y, a.x_stride, a.other_stride, a.y_stride, a.width, a.type))
         return nullptr;
-    op.phase = kernels->add_elements;
+    op.phase = phase;
     return issue({op}, rows);
+}
+
+PyObject* add(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    return pairwise(values, count, kernels->add_elements);
+}
+
+PyObject* multiply(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    return pairwise(values, count, kernels->multiply_elements);
 }
 
 PyObject* softcap(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -279,6 +287,65 @@ PyObject* gather(PyObject*, PyObject* const* values, Py_ssize_t count) {
     return issue({op}, rows);
 }
 
+PyObject* causal_conv(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    ConvArgs& a = op.args.conv;
+    int64_t rows;
+    if (!Reader(values, count)
+             .all(rows, a.x, a.y, a.weight, a.bias, a.memory, a.plan, a.x_stride, a.y_stride, a.channels, a.kernel,
+                  a.activation, a.type, a.y_type))
+        return nullptr;
+    op.phase = kernels->causal_conv;
+    op.own = kernels->conv_own(a);
+    return issue({op}, rows);
+}
+
+PyObject* selective_scan(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    ScanArgs& a = op.args.scan;
+    int64_t rows;
+    if (!Reader(values, count)
+             .all(rows, a.x, a.dt, a.b, a.c, a.y, a.a, a.dt_bias, a.skip, a.memory, a.plan, a.x_stride, a.dt_stride,
+                  a.b_stride, a.c_stride, a.heads, a.width, a.groups, a.states, a.least, a.most, a.per_lane,
+                  a.skip_per_lane, a.type, a.dt_type))
+        return nullptr;
+    op.phase = kernels->scan_prepare;
+    op.shared_per_panel = kernels->scan_shared(a);
+    op.own = kernels->scan_own(a);
+    Operation second = op;
+    second.phase = kernels->scan_run;
+    return issue({op, second}, rows);
+}
+
+PyObject* gated_delta(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    DeltaArgs& a = op.args.delta;
+    int64_t rows;
+    if (!Reader(values, count)
+             .all(rows, a.q, a.k, a.v, a.dt, a.beta, a.a, a.dt_bias, a.y, a.memory, a.plan, a.q_stride, a.k_stride,
+                  a.v_stride, a.dt_stride, a.beta_stride, a.key_heads, a.key_width, a.heads, a.width))
+        return nullptr;
+    op.phase = kernels->delta_prepare;
+    op.shared_per_panel = kernels->delta_shared(a);
+    op.own = kernels->delta_own(a);
+    Operation second = op;
+    second.phase = kernels->delta_run;
+    return issue({op, second}, rows);
+}
+
+PyObject* gate(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    GateArgs& a = op.args.gate;
+    int64_t rows;
+    if (!Reader(values, count)
+             .all(rows, a.x, a.gate, a.y, a.weight, a.x_stride, a.gate_stride, a.y_stride, a.groups, a.width, a.eps,
+                  a.activation, a.norm_first, a.shared_weight, a.x_type, a.type))
+        return nullptr;
+    op.phase = kernels->gate;
+    op.own = kernels->gate_own(a);
+    return issue({op}, rows);
+}
+
 PyMethodDef methods[] = {
     {"variants", variants, METH_NOARGS, "Names of the kernels that run on this processor, best first."},
     {"choose", choose, METH_O, "Use the kernels of this name."},
@@ -294,6 +361,11 @@ PyMethodDef methods[] = {
     {"layer_norm", (PyCFunction)(void*)layer_norm, METH_FASTCALL, "y = (x - mean) / deviation · weight + bias + residual"},
     {"rotary", (PyCFunction)(void*)rotary, METH_FASTCALL, "Turn pairs of elements of q and k, in place."},
     {"add", (PyCFunction)(void*)add, METH_FASTCALL, "y = x + other"},
+    {"multiply", (PyCFunction)(void*)multiply, METH_FASTCALL, "y = x · other"},
+    {"causal_conv", (PyCFunction)(void*)causal_conv, METH_FASTCALL, "Weigh each channel's last elements."},
+    {"selective_scan", (PyCFunction)(void*)selective_scan, METH_FASTCALL, "Run a state space over the tokens of each row."},
+    {"gated_delta", (PyCFunction)(void*)gated_delta, METH_FASTCALL, "Run a delta net over the tokens of each row."},
+    {"gate", (PyCFunction)(void*)gate, METH_FASTCALL, "y = x · activation(gate), normalised"},
     {"softcap", (PyCFunction)(void*)softcap, METH_FASTCALL, "y = scale · tanh(x / scale)"},
     {"gather", (PyCFunction)(void*)gather, METH_FASTCALL, "y[i] = scale · x[ids[i] + id_offset]"},
     {nullptr, nullptr, 0, nullptr},

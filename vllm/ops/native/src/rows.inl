@@ -134,14 +134,14 @@ void rotary(const Args& args, const Worker& me) {
 
 // ---- element by element ----
 
-template <class T>
-INLINE void add_rows(const ElementArgs& a, const Worker& me) {
+template <class T, class F>
+INLINE void pair_rows(const ElementArgs& a, const Worker& me, F join) {
     each_piece(me, a.width, [&](int64_t row, int64_t begin, int64_t end) INLINE_LAMBDA {
         const T *x = (const T*)a.x + row * a.x_stride, *other = (const T*)a.other + row * a.other_stride;
         T* y = (T*)a.y + row * a.y_stride;
         for (int64_t i = begin; i < end; i += LANES) {
             int n = lanes(end - i);
-            store(y + i, add(load(x + i, n), load(other + i, n)), n);
+            store(y + i, join(load(x + i, n), load(other + i, n)), n);
         }
     });
 }
@@ -176,7 +176,14 @@ INLINE void gather_rows(const ElementArgs& a, const Worker& me) {
 
 void add_elements(const Args& args, const Worker& me) {
     const ElementArgs& a = args.element;
-    a.type == BFLOAT16 ? add_rows<bf16>(a, me) : add_rows<float>(a, me);
+    auto join = [](vec x, vec y) INLINE_LAMBDA { return add(x, y); };
+    a.type == BFLOAT16 ? pair_rows<bf16>(a, me, join) : pair_rows<float>(a, me, join);
+}
+
+void multiply_elements(const Args& args, const Worker& me) {
+    const ElementArgs& a = args.element;
+    auto join = [](vec x, vec y) INLINE_LAMBDA { return mul(x, y); };
+    a.type == BFLOAT16 ? pair_rows<bf16>(a, me, join) : pair_rows<float>(a, me, join);
 }
 
 void softcap(const Args& args, const Worker& me) {
