@@ -15,7 +15,7 @@ import transformers
 
 from tests.conftest import _byte_level
 from tests.media.cases import GREEDY, LENGTH, cases_of, check, narrow
-from tests.media.makers import FAMILIES, MAKERS, save_media_checkpoint
+from tests.media.makers import FAMILIES, FOREIGN, save_media_checkpoint
 from tests.media.test_models import make
 from vllm.models.foreign_names import UNFIT
 
@@ -67,7 +67,7 @@ def rows(names: list[str], place: Path, raises: bool) -> Iterator[str]:
     tokenizers = place / "tokenizer"
     _byte_level().save_pretrained(tokenizers)
     found: list[tuple[str, str, str, str]] = []
-    for name in names or MAKERS:
+    for name in names or (*FAMILIES, *FOREIGN):
         route = "family, transformers' tower" if name in FAMILIES else "transformers"
         architecture, ways, reason = name, [], ""
         try:

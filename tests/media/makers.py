@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from tests.media import tiny, tiny_others, tiny_sounds
+from tests.media import tiny, tiny_embedders, tiny_others, tiny_sounds
 from tests.media.tiny import Maker
 
 Make = Callable[[Maker], tuple[Any, Any]]
@@ -17,7 +17,8 @@ FAMILIES: dict[str, Make] = {make.__name__: make for make in (*tiny.SEEING, *tin
 """Those whose text is computed here"""
 FOREIGN: dict[str, Make] = {make.__name__: make for make in tiny.FOREIGN}
 """Those that transformers' modules compute"""
-MAKERS: dict[str, Make] = {**FAMILIES, **FOREIGN}
+EMBEDDERS: dict[str, Make] = {make.__name__: make for make in tiny_embedders.EMBEDDERS}
+MAKERS: dict[str, Make] = {**FAMILIES, **FOREIGN, **EMBEDDERS}
 
 SOUNDS = tuple(make.__name__ for make in tiny_sounds.SOUNDS)
 """Those that hear"""

@@ -22,6 +22,7 @@ from vllm.inputs.tokenizer import Tokenizer, load_tokenizer
 from vllm.loader.config import check_sizes, dtype_of, read_config, read_generation_config
 from vllm.loader.find import find_model
 from vllm.logging import get_logger
+from vllm.messages import Prompts
 from vllm.models.registry import architecture_of, find, media_of, media_tokens, read_as_they_stand
 from vllm.models.tasks import native_length, resolve_pooling
 from vllm.plugins import load_plugins
@@ -33,6 +34,10 @@ DEFAULT_MODEL_PATH = Path(__file__).parent.parent / "assets" / "default_model"
 _MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.9}  # main memory is shared with everything else on the machine
 _STEP_TOKENS = {"cpu": 512, "cuda": 8192}  # a longer step computes no faster, and makes others wait
 _DTYPE_NAMES = {"half": "float16", "float": "float32"}
+_ALONE = (  # for models that embed a text or a picture, and know of no conversations
+    "{% set text %}{% for message in messages %}{{ message.content }}{% endfor %}{% endset %}"
+    "{% if text %}{{ bos_token }}{{ text }}{{ eos_token }}{% endif %}"
+)
 # Sampling defaults that a generation config may set.
 _SAMPLING_FIELDS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "max_new_tokens")
 
@@ -137,9 +142,10 @@ def make_chat_renderer(model: ModelConfig, preparer: Preparer) -> ChatRenderer:
     tokenizer = preparer.tokenizer
     folder = model.tokenizer_path or model.path
     special = {} if tokenizer is None else tokenizer.special_tokens
-    return ChatRenderer(
-        model.model or "the default model", find_templates(folder), special, model.chat_template, preparer.media
-    )
+    templates = find_templates(folder)
+    if not templates and model.media is not None and model.media.prompts == "apart":
+        templates = {"default": _ALONE}
+    return ChatRenderer(model.model or "the default model", templates, special, model.chat_template, preparer.media)
 
 
 def _find(args: EngineArgs, name: str, revision: str | None) -> Path:
@@ -232,13 +238,15 @@ def _media(args: EngineArgs, hf_config: Any) -> MediaConfig | None:
             raise ConfigError(f"limit_mm_per_prompt[{modality!r}]={most!r} must be a number of media")
         limits[modality] = count
     cache_bytes = int(args.mm_processor_cache_gb * 2**30)
-    media = media_of(architecture_of(hf_config, args.model_impl)) if args.model_impl != "transformers" else None
+    architecture = find(hf_config, args.model_impl)
+    media = media_of(architecture.name) if args.model_impl != "transformers" else None
+    prompts: Prompts = "apart" if architecture.is_pair else "pieces"
     return MediaConfig(
         token_ids,
         limits,
         {**(media.options if media is not None else {}), **args.mm_processor_kwargs},
         beside=media.tokens_beside(hf_config) if media is not None else (),
-        prompts=media.prompts if media is not None else "pieces",
+        prompts=media.prompts if media is not None else prompts,
         notices=media.notices if media is not None else "",
         whole_prompt=media is not None and media.sees == "prompt",
         processor=media.processor if media is not None else "",

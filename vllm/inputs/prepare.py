@@ -170,7 +170,9 @@ class Preparer:
         tokens = self._encode(prompts, keeps, pooling.texts.lower_case)
         media: list[list[Media]] = [[] for _ in prompts]
         for i, prompt in enumerate(prompts):
-            if prompt.media:
+            if self.media is None:
+                _refuse_media(prompt, i)
+            elif prompt.media:
                 ids_of, media[i] = self._with_media(prompt, i)
                 tokens[i] = Tokens(ids_of, [0] * len(ids_of))
         has_types = pooling.texts.num_token_types > 1

@@ -18,7 +18,7 @@ from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.messages import Modality
 from vllm.models.architectures import ARCHITECTURES, ENCODERS, FALLBACKS, HEADS, SEQ2SEQ
 from vllm.models.foreign_names import DECODERS, SPEECH, UNFIT
-from vllm.models.media.kinds import KINDS
+from vllm.models.media.kinds import KINDS, PAIRS
 from vllm.models.media.spec import MediaSpec
 from vllm.pooling_params import Pooling
 
@@ -55,6 +55,8 @@ class Architecture:
     """It is a decoder by build, but its tokens see those behind them too."""
     sees: bool = False
     """It is computed by transformers and takes media."""
+    is_pair: bool = False
+    """A text and a picture are embedded by towers of transformers, each by its own."""
     source: Literal["", "text", "audio"] = ""
     """What its encoder reads, where it has one beside its decoder"""
 
@@ -198,6 +200,8 @@ def media_tokens(config: Any, impl: str = "auto") -> dict[Modality, int] | None:
         return dict.fromkeys(_modalities(config), -1)
     if architecture.source == "audio":
         return {"audio": -1}
+    if architecture.is_pair:  # a picture is one token
+        return {"image": config.get_text_config().eos_token_id or 0}
     media = media_of(architecture.name)
     if media is None:
         return None
@@ -250,6 +254,10 @@ def build(
         if pooling is not None:
             raise ModelError(f"{architecture.name} is computed by transformers' module, which generates; it can't pool")
         return build_foreign_decoder(architecture, config, placement, max_model_len, None if dummy else folder)
+    if architecture.is_pair:
+        from vllm.models.media.pair import build_pair
+
+        return build_pair(architecture, config, placement, pooling, folder)
     if not architecture.body:
         from vllm.models.fallback import build_fallback
 
@@ -372,9 +380,14 @@ def _parse(name: str, config: Any) -> Architecture | None:
         return Architecture(name, _base(name), "vllm.models.media.build:text_spec", "generate")
     if name in ARCHITECTURES:
         return Architecture(name, _base(name), _family(ARCHITECTURES[name]), "generate")
+<<<<<<< HEAD
     if name in SEQ2SEQ:
         source: Literal["text", "audio"] = "audio" if name in SPEECH else "text"
         return Architecture(name, _base(name), _family(SEQ2SEQ[name]), "generate", source=source)
+=======
+    if name in PAIRS:
+        return Architecture(name, _base(name), "", "embed", is_pair=True)
+>>>>>>> media
     if name == "HF_ColBERT":
         return _with_base(name, _COLBERT_BASES.get(config.model_type, ""), "token_embed")
     ends = [end for end in HEADS if name.endswith(end) and HEADS[end] != "generate"]

@@ -169,13 +169,14 @@ def _of_head(
     else:
         pooling = _labels(head, architecture, config, stored)
     lower_case = stored is not None and stored.options.lower_case
+    lower_case = lower_case or (architecture.is_pair and _is_lower_case(config, folder))
     return replace(pooling, texts=replace(pooling.texts, num_token_types=types, lower_case=lower_case))
 
 
 def _embedding(
     head: str, architecture: Architecture, config: Any, stored: SentenceTransformer | None, folder: Path
 ) -> Pooling:
-    hidden = config.get_text_config().hidden_size
+    hidden = pair_width(config) if architecture.is_pair else config.get_text_config().hidden_size
     projections = [module for module in stored.modules if isinstance(module, Dense)] if stored else []
     if head == "states":
         return Pooling(_OFFERS[head], "ALL", width=hidden, normalize=False, activation="none")
@@ -195,6 +196,22 @@ def _embedding(
         matryoshka=tuple(lengths) if lengths else bool(getattr(config, "is_matryoshka", False)),
         texts=PooledTexts(options.prompts, options.default_prompt, cast(Any, options.similarity or "cosine")),
     )
+
+
+def _is_lower_case(config: Any, folder: Path) -> bool:
+    """Whether texts are written small by siglip's own tokenizer, which tokenizer.json doesn't say."""
+    try:
+        said = json.loads((folder / "tokenizer_config.json").read_bytes()).get("tokenizer_class") or ""
+    except (OSError, ValueError):
+        said = ""
+    return config.model_type == "siglip2" or str(said).startswith("Siglip")
+
+
+def pair_width(config: Any) -> int:
+    """Return the width of what the towers of texts and of pictures both make."""
+    text = config.get_text_config()
+    width = getattr(config, "projection_dim", None) or getattr(text, "projection_size", None) or text.hidden_size
+    return int(width)
 
 
 def _labels(head: str, architecture: Architecture, config: Any, stored: SentenceTransformer | None) -> Pooling:

@@ -96,6 +96,8 @@ class MediaProcessor:
         if self.tokenizer is None:
             raise RequestError(f"{where} has media, but the engine runs without a tokenizer", "multi_modal_data")
         options = {**self.config.options, **options}
+        if self.config.prompts == "apart":
+            return self._alone(text, items, options, where)
         if token_ids is not None and (self.config.together or self.config.prompts != "pieces"):
             raise RequestError(
                 f"{where} has media and token ids; give its text, which the model's processor reads", "prompt"
@@ -115,6 +117,24 @@ class MediaProcessor:
     def _marks(self, items: Sequence[MediaItem], where: str) -> dict[Modality, str]:
         """Return what marks the places of items, by modality."""
         return {item.modality: self.placeholder(item.modality, where) for item in items}
+
+    def _alone(
+        self, text: str | None, items: Sequence[MediaItem], options: Mapping[str, Any], where: str
+    ) -> tuple[list[int], list[Media]]:
+        """Return the token and the medium of a prompt that is nothing but a medium."""
+        if text or len(items) > 1:
+            raise RequestError(
+                f"{where}: the model embeds a text or a single {items[0].modality}; give them as prompts of their own, with an "
+                "empty text beside the medium",
+                "multi_modal_data",
+            )
+        (item,) = items
+        if hasattr(item.data, "is_floating_point"):
+            raise RequestError(
+                f"{where}: the model gives embeddings and takes none; give a picture", "multi_modal_data"
+            )
+        prepared = self._prepare(item, options, where)
+        return [self.config.token_ids[item.modality]], [Media(item.modality, prepared.key, [(0, 1)], prepared.features)]
 
     def _together(
         self, text: str, items: Sequence[MediaItem], options: Mapping[str, Any], add_special_tokens: bool, where: str
@@ -226,7 +246,9 @@ class MediaProcessor:
         if isinstance(item.data, Sound):
             given["sampling_rate"] = self._rate()
         given[_ARGUMENTS[item.modality]] = [self._raw(item)]
-        found = self._call(processor, item.modality, where, text=self.placeholder(item.modality, where), **given)
+        if self.config.prompts != "apart":
+            given["text"] = self.placeholder(item.modality, where)
+        found = self._call(processor, item.modality, where, **given)
         features = {
             name: array_of(value) for name, value in found.items() if name not in _OF_TEXT and _is_number(value)
         }
@@ -251,7 +273,7 @@ class MediaProcessor:
 
     def placeholder(self, modality: Modality, where: str = "the prompt") -> str:
         """Return what marks the place of a medium in a prompt; "" where the processor finds it by itself."""
-        if self.config.prompts == "bare":
+        if self.config.prompts in ("bare", "apart"):
             return ""
         if self._own is not None:
             return self._own.placeholders[modality]

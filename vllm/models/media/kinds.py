@@ -52,6 +52,9 @@ KINDS: Mapping[str, MediaSpec] = {
     "VipLlavaForConditionalGeneration": MediaSpec(),
 }
 
+PAIRS = ("ChineseCLIPModel", "CLIPModel", "MetaClip2Model", "Siglip2Model", "SiglipModel")
+"""Models of transformers that embed texts and pictures, each by a tower of its own"""
+
 TEXT_FAMILIES: Mapping[str, str] = {
     "phi4_multimodal": "Phi3ForCausalLM",
     "qwen2_5_vl_text": "Qwen2ForCausalLM",
