@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -49,15 +49,17 @@ class CausalConv(nn.Module):
 class Exact(nn.Module):
     """A parameter that is kept in float32: what is computed from it is multiplied many times over."""
 
-    def __init__(self, *shape: int, name: str, placement: Placement, flat: bool = False) -> None:
-        """`name` is the whole name in the checkpoint; `flat`: the tensor there may have more dimensions."""
+    def __init__(
+        self, *shape: int, name: str, placement: Placement, cut: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """`name` is the whole name in the checkpoint; `cut` takes what belongs here out of the tensor there."""
         super().__init__()
         self.name = name
-        self.flat = flat
+        self.cut = cut
         self.value = nn.Parameter(torch.empty(shape, device=placement.device), requires_grad=False)
 
     def windows(self) -> Iterator[Window]:
-        yield Window(self.name, TensorPlace(self.value), torch.flatten if self.flat else None)
+        yield Window(self.name, TensorPlace(self.value), self.cut)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
