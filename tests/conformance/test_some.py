@@ -11,6 +11,8 @@ FAMILIES = (
     "falcon",
     "falcon_h1",
     "glm4",
+    "gpt_oss",
+    "llama4_text",
     "granite",
     "lfm2",
     "mamba",

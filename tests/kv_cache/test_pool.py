@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from vllm.kv_cache.cache import KVCache
 from vllm.kv_cache.hashing import chain_root, extend_chain
 from vllm.kv_cache.pool import BlockPool
-from vllm.kv_cache.spec import NULL_BLOCK, CacheGroup, Full, State, Window, group_layers
+from vllm.kv_cache.spec import NULL_BLOCK, CacheGroup, Chunk, Full, State, Window, group_layers
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -117,6 +117,16 @@ def test_a_window_holds_what_its_tokens_see() -> None:
             end = start + count
             held = -(-end // 4) - window.num_stale(start, 4)
             assert held <= window.blocks_at_most(end, 8, 4)
+
+
+def test_a_chunk_holds_what_its_tokens_see() -> None:
+    chunk = Chunk(1, 1, 1, size=8)
+    assert [chunk.num_stale(n, 4) for n in (0, 7, 8, 15, 16, 25)] == [0, 0, 2, 2, 4, 6]
+    for start in range(40):
+        for count in range(1, 9):
+            end = start + count
+            held = -(-end // 4) - chunk.num_stale(start, 4)
+            assert held <= chunk.blocks_at_most(end, 8, 4)
 
 
 def test_layers_with_equal_needs_form_a_group() -> None:

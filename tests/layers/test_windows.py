@@ -82,7 +82,7 @@ def test_a_layer_that_sees_both_ways_keeps_nothing() -> None:
 
 def test_layers_share_the_bias_of_distances() -> None:
     decoder = built(MPNET)
-    assert len({id(block.attention.position_bias) for block in decoder.blocks}) == 1
+    assert len({id(block.attention.learned[0]) for block in decoder.blocks}) == 1
     assert sum("relative_attention_bias" in window.name for window in decoder.windows()) == 1
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests import checkpoints
 from tests.models.dense_attention import DenseAttention
-from vllm.kv_cache.spec import CacheSpec, State, group_layers
+from vllm.kv_cache.spec import CacheSpec, Chunk, State, group_layers
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler, PoolingRow
 from vllm.layers.step import Step
@@ -29,6 +29,7 @@ from vllm.models.registry import build
 from vllm.models.tasks import resolve_pooling
 from vllm.ops import attention_backend, native, record
 from vllm.ops.attention import AttentionBackend, CacheBackend, Layout
+from vllm.ops.attention_chunks import ChunkedCache
 from vllm.ops.attention_torch import PagedCache, TorchAttention
 from vllm.ops.matrix import Matrix
 from vllm.ops.native.attention import NativeAttention
@@ -213,6 +214,8 @@ class Memory:
         self.plans = tuple(self.memory(group.spec).plan(*sizes) for group in groups)
 
     def memory(self, spec: CacheSpec) -> CacheBackend:
+        if isinstance(spec, Chunk):
+            return ChunkedCache(self.backend, spec.size)
         return StateMemory(torch.device("cpu")) if isinstance(spec, State) else self.backend
 
     def place(self, rows: Tensor, start: Tensor, count: Tensor) -> None:

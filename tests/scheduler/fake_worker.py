@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm.kv_cache.spec import CacheSpec, State, Window
+from vllm.kv_cache.spec import CacheSpec, Chunk, State, Window
 from vllm.messages import Batch, Media, Pooled, Row, RowOutput, Sequence, StepOutput
 
 VOCAB = 11
@@ -125,6 +125,8 @@ class FakeWorker:
             if isinstance(spec, State):
                 continue
             first = max(0, row.start - spec.size + 1) if isinstance(spec, Window) else 0
+            if isinstance(spec, Chunk):
+                first = row.start - row.start % spec.size
             for position in range(first, end):
                 block = slot.tables[group][position // self.block_size]
                 held = self.memory[group][block][position % self.block_size]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm.errors import RequestError
-from vllm.kv_cache.spec import Window
+from vllm.kv_cache.spec import Chunk, Window
 from vllm.messages import Pooled
 from vllm.scheduler.request import sibling_seed
 
@@ -140,6 +140,25 @@ def test_a_window_frees_the_blocks_behind_it() -> None:
     toy.add("a", PROMPT * 3, 20)
     toy.run()
     assert toy.tokens["a", 0] == generate(PROMPT * 3, 20)
+
+
+@pytest.mark.parametrize("budget", [3, 8, 13])
+def test_a_chunk_frees_the_blocks_behind_it_and_is_found_again(budget: int) -> None:
+    chunk = Chunk(1, 1, 1, size=8)
+    need = chunk.blocks_at_most(50, budget, 4)
+    toy = Toy(specs=(FULL, chunk), num_blocks=[40, need + 1], max_num_batched_tokens=budget)
+    toy.add("a", PROMPT * 3, 20)
+    toy.run()
+    assert toy.tokens["a", 0] == generate(PROMPT * 3, 20)
+    toy = Toy(specs=(FULL, chunk), num_blocks=[40, 20], max_num_batched_tokens=budget)
+    toy.add("a", PROMPT * 2 + [1, 2], 2)
+    toy.run()
+    for name, tail in (("b", [3, 4]), ("c", [5])):
+        toy.add(name, PROMPT * 2 + tail, 8)
+    toy.run()
+    assert toy.finished["b", 0].num_cached == 20
+    assert toy.tokens["b", 0] == generate(PROMPT * 2 + [3, 4], 8)
+    assert toy.tokens["c", 0] == generate(PROMPT * 2 + [5], 8)
 
 
 def test_a_window_group_hits_the_prefix_when_its_last_blocks_are_there() -> None:

@@ -52,6 +52,20 @@ class Window(Full):
 
 
 @dataclass(frozen=True, slots=True)
+class Chunk(Full):
+    """Attention to the earlier tokens of a token's own chunk; chunks are `size` tokens each, from the first one on."""
+
+    size: int
+
+    def blocks_at_most(self, num_tokens: int, max_step_tokens: int, block_size: int) -> int:
+        alive = min(num_tokens, self.size - 1 + max_step_tokens)
+        return min(-(-num_tokens // block_size), -(-alive // block_size) + 1)
+
+    def num_stale(self, num_computed: int, block_size: int) -> int:
+        return num_computed // self.size * self.size // block_size
+
+
+@dataclass(frozen=True, slots=True)
 class Scratch(Full):
     """Attention of all of a sequence's tokens to each other, computed in one step: nothing is kept between steps.
 
@@ -121,7 +135,7 @@ class State:
         return max(1, self.interval // block_size)
 
 
-PagedSpec = Full | Window | Scratch | Cross
+PagedSpec = Full | Window | Chunk | Scratch | Cross
 """What attention needs: keys and values of single tokens."""
 
 CacheSpec = PagedSpec | State

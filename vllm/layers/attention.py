@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
-from vllm.kv_cache.spec import CacheSpec, Full, Scratch, Window
+from vllm.kv_cache.spec import CacheSpec, Chunk, Full, Scratch, Window
 from vllm.layers.linear import Linear
-from vllm.layers.position_bias import RelativeBias
 from vllm.layers.step import Step
 from vllm.ops.activations import activation
-from vllm.ops.attention import AttentionOptions
+from vllm.ops.attention import AttentionOptions, CachePlan
+from vllm.ops.attention_chunks import ChunkedPlan
 
 
 class Attention(nn.Module):
@@ -24,11 +27,11 @@ class Attention(nn.Module):
         normalize: tuple[nn.Module, nn.Module],
         rotary: nn.Module,
         options: AttentionOptions,
-        position_bias: RelativeBias | None = None,
+        learned: Sequence[nn.Module] = (),
     ) -> None:
         """`index` counts the attention layers in call order; `heads` is (H, G, E); `projections` are qkv and out;
-        `normalize` is what is applied to each head of q and of k; `rotary` turns (q, k, positions) into (q, k); `position_bias`
-        holds the bias of `options`, where it is learned."""
+        `normalize` is what is applied to each head of q and of k; `rotary` turns (q, k, positions) into (q, k); `learned`
+        hold what is learned of `options`."""
         super().__init__()
         self.index = index
         self.num_heads, self.num_kv_heads, self.head_dim = heads
@@ -36,7 +39,7 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = normalize
         self.rotary = rotary
         self.options = options
-        self.position_bias = position_bias
+        self.learned = nn.ModuleList(learned)
 
     @property
     def cache_spec(self) -> CacheSpec:
@@ -54,8 +57,29 @@ class Attention(nn.Module):
         """Attend by the heads of q, k and v.  [T, H + 2 G, E] -> [T, H E]"""
         q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
         q, k = self.rotary(self.q_norm(q), self.k_norm(k), step.positions)
-        cache, plan = step.caches[self.index], step.plans[step.group_of[self.index]]
-        return step.attention.run(q, k, v, cache, plan, self.options).flatten(1)
+        return step.attention.run(q, k, v, step.caches[self.index], self.plan(step), self.options).flatten(1)
+
+    def plan(self, step: Step) -> CachePlan:
+        return step.plans[step.group_of[self.index]]
+
+
+class ChunkedAttention(Attention):
+    """Attention within chunks of tokens.  [T, D] -> [T, D]"""
+
+    def __init__(self, size: int, *args: Any, **options: Any) -> None:
+        """`size`: of a chunk; the rest as above."""
+        super().__init__(*args, **options)
+        self.size = size
+
+    @property
+    def cache_spec(self) -> CacheSpec:
+        """What memory this layer needs."""
+        return Chunk(self.num_kv_heads, self.head_dim, self.head_dim, self.size)
+
+    def plan(self, step: Step) -> CachePlan:
+        plan = super().plan(step)
+        assert isinstance(plan, ChunkedPlan)
+        return plan.pieces
 
 
 class GatedAttention(Attention):

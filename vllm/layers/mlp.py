@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from vllm import ops
 from vllm.layers.linear import Linear
-from vllm.layers.placement import Placement
 from vllm.layers.recurrent import Exact
-from vllm.ops.activations import activation
+from vllm.ops.activations import Clamp, activation
 from vllm.ops.matrix import Matrix
 from vllm.ops.moe import Routing
+from vllm.ops.mxfp4 import Unpacked
 from vllm.weights import Window
 
 
@@ -34,15 +33,17 @@ class Mlp(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertNames:
-    """The names of one expert's three matrices in the checkpoint, without `.weight`."""
+class ExpertPart:
+    """A tensor of the checkpoint, or two, and the rows of an expert's matrix that are in it."""
 
-    gate: str
-    """\"\" for an expert without a gate"""
-    up: str
-    down: str
-    index: int | None = None
-    """Its place in tensors that hold the matrices of all experts, gate above up"""
+    name: str
+    """Its whole name; that of packed rows, without what tells its two tensors apart"""
+    expert: int
+    matrix: Literal["gate_up", "down"]
+    first: int
+    rows: int
+    cut: Callable[[Tensor], Tensor] | None = None
+    kind: Literal["rows", "biases", "mxfp4"] = "rows"
 
 
 class MoE(nn.Module):
@@ -51,55 +52,83 @@ class MoE(nn.Module):
     def __init__(
         self,
         router: Linear,
-        experts: Sequence[ExpertNames],
-        shape: tuple[int, int],
-        placement: Placement,
+        parts: Sequence[ExpertPart],
+        matrices: tuple[nn.ModuleList, nn.ModuleList],
         *,
         routing: Routing,
         activation: str,
+        clamp: Clamp | None = None,
         correction: Exact | None = None,
-        around: tuple[Linear, Linear] | None = None,
     ) -> None:
-        """`shape` is (what an expert reads, its width); `correction` is added to the scores that experts are chosen by; `around`
-        are the products before and behind experts that read something narrower than D."""
+        """`parts` are what the checkpoint has of all experts; `matrices` are theirs, of gate and up and of down; `correction`
+        is added to the scores that experts are chosen by."""
         super().__init__()
-        outer, inner = shape
-        gated = bool(experts[0].gate)
         self.router = router
-        self.experts = tuple(experts)
+        self.parts = tuple(parts)
         self.routing = routing
         self.correction = correction
         self.activation = activation
-        self.gate_up = cast(
-            "Sequence[Matrix]", placement.experts(len(experts), (1 + gated) * inner, outer, gated=gated)
-        )
-        self.down = cast("Sequence[Matrix]", placement.experts(len(experts), outer, inner))
-        self.around = None if around is None else nn.ModuleList(around)
+        self.clamp = clamp
+        self.gate_up, self.down = (cast("Sequence[Matrix]", experts) for experts in matrices)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self.correction is None:
-            weights, ids = ops.route(self.router(x), self.routing)
-        else:  # the choice hangs on small differences
-            weights, ids = ops.route(self.router(x, dtype=torch.float32), self.routing, self.correction.value)
-        if self.around is not None:
-            narrow, widen = self.around
-            y = ops.moe(narrow(x), weights, ids, self.gate_up, self.down, activation=self.activation)
-            return widen(y, residual)
-        y = ops.moe(x, weights, ids, self.gate_up, self.down, activation=self.activation)
+        weights, ids = self.route(x)
+        y = self.mix(x, weights, ids)
         return y if residual is None else ops.add(y, residual)
 
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose each token's experts.  [T, D] -> weights [T, K], ids [T, K]"""
+        if self.correction is None:
+            return ops.route(self.router(x), self.routing)
+        # the choice hangs on small differences
+        return ops.route(self.router(x, dtype=torch.float32), self.routing, self.correction.value)
+
+    def mix(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        """Add up what each token's experts make of it."""
+        return ops.moe(x, weights, ids, self.gate_up, self.down, activation=self.activation, clamp=self.clamp)
+
     def windows(self) -> Iterator[Window]:
-        for names, gate_up, down in zip(self.experts, self.gate_up, self.down, strict=True):
-            inner = down.shape.width
-            if names.index is not None:
-                cut = partial(torch.select, dim=0, index=names.index)
-                yield Window(f"{names.gate}.weight", gate_up.place(0, 2 * inner), cut)
-                yield Window(f"{names.down}.weight", down.place(0, down.shape.rows), cut)
+        matrices = {"gate_up": self.gate_up, "down": self.down}
+        for part in self.parts:
+            matrix = matrices[part.matrix][part.expert]
+            if part.kind == "biases":
+                yield Window(part.name, matrix.bias_place(part.first, part.rows), part.cut)
                 continue
-            if names.gate:
-                yield Window(f"{names.gate}.weight", gate_up.place(0, inner))
-            yield Window(f"{names.up}.weight", gate_up.place(inner if names.gate else 0, inner))
-            yield Window(f"{names.down}.weight", down.place(0, down.shape.rows))
+            place = matrix.place(part.first, part.rows)
+            if part.kind == "rows":
+                yield Window(part.name, place, part.cut)
+                continue
+            packed = Unpacked(part.name, place)
+            yield Window(f"{part.name}_blocks", packed.blocks, part.cut)
+            yield Window(f"{part.name}_scales", packed.scales, part.cut)
+
+
+class NarrowMoE(MoE):
+    """Networks that work on something narrower than a token: nemotron.  [T, D] -> [T, D]"""
+
+    def __init__(self, around: tuple[Linear, Linear], *args: Any, **options: Any) -> None:
+        """`around` are the products before and behind the experts; the rest as above."""
+        super().__init__(*args, **options)
+        self.narrow, self.widen = around
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        weights, ids = self.route(x)
+        return cast("Tensor", self.widen(self.mix(self.narrow(x), weights, ids), residual))
+
+
+class InputMoE(MoE):
+    """Networks that are given a token times its weight: llama 4.  [T, D] -> [T, D]"""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        weights, ids = self.route(x)
+        chosen = ids.shape[1]
+        weighed = (x.repeat_interleave(chosen, 0).float() * weights.reshape(-1, 1)).to(x.dtype)  # [T K, D]
+        ones = torch.ones_like(weights).view(-1, 1)
+        found = self.mix(weighed, ones, ids.view(-1, 1))
+        for part in found.unflatten(0, (-1, chosen)).unbind(1):
+            residual = part.contiguous() if residual is None else ops.add(residual, part)
+        assert residual is not None, "each token has an expert"
+        return residual
 
 
 class SharedMoE(nn.Module):

@@ -36,6 +36,6 @@ class Placement:
         """Return a matrix whose places are to be filled; see `MatrixShape`."""
         return ops.matrix(MatrixShape(rows, width, self.dtype, self.device, bias, gated, self.format))
 
-    def experts(self, count: int, rows: int, width: int, *, gated: bool = False) -> nn.ModuleList:
+    def experts(self, count: int, rows: int, width: int, *, bias: bool = False, gated: bool = False) -> nn.ModuleList:
         """Return the matrices of a layer's experts, whose places are to be filled."""
-        return ops.experts(count, MatrixShape(rows, width, self.dtype, self.device, False, gated, self.format))
+        return ops.experts(count, MatrixShape(rows, width, self.dtype, self.device, bias, gated, self.format))

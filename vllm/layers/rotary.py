@@ -104,6 +104,32 @@ class NoRotary(nn.Module):
         return q, k
 
 
+@dataclass(frozen=True, slots=True)
+class Tempering:
+    """Queries grow with the logarithm of their position: 1 + scale · ln(1 + ⌊(position + offset) / floor⌋)."""
+
+    floor: float
+    scale: float
+    offset: int = 0
+
+
+class TemperedRotary(nn.Module):
+    """Scales q by its position once it is rotated.  [T, H, E], [T, G, E], [T] -> same shapes"""
+
+    factors: Tensor
+
+    def __init__(self, rotary: nn.Module, tempering: Tempering, max_model_len: int, device: torch.device) -> None:
+        super().__init__()
+        self.rotary = rotary
+        steps = ((torch.arange(max_model_len).float() + tempering.offset) / tempering.floor).floor()
+        factors = (1 + tempering.scale * steps.log1p()).to(device)
+        self.register_buffer("factors", factors, persistent=False)
+
+    def forward(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = self.rotary(q, k, positions)
+        return (q * self.factors[positions][:, None, None]).to(q.dtype), k
+
+
 def cos_sin_table(rope: Rope, max_model_len: int) -> Tensor:
     """Return the cosines, then the sines, of every position.  -> [max_model_len, width] float32"""
     frequencies, factor = rope.stretch.frequencies(rope.theta, rope.width, max_model_len)

@@ -42,6 +42,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "Glm4MoeForCausalLM": "moe:glm4_moe",
     "Glm4MoeLiteForCausalLM": "deepseek:deepseek_v3",
     "GlmForCausalLM": "kin:glm",
+    "GptOssForCausalLM": "gpt_oss:gpt_oss",
     "GraniteForCausalLM": "kin:granite",
     "GraniteMoeForCausalLM": "hybrid:granitemoe",
     "GraniteMoeHybridForCausalLM": "hybrid:granitemoehybrid",
@@ -56,6 +57,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "JambaForCausalLM": "hybrid:jamba",
     "LLaMAForCausalLM": "llama:llama",
     "Lfm2ForCausalLM": "lfm2:lfm2",
+    "Llama4ForCausalLM": "llama4:llama4",
     "LlamaForCausalLM": "llama:llama",
     "MPTForCausalLM": "gpt_kin:mpt",
     "Mamba2ForCausalLM": "mamba:mamba2",
@@ -113,6 +115,9 @@ SEQ2SEQ: Mapping[str, str] = {
     "WhisperForConditionalGeneration": "bart:whisper",
 }
 """Those with an encoder beside the decoder that generates, likewise."""
+
+PACKED_FORMATS: Mapping[str, tuple[str, ...]] = {"GptOssForCausalLM": ("mxfp4",)}
+"""Architecture → the quantizations of checkpoints, by `quant_method`, that its family unpacks"""
 
 ENCODERS: Mapping[str, str] = {
     "Albert": "bert:albert",

@@ -14,7 +14,7 @@ from torch.nn import functional
 from vllm import ops
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.layers.assistant import Kept
-from vllm.layers.attention import Attention, GatedAttention
+from vllm.layers.attention import Attention, ChunkedAttention, GatedAttention
 from vllm.layers.blocks import (
     AfterBranch,
     Beside,
@@ -30,17 +30,18 @@ from vllm.layers.blocks import (
 )
 from vllm.layers.embedding import Embedding, Head, OwnOrTied, Positions, Sum, TiedLinear, TokenInput, TokenTypes, Waves
 from vllm.layers.linear import Linear, Part, scaled, split
-from vllm.layers.mlp import ExpertNames, Mlp, MoE, SharedMoE
-from vllm.layers.norm import HeadsNorm, LayerNorm, RmsNorm
+from vllm.layers.mlp import Mlp
+from vllm.layers.norm import HeadsNorm, LayerNorm, PlainRmsNorm, RmsNorm
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
 from vllm.layers.position_bias import Alibi, Buckets, RelativeBias, alibi_slopes
 from vllm.layers.recurrent import Exact
-from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary
+from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary, TemperedRotary
 from vllm.layers.skip import Passed, Way
 from vllm.layers.transformer import Transformer
 from vllm.models.build_assistant import build_assisted
 from vllm.models.build_cross import build_cross, build_encoder, build_sound_input
+from vllm.models.build_experts import build_experts
 from vllm.models.build_latent import build_latent
 from vllm.models.build_recurrent import build_recurrent
 from vllm.models.spec import (
@@ -54,7 +55,6 @@ from vllm.models.spec import (
     TransformerSpec,
 )
 from vllm.ops.attention import AttentionOptions
-from vllm.ops.moe import Routing
 
 Module = TypeVar("Module", bound=nn.Module)
 Index = int | str
@@ -203,11 +203,12 @@ class Builder:
         if layer.cross is not None:
             return kind(self.mixer(index, layer.mixer), build_cross(self, index, layer.cross), ffn, norms)
         if layer.beside is not None:
-            return kind(self.mixer(index, layer.mixer), nn.ModuleList((ffn, self.moe(index, layer.beside))), norms)
+            experts = build_experts(self, index, layer.beside)
+            return kind(self.mixer(index, layer.mixer), nn.ModuleList((ffn, experts)), norms)
         return kind(self.mixer(index, layer.mixer), ffn, norms)
 
     def ffn(self, index: Index, ffn: MlpSpec | MoeSpec) -> nn.Module:
-        return self.moe(index, ffn) if isinstance(ffn, MoeSpec) else self.mlp(index, ffn)
+        return build_experts(self, index, ffn) if isinstance(ffn, MoeSpec) else self.mlp(index, ffn)
 
     def passed(self, blocks: list[nn.Module]) -> list[nn.Module]:
         """Let hidden states pass blocks, where the spec says so."""
@@ -243,40 +244,47 @@ class Builder:
         if qkv is None:
             qkv = self.linear(self.spec.width, self.qkv_parts(index, attention), attention.qkv_bias, shard="rows")
         out = [self.branch_end("o", index)]
-        options, bias = self.options(index, attention)
+        options, learned = self.options(index, attention)
         group = self.placement.group
         heads = (
             group.share(attention.heads, "attention heads"),
             group.share(attention.kv_heads, "key-value heads"),
             attention.head_dim,
         )
-        kind = GatedAttention if attention.gated else Attention
+        kind: Callable[..., Attention] = GatedAttention if attention.gated else Attention
+        if attention.chunk is not None:
+            kind = partial(ChunkedAttention, attention.chunk)
         return kind(
             self.next_cache(),
             heads,
             (qkv, self.linear(attention.heads * attention.head_dim, out, attention.out_bias, shard="width")),
             normalize=(self.head_norm("q_norm", index, attention), self.head_norm("k_norm", index, attention)),
-            rotary=self.rotary(attention.rope),
+            rotary=self.tempered(attention),
             options=options,
-            position_bias=bias,
+            learned=learned,
         )
 
-    def options(self, index: Index, attention: AttentionSpec) -> tuple[AttentionOptions, RelativeBias | None]:
-        """Return what an attention does beside its products, and where its bias is learned the module that holds it."""
+    def options(self, index: Index, attention: AttentionSpec) -> tuple[AttentionOptions, list[nn.Module]]:
+        """Return what an attention does beside its products, and the modules that hold what is learned of it."""
         options = AttentionOptions(attention.scale, attention.window, attention.softcap, causal=attention.causal)
-        buckets = attention.position_bias
+        buckets, group = attention.position_bias, self.placement.group
+        if attention.sinks:
+            heads = group.share(attention.heads, "attention heads")
+            name, cut = self.name("sinks", index), partial(group.cut, dim=0)
+            sinks = Exact(heads, name=name, placement=self.placement, cut=cut)
+            return replace(options, sinks=sinks.value), [sinks]
         if isinstance(buckets, Alibi):
-            slopes = self.placement.group.cut(alibi_slopes(attention.heads), 0).to(self.placement.device)
-            return replace(options, alibi_slopes=slopes), None
+            slopes = group.cut(alibi_slopes(attention.heads), 0).to(self.placement.device)
+            return replace(options, alibi_slopes=slopes), []
         if buckets is None:
-            return options, None
+            return options, []
         if self.placement.group.size > 1:
             raise ConfigError("a learned position bias can't be shared among processes; use tensor_parallel_size=1")
         name = self.name("relative_bias", index)
         if (buckets, name) not in self.biases:
             self.biases[buckets, name] = RelativeBias(attention.heads, buckets, name, self.placement)
         bias = self.biases[buckets, name]
-        return replace(options, bias=bias.table), bias
+        return replace(options, bias=bias.table), [bias]
 
     def qkv_parts(self, index: Index, attention: AttentionSpec) -> list[Part]:
         q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
@@ -329,60 +337,6 @@ class Builder:
             return [Part(name, 2 * mlp.width)] if self.placement.group.size == 1 else split(name, 2 * (mlp.width,))
         return [Part(name, mlp.width, partial(_cut_half, which)) for which in (1, 0)]
 
-    def moe(self, index: Index, moe: MoeSpec) -> nn.Module:
-        if self.placement.group.size > 1:
-            raise ConfigError("mixtures of experts can't be shared among processes; use tensor_parallel_size=1")
-        self.check_activation(moe.activation)
-        chosen = MoE(
-            Linear(self.spec.width, [Part(self.name("router", index), moe.num_experts)], self.placement.unquantized),
-            [self.expert(index, expert, moe.gated) for expert in range(moe.num_experts)],
-            (moe.latent or self.spec.width, moe.width),
-            self.placement,
-            routing=Routing(
-                moe.top_k,
-                moe.renormalize,
-                moe.scores == "sigmoid",
-                moe.groups,
-                moe.top_groups,
-                moe.group_best,
-                moe.scale * self.spec.branch_scale,
-            ),
-            activation=moe.activation,
-            correction=Exact(
-                moe.num_experts, name=self.name("router_bias", index), placement=self.placement, cut=torch.flatten
-            )
-            if moe.corrected
-            else None,
-            around=self.around(index, moe) if moe.latent else None,
-        )
-        if not moe.shared_width:
-            return chosen
-        if "shared_gate_up" in self.spec.names:
-            up = [Part(self.name("shared_gate_up", index), 2 * moe.shared_width)]
-        else:
-            roles = ("shared_gate", "shared_up") if moe.gated else ("shared_up",)
-            up = [Part(self.name(role, index), moe.shared_width) for role in roles]
-        shared = Mlp(
-            self.linear(self.spec.width, up, False, activation=moe.activation, gated=moe.gated),
-            self.linear(moe.shared_width, [self.branch_end("shared_down", index)], False),
-        )
-        gate = [Part(self.name("shared_router", index), 1)] if moe.shared_gate else []
-        return SharedMoE(chosen, shared, Linear(self.spec.width, gate, self.placement.unquantized) if gate else None)
-
-    def around(self, index: Index, moe: MoeSpec) -> tuple[Linear, Linear]:
-        """Make the products between a hidden state and what experts work on."""
-        narrow = self.linear(self.spec.width, [Part(self.name("narrow", index), moe.latent)], False)
-        return narrow, self.linear(moe.latent, [Part(self.name("widen", index), self.spec.width)], False)
-
-    def expert(self, index: Index, expert: int, gated: bool) -> ExpertNames:
-        """Return the names of an expert's matrices, which checkpoints have one by one, or those of all experts together."""
-        if "experts_gate_up" in self.spec.names:
-            both = self.name("experts_gate_up", index)
-            return ExpertNames(both, both, self.name("experts_down", index), expert)
-        gate = self.name("expert_gate", index, expert) if gated else ""
-        up, down = (self.name(role, index, expert) for role in ("expert_up", "expert_down"))
-        return ExpertNames(gate, up, down)
-
     def linear(self, width: int, parts: list[Part], bias: bool, **options: Any) -> Linear:
         transposed = self.spec.transposed
         make = partial(Linear, width, parts, self.placement, bias=bias, transposed=transposed, **options)
@@ -407,10 +361,18 @@ class Builder:
             return self.norm(attention.head_dim, self.name(role, index))
         if attention.head_norm == "":
             return nn.Identity()
+        if attention.head_norm == "plain":
+            return PlainRmsNorm(attention.head_dim, self.placement, self.spec.norm.eps)
         if self.placement.group.size > 1:
             raise ConfigError("a norm over all heads can't be shared among processes; use tensor_parallel_size=1")
         count = attention.heads if role == "q_norm" else attention.kv_heads
         return HeadsNorm(self.norm(count * attention.head_dim, self.name(role, index)))
+
+    def tempered(self, attention: AttentionSpec) -> nn.Module:
+        rotary = self.rotary(attention.rope)
+        if attention.tempering is None:
+            return rotary
+        return TemperedRotary(rotary, attention.tempering, self.max_model_len, self.placement.device)
 
     def rotary(self, rope: Rope | None) -> nn.Module:
         if rope is None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.messages import Modality
-from vllm.models.architectures import ARCHITECTURES, ENCODERS, FALLBACKS, HEADS, SEQ2SEQ
+from vllm.models.architectures import ARCHITECTURES, ENCODERS, FALLBACKS, HEADS, PACKED_FORMATS, SEQ2SEQ
 from vllm.models.foreign_names import DECODERS, SPEECH, UNFIT
 from vllm.models.media.kinds import KINDS, PAIRS
 from vllm.models.media.spec import MediaSpec
@@ -343,10 +343,15 @@ def _build_module(
 
 
 def refuse_quantized(architecture: Architecture, config: Any) -> None:
-    """Raise ModelError if the checkpoint's weights are quantized."""
-    if getattr(config, "quantization_config", None):
+    """Raise ModelError if the checkpoint's weights are quantized in a way that its family doesn't read."""
+    found = getattr(config, "quantization_config", None)
+    if not found:
+        return
+    method = (found if isinstance(found, dict) else found.to_dict()).get("quant_method")
+    if not architecture.body or method not in PACKED_FORMATS.get(architecture.name, ()):
         raise ModelError(
-            f"{architecture.name}: quantized weights are not supported; use a checkpoint without quantization_config"
+            f"{architecture.name}: quantized weights ({method}) are not supported; use a checkpoint without "
+            "quantization_config"
         )
 
 
@@ -380,14 +385,11 @@ def _parse(name: str, config: Any) -> Architecture | None:
         return Architecture(name, _base(name), "vllm.models.media.build:text_spec", "generate")
     if name in ARCHITECTURES:
         return Architecture(name, _base(name), _family(ARCHITECTURES[name]), "generate")
-<<<<<<< HEAD
     if name in SEQ2SEQ:
         source: Literal["text", "audio"] = "audio" if name in SPEECH else "text"
         return Architecture(name, _base(name), _family(SEQ2SEQ[name]), "generate", source=source)
-=======
     if name in PAIRS:
         return Architecture(name, _base(name), "", "embed", is_pair=True)
->>>>>>> media
     if name == "HF_ColBERT":
         return _with_base(name, _COLBERT_BASES.get(config.model_type, ""), "token_embed")
     ends = [end for end in HEADS if name.endswith(end) and HEADS[end] != "generate"]

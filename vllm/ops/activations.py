@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -20,10 +21,21 @@ def activation(x: Tensor, name: str) -> Tensor:
     return ACTIVATIONS[name](x.float()).to(x.dtype)
 
 
-def gated_activation(x: Tensor, name: str) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Clamp:
+    """Bounds of a gate and of what it is a gate of: activation(min(gate, limit)) · (clamp(up, -limit, limit) + offset)."""
+
+    limit: float
+    offset: float = 0.0
+
+
+def gated_activation(x: Tensor, name: str, clamp: Clamp | None = None) -> Tensor:
     """Split the last dimension into gate and up; return activation(gate) · up.  [T, 2 I] -> [T, I]"""
     gate, up = x.chunk(2, dim=-1)
-    return activation(gate, name) * up
+    if clamp is None:
+        return activation(gate, name) * up
+    bounded = up.float().clamp(-clamp.limit, clamp.limit) + clamp.offset
+    return (ACTIVATIONS[name](gate.float().clamp(max=clamp.limit)) * bounded).to(x.dtype)
 
 
 def _silu(x: Tensor) -> Tensor:

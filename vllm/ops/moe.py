@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vllm.ops.activations import activation
+from vllm.ops.activations import Clamp, activation, gated_activation
 from vllm.ops.matrix import Matrix
 
 
@@ -37,6 +37,8 @@ def route(logits: Tensor, routing: Routing, correction: Tensor | None = None) ->
     logits = logits.float()
     scores = activation(logits, "sigmoid") if routing.sigmoid else torch.softmax(logits, dim=-1)
     ranked = scores if correction is None else scores + correction
+    if correction is None and routing.groups == 1:  # scores that are almost 1 can't be told apart
+        ranked = logits
     if routing.groups > 1:
         ranked = _of_best_groups(ranked, routing)
     ids = ranked.topk(routing.top_k, dim=-1).indices
@@ -55,15 +57,25 @@ def _of_best_groups(scores: Tensor, routing: Routing) -> Tensor:
 
 
 def moe(
-    x: Tensor, weights: Tensor, ids: Tensor, gate_up: Sequence[Matrix], down: Sequence[Matrix], *, activation: str
+    x: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    gate_up: Sequence[Matrix],
+    down: Sequence[Matrix],
+    *,
+    activation: str,
+    clamp: Clamp | None = None,
 ) -> Tensor:
     """Add up what each token's experts make of it.  [T, D], [T, K], [T, K], X of [2 I, D] or [I, D], X of [D, I] -> [T, D]
 
-    A token's experts are added in the order of their ids, in float32, so that its sum doesn't depend on its neighbours.
+    With `clamp` the matrices of gates are not gated: what comes out of them is bounded first.  A token's experts are added in the order of their ids, in float32, so that its sum doesn't depend on its neighbours.
     """
     total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in ids.unique().tolist():
         tokens, choice = (ids == expert).nonzero(as_tuple=True)
-        hidden = gate_up[expert].multiply(x[tokens], activation=activation)
+        if clamp is None:
+            hidden = gate_up[expert].multiply(x[tokens], activation=activation)
+        else:
+            hidden = gated_activation(gate_up[expert].multiply(x[tokens]), activation, clamp)
         total[tokens] += down[expert].multiply(hidden).float() * weights[tokens, choice].unsqueeze(-1)
     return total.to(x.dtype)

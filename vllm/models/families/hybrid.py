@@ -92,8 +92,8 @@ GRANITE_NAMES: Mapping[str, str] = {
     "gate_up": f"{_LAYER}.shared_mlp.input_linear",
     "down": f"{_LAYER}.shared_mlp.output_linear",
     "router": f"{_LAYER}.block_sparse_moe.router.layer",
-    "experts_gate_up": f"{_LAYER}.block_sparse_moe.input_linear",
-    "experts_down": f"{_LAYER}.block_sparse_moe.output_linear",
+    "experts_gate_up": f"{_LAYER}.block_sparse_moe.input_linear.weight",
+    "experts_down": f"{_LAYER}.block_sparse_moe.output_linear.weight",
     "shared_gate_up": f"{_LAYER}.shared_mlp.input_linear",
     "shared_down": f"{_LAYER}.shared_mlp.output_linear",
 }
@@ -138,7 +138,7 @@ def _granite_attention(config: Any) -> AttentionSpec:
 def _granite_experts(config: Any) -> MoeSpec:
     experts = (config.num_local_experts, config.num_experts_per_tok, config.intermediate_size)
     shared = getattr(config, "shared_intermediate_size", 0)
-    return MoeSpec(*experts, config.hidden_act, renormalize=True, shared_width=shared)
+    return MoeSpec(*experts, config.hidden_act, renormalize=True, shared_width=shared, layout="stacked")
 
 
 def mamba2_of(config: Any) -> Mamba2Spec:

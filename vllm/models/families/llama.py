@@ -20,6 +20,7 @@ NAMES: Mapping[str, str] = {
     "v": "model.layers.{i}.self_attn.v_proj",
     "qkv": "model.layers.{i}.self_attn.qkv_proj",
     "o": "model.layers.{i}.self_attn.o_proj",
+    "sinks": "model.layers.{i}.self_attn.sinks",
     "q_norm": "model.layers.{i}.self_attn.q_norm",
     "k_norm": "model.layers.{i}.self_attn.k_norm",
     "gate": "model.layers.{i}.mlp.gate_proj",

@@ -74,7 +74,7 @@ NEMOTRON_NAMES: Mapping[str, str] = {
     "up": f"{_MIXER}.up_proj",
     "down": f"{_MIXER}.down_proj",
     "router": f"{_MIXER}.gate",
-    "router_bias": f"{_MIXER}.gate.e_score_correction_bias",
+    "correction": f"{_MIXER}.gate.e_score_correction_bias",
     "expert_up": f"{_MIXER}.experts.{{x}}.up_proj",
     "expert_down": f"{_MIXER}.experts.{{x}}.down_proj",
     "shared_up": f"{_MIXER}.shared_experts.up_proj",

@@ -89,18 +89,18 @@ def olmoe(config: Any) -> TransformerSpec:
 
 CORRECTED_NAMES: Mapping[str, str] = {
     **QWEN_NAMES,
-    "router_bias": "model.layers.{i}.mlp.gate.e_score_correction_bias",
+    "correction": "model.layers.{i}.mlp.gate.e_score_correction_bias",
     "shared_gate": "model.layers.{i}.mlp.shared_experts.gate_proj",
     "shared_up": "model.layers.{i}.mlp.shared_experts.up_proj",
     "shared_down": "model.layers.{i}.mlp.shared_experts.down_proj",
 }
 ERNIE_NAMES: Mapping[str, str] = {
     **CORRECTED_NAMES,
-    "router_bias": "model.layers.{i}.mlp.moe_statics.e_score_correction_bias",
+    "correction": "model.layers.{i}.mlp.moe_statics.e_score_correction_bias",
 }
 MINIMAX_NAMES: Mapping[str, str] = {
     **MIXTRAL_NAMES,
-    "router_bias": "model.layers.{i}.block_sparse_moe.e_score_correction_bias",
+    "correction": "model.layers.{i}.block_sparse_moe.e_score_correction_bias",
 }
 
 

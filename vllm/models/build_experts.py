@@ -1,0 +1,126 @@
+"""From the spec of a mixture of experts to modules; a part of `build`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vllm.errors import ConfigError
+from vllm.layers.linear import Linear, Part
+from vllm.layers.mlp import ExpertPart, InputMoE, Mlp, MoE, NarrowMoE, SharedMoE
+from vllm.layers.recurrent import Exact
+from vllm.models.spec import MoeSpec
+from vllm.ops.moe import Routing
+
+if TYPE_CHECKING:
+    from vllm.models.build import Builder, Index
+
+
+def build_experts(builder: Builder, index: Index, moe: MoeSpec) -> nn.Module:
+    """Make a layer's experts, and the network that every token passes beside them."""
+    if builder.placement.group.size > 1:
+        raise ConfigError("mixtures of experts can't be shared among processes; use tensor_parallel_size=1")
+    builder.check_activation(moe.activation)
+    chosen = _chosen(builder, index, moe)
+    return _with_shared(builder, index, moe, chosen) if moe.shared_width else chosen
+
+
+def _chosen(builder: Builder, index: Index, moe: MoeSpec) -> MoE:
+    width, exact, experts = builder.spec.width, builder.placement.unquantized, builder.placement.experts
+    correction = None
+    if moe.corrected:
+        name = builder.name("correction", index)
+        correction = Exact(moe.num_experts, name=name, placement=builder.placement, cut=torch.flatten)
+    kind: Callable[..., MoE] = InputMoE if moe.weighs_input else MoE
+    if moe.latent:
+        kind = partial(NarrowMoE, _around(builder, index, moe))
+    read = moe.latent or width
+    return kind(
+        Linear(width, [Part(builder.name("router", index), moe.num_experts)], exact, bias=moe.router_bias),
+        [part for expert in range(moe.num_experts) for part in _parts(builder, index, moe, expert)],
+        (
+            experts(
+                moe.num_experts,
+                (1 + moe.gated) * moe.width,
+                read,
+                bias=moe.bias,
+                gated=moe.gated and moe.clamp is None,
+            ),
+            experts(moe.num_experts, read, moe.width, bias=moe.bias),
+        ),
+        routing=Routing(
+            moe.top_k,
+            moe.renormalize,
+            moe.scores == "sigmoid",
+            moe.groups,
+            moe.top_groups,
+            moe.group_best,
+            moe.scale * builder.spec.branch_scale,
+        ),
+        activation=moe.activation,
+        clamp=moe.clamp,
+        correction=correction,
+    )
+
+
+def _around(builder: Builder, index: Index, moe: MoeSpec) -> tuple[Linear, Linear]:
+    """Make the products between a hidden state and what experts work on."""
+    width = builder.spec.width
+    narrow = builder.linear(width, [Part(builder.name("narrow", index), moe.latent)], False)
+    return narrow, builder.linear(moe.latent, [Part(builder.name("widen", index), width)], False)
+
+
+def _with_shared(builder: Builder, index: Index, moe: MoeSpec, chosen: MoE) -> SharedMoE:
+    width = builder.spec.width
+    if "shared_gate_up" in builder.spec.names:
+        up = [Part(builder.name("shared_gate_up", index), 2 * moe.shared_width)]
+    else:
+        roles = ("shared_gate", "shared_up") if moe.gated else ("shared_up",)
+        up = [Part(builder.name(role, index), moe.shared_width) for role in roles]
+    shared = Mlp(
+        builder.linear(width, up, False, activation=moe.activation, gated=moe.gated),
+        builder.linear(moe.shared_width, [builder.branch_end("shared_down", index)], False),
+    )
+    gate = [Part(builder.name("shared_router", index), 1)] if moe.shared_gate else []
+    return SharedMoE(chosen, shared, Linear(width, gate, builder.placement.unquantized) if gate else None)
+
+
+def _parts(builder: Builder, index: Index, moe: MoeSpec, expert: int) -> Iterator[ExpertPart]:
+    """Yield what the checkpoint has of an expert."""
+    width, inner = moe.latent or builder.spec.width, moe.width
+    if moe.layout == "each":
+        up, down = (builder.name(f"expert_{role}", index, expert) for role in ("up", "down"))
+        if moe.gated:
+            gate = builder.name("expert_gate", index, expert)
+            yield ExpertPart(f"{gate}.weight", expert, "gate_up", 0, inner)
+        yield ExpertPart(f"{up}.weight", expert, "gate_up", inner if moe.gated else 0, inner)
+        yield ExpertPart(f"{down}.weight", expert, "down", 0, width)
+        return
+    gate_up, down = builder.name("experts_gate_up", index), builder.name("experts_down", index)
+    kind: Literal["rows", "mxfp4"] = "mxfp4" if moe.layout == "mxfp4" else "rows"
+    transposed = moe.layout in ("transposed", "turns")
+    yield ExpertPart(down, expert, "down", 0, width, _cut(expert, transposed), kind)
+    if moe.layout in ("stacked", "transposed"):
+        yield ExpertPart(gate_up, expert, "gate_up", 0, 2 * inner, _cut(expert, transposed))
+        return
+    for half in (0, 1):
+        yield ExpertPart(gate_up, expert, "gate_up", half * inner, inner, _cut(expert, transposed, half), kind)
+        if moe.bias:
+            biases = f"{gate_up}_bias"
+            yield ExpertPart(biases, expert, "gate_up", half * inner, inner, _cut(expert, False, half), "biases")
+    if moe.bias:
+        yield ExpertPart(f"{down}_bias", expert, "down", 0, width, _cut(expert, False), "biases")
+
+
+def _cut(expert: int, transposed: bool, half: int | None = None) -> Callable[[Tensor], Tensor]:
+    """Return what takes an expert's rows out of a tensor of all experts': all of them, or every other one."""
+    return partial(_take, expert, transposed, half)
+
+
+def _take(expert: int, transposed: bool, half: int | None, stored: Tensor) -> Tensor:
+    rows = stored[expert].T if transposed else stored[expert]
+    return rows if half is None else rows[half::2]
