@@ -30,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model_types", nargs="*")
     parser.add_argument("--impl", default="auto", choices=("auto", "vllm", "transformers"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the engine computes")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", help="write what was found to a file")
     parser.add_argument("--write", action="store_true", help="write the table of docs/models.md")
@@ -45,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     began = time.monotonic()
     names = options.model_types or [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FORMATS, *MODELS]
-    outcomes = _all(names, options.impl, options.jobs)
+    outcomes = _all(names, options.impl, options.device, options.jobs)
     for outcome in outcomes:
         failed = [way for way in WAYS if not outcome.ways.get(way)]
         print(
@@ -60,7 +61,7 @@ def main() -> None:
             json.dump([asdict(outcome) for outcome in outcomes], file, indent=1)
 
 
-def _all(names: list[str], impl: str, jobs: int) -> list[Outcome]:
+def _all(names: list[str], impl: str, device: str, jobs: int) -> list[Outcome]:
     """Examine model types, a few at a time."""
     import vllm.entrypoints.llm  # imported once, for all
 
@@ -73,7 +74,7 @@ def _all(names: list[str], impl: str, jobs: int) -> list[Outcome]:
             pid = os.fork()
             if pid == 0:
                 os.close(read)
-                _child(name, impl, write)
+                _child(name, impl, device, write)
             os.close(write)
             running[pid] = (name, os.fdopen(read))
         pid, status = os.wait()
@@ -85,11 +86,11 @@ def _all(names: list[str], impl: str, jobs: int) -> list[Outcome]:
     return [found[name] for name in names]
 
 
-def _child(name: str, impl: str, write: int) -> None:
+def _child(name: str, impl: str, device: str, write: int) -> None:
     signal.alarm(_SECONDS)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(io.StringIO()):
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
-        outcome = examine(name, impl)
+        outcome = examine(name, impl, device)
     with os.fdopen(write, "w") as pipe:
         pipe.write(json.dumps(asdict(outcome)))
     os._exit(0)

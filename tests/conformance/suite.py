@@ -54,7 +54,7 @@ class Expected:
     logits: torch.Tensor
 
 
-def examine(model_type: str, impl: str = "auto") -> Outcome:
+def examine(model_type: str, impl: str = "auto", device: str = "cpu") -> Outcome:
     """Find out whether the engine computes a model type as transformers does, or an architecture that is in a format which
     transformers doesn't know as the model that it was made from, or as its mathematics are written down."""
     with tempfile.TemporaryDirectory() as name:
@@ -74,38 +74,39 @@ def examine(model_type: str, impl: str = "auto") -> Outcome:
             return outcome
         del reference
         try:
-            _try_ways(folder, impl, expected, outcome)
+            _try_ways(folder, {"model_impl": impl, "device": device}, expected, outcome)
         except Exception as error:
             outcome.reason = _line(error)
         return outcome
 
 
-def _try_ways(folder: Path, impl: str, expected: list[Expected], outcome: Outcome) -> None:
-    with _engine(folder, impl) as llm:
+def _try_ways(folder: Path, how: dict[str, Any], expected: list[Expected], outcome: Outcome) -> None:
+    with _engine(folder, **how) as llm:
         model = llm.llm_engine.core.executor.runner.hidden.model
         outcome.route = "family" if not model.is_complete else "transformers" if model.remembers else "packed"
         outcome.ways["alone"] = all(_agrees(outcome, [one], _run(llm, [one])) for one in expected)
         outcome.ways["batch"] = _agrees(outcome, expected, _run(llm, expected))
-    with _engine(folder, impl, enable_prefix_caching=True) as llm:
+    with _engine(folder, **how, enable_prefix_caching=True) as llm:
         longest = expected[-1]
         _run(llm, [longest])
         found = _run(llm, [longest, *expected])
         hit = model.remembers or found[0].num_cached_tokens > 0
         outcome.ways["prefix"] = hit and _agrees(outcome, [longest, *expected], found)
-    with _engine(folder, impl, max_num_batched_tokens=16, max_num_seqs=4) as llm:
+    with _engine(folder, **how, max_num_batched_tokens=16, max_num_seqs=4) as llm:
         outcome.ways["chunks"] = _agrees(outcome, expected, _run(llm, expected))
         outcome.ways["preempted"] = _agrees(outcome, expected, _run(llm, expected, preempt_at=5))
 
 
 @contextmanager
-def _engine(folder: Path, impl: str, **options: Any) -> Iterator[Any]:
+def _engine(folder: Path, **options: Any) -> Iterator[Any]:
     from vllm import LLM
 
     settings = {"enable_prefix_caching": False, "block_size": 8, "max_model_len": 64} | options
+    if settings["device"] == "cuda":  # several are examined at a time
+        settings["kv_cache_memory_bytes"] = 1 << 26
     llm = LLM(
-        str(folder), model_impl=impl, dtype="float32", skip_tokenizer_init=True, max_logprobs=-1, logprobs_mode="raw_logits",
-        device="cpu", **settings,
-    )  # fmt: skip
+        str(folder), dtype="float32", skip_tokenizer_init=True, max_logprobs=-1, logprobs_mode="raw_logits", **settings
+    )
     try:
         yield llm
     finally:
