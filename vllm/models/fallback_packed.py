@@ -84,7 +84,7 @@ class PackedDecoder(nn.Module):
             for row in step.rows.each()
             for token in range(row.first if row.wants_all else row.first + row.count - 1, row.first + row.count)
         ]
-        rows = torch.tensor(wanted, device=step.token_ids.device)
+        rows = torch.tensor(wanted, dtype=torch.int64, device=step.token_ids.device)
         with self._attending_for(step):
             found = self._call(step.token_ids, step.positions, rows)
         logits = torch.empty(len(step.token_ids), self.num_logits, dtype=torch.float32, device=rows.device)

@@ -141,7 +141,7 @@ def find(config: Any, impl: str = "auto") -> Architecture:
 
 
 def _foreign(name: str) -> Architecture:
-    source = _source(name)
+    source: Literal["", "text", "audio"] = "" if name in DECODERS else _source(name)
     return Architecture(
         name, _base(name), "", "generate", sees=not source and _sees_by_transformers(name), source=source
     )
