@@ -177,7 +177,7 @@ INLINE void scan_some(const ScanArgs& a, const char* shared, int64_t first, int6
             vec rate = PER_LANE ? some(decay + i * a.width + v * LANES, n) : zero();
             UNROLL(4) for (int m = 0; m < M; m++) {
                 vec f = PER_LANE ? exp(mul(step[m][v], rate)) : set1(fade[m]);
-                s = fma(in[m][v], set1(b[m * size.stride + i]), mul(f, s));
+                s = fma(f, s, mul(in[m][v], set1(b[m * size.stride + i])));
                 y[m][v] = fma(s, set1(c[m * size.stride + i]), y[m][v]);
             }
             put(to.p + i * to.stride + v * LANES, s, n);
@@ -328,7 +328,7 @@ INLINE void delta_lanes(const DeltaArgs& a, const Worker& me, const Run& run, in
     UNROLL(4) for (int v = 0; v < V; v++) known[v] = zero();
     for (int64_t i = 0; i < a.key_width; i++)
         UNROLL(4) for (int v = 0; v < V; v++) {
-            vec s = mul(now.fade, some(from.p + i * from.stride + v * LANES, n));
+            vec s = some(from.p + i * from.stride + v * LANES, n);
             known[v] = fma(s, set1(now.key[i]), known[v]);
         }
     for (int64_t t = 0; t < run.count;) {
@@ -339,7 +339,7 @@ INLINE void delta_lanes(const DeltaArgs& a, const Worker& me, const Run& run, in
             DeltaToken next(a, me.shared, run.first + (is_last ? t : t + 1), head);
             const float* v_ = a.v + (run.first + t) * a.v_stride + head * a.width + lane;
             UNROLL(4) for (int v = 0; v < V; v++) {
-                change[v] = mul(sub(some(v_ + v * LANES, n), known[v]), set1(now.beta));
+                change[v] = mul(sub(some(v_ + v * LANES, n), mul(now.fade, known[v])), set1(now.beta));
                 known[v] = y[v] = zero();
             }
             for (int64_t i = 0; i < a.key_width; i++)  // what the next token finds is added up on the way
@@ -347,7 +347,7 @@ INLINE void delta_lanes(const DeltaArgs& a, const Worker& me, const Run& run, in
                     vec s = mul(now.fade, some(from.p + i * from.stride + v * LANES, n));
                     s = fma(change[v], set1(now.key[i]), s);
                     y[v] = fma(s, set1(now.query[i]), y[v]);
-                    known[v] = fma(mul(next.fade, s), set1(next.key[i]), known[v]);
+                    known[v] = fma(s, set1(next.key[i]), known[v]);
                     put(to.p + i * to.stride + v * LANES, s, n);
                 }
             float* out = a.y + ((run.first + t) * a.heads + head) * a.width + lane;
