@@ -214,7 +214,7 @@ def randomize(model: Any) -> None:
         else:
             parameter.copy_(parameter.nan_to_num(0.0, 0.0, 0.0) + 0.2 * noise)
     for name, correction in (*model.named_parameters(), *model.named_buffers()):
-        if "e_score" in name:
+        if "e_score" in name or name.endswith("expert_bias"):
             correction.copy_(torch.randn(correction.shape, generator=generator) * 0.1)
 
 

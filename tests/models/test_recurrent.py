@@ -32,6 +32,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "lfm2": ("lfm2", {}),
     "lfm2, biases, width as it is": ("lfm2", {"conv_bias": True, "block_auto_adjust_ff_dim": False, "conv_L_cache": 4}),
+    "lfm2_moe": ("lfm2_moe", {"routed_scaling_factor": 1.5}),
+    "lfm2_moe, uncorrected": ("lfm2_moe", {"use_expert_bias": False, "norm_topk_prob": False}),
     "qwen3_next": ("qwen3_next", {}),
     "qwen3_next, dense layers, biases": (
         "qwen3_next",

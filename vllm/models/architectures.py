@@ -59,6 +59,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "LLaMAForCausalLM": "llama:llama",
     "Lfm2ForCausalLM": "lfm2:lfm2",
     "Llama4ForCausalLM": "llama4:llama4",
+    "Lfm2MoeForCausalLM": "lfm2:lfm2_moe",
     "LlamaForCausalLM": "llama:llama",
     "MPTForCausalLM": "gpt_kin:mpt",
     "Mamba2ForCausalLM": "mamba:mamba2",
