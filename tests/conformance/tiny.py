@@ -90,6 +90,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
     "granitemoehybrid": {"layer_types": _MIXED},
     "kimi_linear": {"layer_types": _MIXED, "num_key_value_heads": 4},
+    # transformers stores three convolutions of one size, whatever size they have
+    "olmo_hybrid": {"linear_num_key_heads": 4},
     "bailing_hybrid": {"layer_group_size": 2, "num_key_value_heads": 4},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "lfm2": {"full_attn_idxs": [1, 3], "layer_types": None},
@@ -131,6 +133,11 @@ _OWN: dict[str, dict[str, Any]] = {
 
 _PUBLISHED = {"exaone": "ExaoneForCausalLM"}
 """What checkpoints call an architecture, where transformers computes it by another's class."""
+_STORED = {
+    "kimi_linear": (r"block_sparse_moe\.(gate|up|down)_proj", r"mlp.\1_proj"),
+    "olmo_hybrid": (r"(layers\.3\.)feedforward_layer_norm", r"\1post_attention_layernorm"),
+}
+"""How checkpoints call tensors, where transformers stores them under another name that it also knows"""
 
 _DECODERS = frozenset(
     [
@@ -177,10 +184,19 @@ def save_tiny(model_type: str, folder: Path, changes: Mapping[str, Any] | None =
     model = AutoModelForCausalLM.from_config(tiny_config(model_type, changes), attn_implementation="eager").eval()
     randomize(model)
     model.save_pretrained(folder)
+    if model_type in _STORED:
+        _rename(folder / "model.safetensors", *_STORED[model_type])
     file = folder / "config.json"
     written = json.loads(file.read_text())
     file.write_text(json.dumps(written | {"architectures": [_PUBLISHED.get(model_type, type(model).__name__)]}))
     return type(model).from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def _rename(file: Path, pattern: str, name: str) -> None:
+    from safetensors.torch import load, save_file
+
+    stored = load(file.read_bytes())
+    save_file({re.sub(pattern, name, key): tensor for key, tensor in stored.items()}, file, {"format": "pt"})
 
 
 @torch.no_grad()
@@ -198,7 +214,7 @@ def randomize(model: Any) -> None:
         else:
             parameter.copy_(parameter.nan_to_num(0.0, 0.0, 0.0) + 0.2 * noise)
     for name, correction in (*model.named_parameters(), *model.named_buffers()):
-        if "e_score" in name:
+        if "e_score" in name or name.endswith("expert_bias"):
             correction.copy_(torch.randn(correction.shape, generator=generator) * 0.1)
 
 

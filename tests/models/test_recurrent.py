@@ -32,6 +32,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "lfm2": ("lfm2", {}),
     "lfm2, biases, width as it is": ("lfm2", {"conv_bias": True, "block_auto_adjust_ff_dim": False, "conv_L_cache": 4}),
+    "lfm2_moe": ("lfm2_moe", {"routed_scaling_factor": 1.5}),
+    "lfm2_moe, uncorrected": ("lfm2_moe", {"use_expert_bias": False, "norm_topk_prob": False}),
     "qwen3_next": ("qwen3_next", {}),
     "qwen3_next, dense layers, biases": (
         "qwen3_next",
@@ -62,6 +64,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_latent_size": 24, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "norm_topk_prob": False,
             "routed_scaling_factor": 1.7, "n_groups": 2, "time_step_min": 0.01,
         },
+    ),
+    "olmo_hybrid": ("olmo_hybrid", {}),
+    "olmo_hybrid, no positions, values of two heads": (
+        "olmo_hybrid",
+        {
+            "rope_parameters": None, "linear_allow_neg_eigval": False, "linear_num_key_heads": 2, "linear_key_head_dim": 32,
+            "linear_num_value_heads": 4, "linear_value_head_dim": 16, "attention_bias": True,
+        },
+    ),
+    "kimi_linear": ("kimi_linear", {}),
+    "kimi_linear, queries at once, experts in groups": (
+        "kimi_linear",
+        {"q_lora_rank": None, "num_local_experts": 8, "n_group": 4, "topk_group": 2, "linear_num_heads": 2},
     ),
     "zamba2": ("zamba2", {}),
     "zamba2, adapters, biases": (
@@ -96,7 +111,9 @@ def test_logits_equal_transformers(name: str, load: Load, compute: Compute, tmp_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "mamba2, groups", "lfm2", "qwen3_5", "falcon_h1", "zamba2"])
+@pytest.mark.parametrize(
+    "name", ["mamba", "falcon_mamba", "mamba2, groups", "lfm2", "qwen3_5", "falcon_h1", "zamba2", "kimi_linear"]
+)
 def test_any_steps_give_the_same_bits(
     name: str, dtype: torch.dtype, load: Load, compute: Compute, tmp_path: Path
 ) -> None:

@@ -126,24 +126,26 @@ def test_selective_scan(kind: Any, heads: int, head_dim: int, groups: int, width
 @pytest.mark.parametrize(
     "key_heads, value_heads, key_dim, value_dim", [(2, 4, 8, 6), (3, 3, 5, 80), (1, 2, 16, 16), (1, 1, 40, 64)]
 )
-def test_gated_delta(kind: Any, key_heads: int, value_heads: int, key_dim: int, value_dim: int) -> None:
-    total, group = sum(LENGTHS), value_heads // key_heads
+@pytest.mark.parametrize("alone", [False, True], ids=["heads fade", "keys fade"])
+def test_gated_delta(kind: Any, key_heads: int, value_heads: int, key_dim: int, value_dim: int, alone: bool) -> None:
+    total, group, each = sum(LENGTHS), value_heads // key_heads, (value_heads, key_dim) if alone else (value_heads,)
     q, k = torch.randn(2, total, key_heads, key_dim)
-    v, (dt, beta) = torch.randn(total, value_heads, value_dim), torch.randn(2, total, value_heads)
-    a, bias = -torch.rand(value_heads), torch.randn(value_heads)
+    v, dt, beta = torch.randn(total, value_heads, value_dim), torch.randn(total, *each), torch.randn(total, value_heads)
+    a, bias = -torch.rand(value_heads), torch.randn(each)
     keys, queries = (F.normalize(part, dim=-1).repeat_interleave(group, 1) for part in (k, q))
     expected = []
     for row in torch.arange(total).split(LENGTHS):
         state = torch.zeros(value_heads, key_dim, value_dim)
         for token in row:
-            state = state * torch.exp(a * F.softplus(dt[token] + bias))[:, None, None]
+            steps = F.softplus(dt[token] + bias).view(value_heads, -1, 1)
+            state = state * torch.exp(a[:, None, None] * steps)
             wrong = v[token] - torch.einsum("hkv,hk->hv", state, keys[token])
-            state = state + torch.einsum("h,hv,hk->hkv", beta[token].sigmoid(), wrong, keys[token])
+            state = state + torch.einsum("h,hv,hk->hkv", 1.5 * beta[token].sigmoid(), wrong, keys[token])
             expected.append(torch.einsum("hkv,hk->hv", state, queries[token]) / key_dim**0.5)
     fading = Fading(a, bias)
     check(
         lambda at, memory, plan: kind.gated_delta(
-            q[at], k[at], v[at], dt[at], beta[at], fading, memory=memory, plan=plan
+            q[at], k[at], v[at], dt[at], beta[at], fading, 1.5, memory=memory, plan=plan
         ),
         (value_heads, key_dim, value_dim),
         list(torch.stack(expected).split(LENGTHS)),

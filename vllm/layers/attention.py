@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vllm import ops
 from vllm.kv_cache.spec import CacheSpec, Chunk, Full, Scratch, Window
 from vllm.layers.linear import Linear
 from vllm.layers.step import Step
-from vllm.ops.activations import activation
 from vllm.ops.attention import AttentionOptions, CachePlan
 from vllm.ops.attention_chunks import ChunkedPlan
 
@@ -88,4 +88,4 @@ class GatedAttention(Attention):
     def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         heads = self.qkv(x).unflatten(1, (-1, self.head_dim))  # [T, H + 2 G + H, E]
         heads, gate = heads.split((self.num_heads + 2 * self.num_kv_heads, self.num_heads), dim=1)
-        return self.out(self.attend(heads, step) * activation(gate, "sigmoid").flatten(1), residual)
+        return self.out(ops.gate(self.attend(heads, step), gate.flatten(1), "sigmoid"), residual)

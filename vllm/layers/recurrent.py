@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vllm import ops
+from vllm.layers.linear import Part
 from vllm.layers.placement import Placement
 from vllm.layers.step import Step
 from vllm.ops.states import StateCache, StatePlan
@@ -24,9 +25,11 @@ def states_of(step: Step, index: int) -> tuple[StateCache, StatePlan]:
 class CausalConv(nn.Module):
     """Each channel's last K elements, weighed, and an activation.  [T, C] -> [T, C]"""
 
-    def __init__(self, channels: int, kernel: int, name: str, placement: Placement, *, bias: bool) -> None:
+    def __init__(self, parts: Sequence[Part], kernel: int, placement: Placement, *, bias: bool) -> None:
+        """`parts` are runs of channels."""
         super().__init__()
-        self.name = name
+        self.parts = tuple(parts)
+        channels = sum(part.rows for part in parts)
         self.weight = placement.parameter(kernel, channels)
         self.bias = placement.parameter(channels) if bias else None
 
@@ -48,9 +51,13 @@ class CausalConv(nn.Module):
         return ops.causal_conv(x, self.weight, self.bias, memory, plan, activation, dtype)
 
     def windows(self) -> Iterator[Window]:
-        yield Window(f"{self.name}.weight", TensorPlace(self.weight), _taps)
-        if self.bias is not None:
-            yield Window(f"{self.name}.bias", TensorPlace(self.bias))
+        first = 0
+        for part in self.parts:
+            end = first + part.rows
+            yield Window(f"{part.name}.weight", TensorPlace(self.weight[:, first:end]), _taps)
+            if self.bias is not None:
+                yield Window(f"{part.name}.bias", TensorPlace(self.bias[first:end]))
+            first = end
 
 
 class Exact(nn.Module):

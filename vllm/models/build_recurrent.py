@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vllm.layers.delta_net import GatedDeltaNet
+from vllm.layers.delta_net import GatedDeltaNet, KimiDeltaNet
 from vllm.layers.linear import Linear, Part, scaled, split
 from vllm.layers.mamba import Mamba
 from vllm.layers.mamba2 import Gate, GatedNorm, Mamba2
@@ -49,7 +49,7 @@ def _mamba(builder: Builder, index: Index, mixer: MambaSpec) -> Mamba:
             builder.linear(rank, spread, True),
             builder.linear(inner, [builder.branch_end("leave", index)], mixer.bias),
         ),
-        CausalConv(inner, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.conv_bias),
+        CausalConv(_conv(builder, index, inner), mixer.kernel, builder.placement, bias=mixer.conv_bias),
         (_rates(builder, index, 1, state, inner), _exact(builder, "skip", index, 1, inner)),
         [_norm(builder, role, index, width, mixer) for role, width in roles],
         mixer.activation,
@@ -80,7 +80,7 @@ def _mamba2(builder: Builder, index: Index, mixer: Mamba2Spec) -> Mamba2:
             builder.linear(builder.spec.width, enter, mixer.bias),
             builder.linear(inner, [builder.branch_end("leave", index)], mixer.bias),
         ),
-        CausalConv(channels, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.conv_bias),
+        CausalConv(_conv(builder, index, channels), mixer.kernel, builder.placement, bias=mixer.conv_bias),
         (
             _rates(builder, index, heads),
             _exact(builder, "skip", index, heads),
@@ -105,32 +105,70 @@ def _short_conv(builder: Builder, index: Index, mixer: ShortConvSpec) -> ShortCo
         builder.linear(width, [Part(builder.name("enter", index), 3 * width)], mixer.bias),
         builder.linear(width, [builder.branch_end("leave", index)], mixer.bias),
     )
-    conv = CausalConv(width, mixer.kernel, builder.name("conv", index), builder.placement, bias=mixer.bias)
+    conv = CausalConv(_conv(builder, index, width), mixer.kernel, builder.placement, bias=mixer.bias)
     return ShortConv(builder.next_cache(), projections, conv)
 
 
+def _conv(builder: Builder, index: Index, channels: int) -> list[Part]:
+    return [Part(builder.name("conv", index), channels)]
+
+
 def _delta_net(builder: Builder, index: Index, mixer: DeltaNetSpec) -> GatedDeltaNet:
-    keys, values = mixer.key_heads * mixer.key_dim, mixer.value_heads * mixer.value_dim
-    width, placement = builder.spec.width, builder.placement
-    if mixer.layout == "split":
-        enter = [Part(builder.name("enter", index), 2 * keys + values), Part(builder.name("enter_gate", index), values)]
-        control = [Part(builder.name(role, index), mixer.value_heads) for role in ("beta", "decay")]
-    else:
-        enter = _per_group(builder.name("enter", index), mixer.key_heads, (keys, keys, values, values))
-        control = _per_group(builder.name("control", index), mixer.key_heads, (mixer.value_heads,) * 2)
-    return GatedDeltaNet(
+    width, placement, heads = builder.spec.width, builder.placement, mixer.value_heads
+    enter, control = _delta_inputs(builder, index, mixer)
+    each = (heads, mixer.key_dim) if mixer.rank else (heads,)
+    kind = partial(KimiDeltaNet, _widen(builder, index, mixer)) if mixer.rank else GatedDeltaNet
+    return kind(
         builder.next_cache(),
-        (mixer.key_heads, mixer.value_heads, mixer.key_dim, mixer.value_dim),
+        (mixer.key_heads, heads, mixer.key_dim, mixer.value_dim),
         (
             builder.linear(width, enter, False),
             Linear(width, control, placement.unquantized),
-            builder.linear(values, [builder.branch_end("leave", index)], False),
+            builder.linear(heads * mixer.value_dim, [builder.branch_end("leave", index)], False),
         ),
-        CausalConv(2 * keys + values, mixer.kernel, builder.name("conv", index), placement, bias=False),
-        (_rates(builder, index, mixer.value_heads), _exact(builder, "dt_bias", index, mixer.value_heads)),
-        RmsNorm(mixer.value_dim, builder.name("mixer_norm", index), placement, builder.spec.norm.eps),
-        mixer.activation,
+        CausalConv(_delta_conv(builder, index, mixer), mixer.kernel, placement, bias=False),
+        (_rates(builder, index, heads), _exact(builder, "dt_bias", index, *each)),
+        RmsNorm(mixer.value_dim, builder.name("mixer_norm", index), placement, mixer.norm_eps),
+        activation=mixer.activation,
+        gate=mixer.gate,
+        strength=mixer.strength,
     )
+
+
+def _widen(builder: Builder, index: Index, mixer: DeltaNetSpec) -> tuple[Linear, Linear]:
+    """Make the products behind something narrow, to time steps and gate."""
+    steps, gate = mixer.key_heads * mixer.key_dim, mixer.value_heads * mixer.value_dim
+    return (
+        builder.linear(mixer.rank, [Part(builder.name("decay_up", index), steps)], False),
+        builder.linear(mixer.rank, [Part(builder.name("enter_gate_up", index), gate)], False),
+    )
+
+
+def _delta_inputs(builder: Builder, index: Index, mixer: DeltaNetSpec) -> tuple[list[Part], list[Part]]:
+    """Return the parts of the products to queries, keys, values and gate; and to what controls the state."""
+    keys, values, heads = mixer.key_heads * mixer.key_dim, mixer.value_heads * mixer.value_dim, mixer.value_heads
+    if mixer.layout == "per_group":
+        enter = _per_group(builder.name("enter", index), mixer.key_heads, (keys, keys, values, values))
+        return enter, _per_group(builder.name("control", index), mixer.key_heads, (heads,) * 2)
+
+    def parts(**roles: int) -> list[Part]:
+        return [Part(builder.name(role, index), rows) for role, rows in roles.items()]
+
+    if mixer.layout == "split":
+        return parts(enter=2 * keys + values, enter_gate=values), parts(beta=heads, decay=heads)
+    if mixer.rank:
+        return parts(delta_q=keys, delta_k=keys, delta_v=values, decay=mixer.rank, enter_gate=mixer.rank), parts(
+            beta=heads
+        )
+    return parts(delta_q=keys, delta_k=keys, delta_v=values, enter_gate=values), parts(beta=heads, decay=heads)
+
+
+def _delta_conv(builder: Builder, index: Index, mixer: DeltaNetSpec) -> list[Part]:
+    keys, values = mixer.key_heads * mixer.key_dim, mixer.value_heads * mixer.value_dim
+    if mixer.layout != "separate":
+        return _conv(builder, index, 2 * keys + values)
+    sizes = {"conv_q": keys, "conv_k": keys, "conv_v": values}
+    return [Part(builder.name(role, index), rows) for role, rows in sizes.items()]
 
 
 def _per_group(name: str, groups: int, sizes: tuple[int, ...]) -> list[Part]:
@@ -158,4 +196,4 @@ def _rates(builder: Builder, index: Index, *shape: int) -> Exact:
 
 
 def _rates_of(shape: tuple[int, ...], stored: Tensor) -> Tensor:
-    return decay_rates(stored.T if stored.dim() > 1 else stored).reshape(shape)
+    return decay_rates(stored.T if stored.dim() == 2 else stored).reshape(shape)

@@ -120,9 +120,17 @@ class DeltaNetSpec:
     kernel: int
     """Of the convolution"""
     activation: str
-    layout: Literal["split", "per_group"]
+    layout: Literal["split", "per_group", "separate"]
     """How a checkpoint stores what a token is made to: q, k and v together and the rest apart; all of it key head by key head,
-    with the value heads that it serves, but for what controls the state, which is stored alike."""
+    with the value heads that it serves, but for what controls the state, which is stored alike; each in a tensor of its
+    own, convolutions too."""
+    norm_eps: float
+    gate: str = "silu"
+    """The activation of the gate"""
+    strength: float = 1.0
+    """What corrections are multiplied with"""
+    rank: int = 0
+    """Above 0: each element of a key fades by itself, and gate and time steps come by way of something so narrow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +147,7 @@ class LatentSpec:
     """And the part with them"""
     value: int
     scale: float
-    rope: Rope
+    rope: Rope | None
     bias: bool = False
     """Of the products with x, and of the last"""
     norm_eps: float = 1e-6
@@ -340,8 +348,9 @@ class TransformerSpec:
     project_out, head, of an entry that hears conv1 and conv2, and per layer q, k, v or qkv, o, q_norm, k_norm, cross_q, cross_k,
     cross_v, cross_o, norm_cross, norm1, norm1_after, norm2, norm2_after, sinks with its ending, norm_beside, gate, up or gate_up,
     down, router, expert_gate, expert_up, expert_down or with their endings experts_gate_up, experts_down, correction with its
-    ending, shared_gate_up, shared_gate, shared_up, shared_down, shared_router, narrow, widen; of latent attention q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b; of a
-    recurrent layer enter, enter_gate, control, beta, decay, conv, select, spread, dt_norm, b_norm, c_norm, mixer_norm,
+    ending, shared_gate_up, shared_gate, shared_up, shared_down, shared_router, narrow, widen; of latent attention q_a, q_a_norm,
+    q_b, kv_a, kv_a_norm, kv_b; of a recurrent layer enter or delta_q, delta_k and delta_v, enter_gate, control, beta, decay,
+    decay_up, enter_gate_up, conv or conv_q, conv_k and conv_v, select, spread, dt_norm, b_norm, c_norm, mixer_norm,
     leave, and with their endings a_log, skip, dt_bias; of an assistant join, and for each of its uses {x} q_down, q_up, k_down, k_up,
     v_down, v_up, gate_up_down, gate_up_up.
     """

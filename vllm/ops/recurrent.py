@@ -28,7 +28,7 @@ class Fading:
     a: Tensor
     """[H], or [H, N, P] where each element has its own; negative"""
     bias: Tensor | None = None
-    """[H], or [H, P]"""
+    """Of the shape of a token's"""
     limits: tuple[float, float] = (0.0, float("inf"))
 
     def steps(self, dt: Tensor) -> Tensor:
@@ -102,33 +102,45 @@ def selective_scan(
 
 
 def gated_delta(
-    q: Tensor, k: Tensor, v: Tensor, dt: Tensor, beta: Tensor, fading: Fading, *, memory: Tensor, plan: StatePlan
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dt: Tensor,
+    beta: Tensor,
+    fading: Fading,
+    strength: float = 1.0,
+    *,
+    memory: Tensor,
+    plan: StatePlan,
 ) -> Tensor:
     """Let each head's state fade, move what it has for a key towards a value, and read it.  -> [T, Hv, V] float32
 
         state = exp(step · a) · state
-        state = state + sigmoid(beta) · k (v - kᵀ state)ᵀ        [K, V]
-        y     = qᵀ state                                         [V]
+        state = state + strength · sigmoid(beta) · k (v - kᵀ state)ᵀ        [K, V]
+        y     = qᵀ state                                                    [V]
 
-    q, k [T, Hk, K], brought to length 1 (and q divided by √K), shared by the value heads of a group; v [T, Hv, V]; dt,
-    beta [T, Hv]; all float32.  `memory` [num_blocks, Hv, K, V] keeps the states.  https://arxiv.org/abs/2412.06464
+    q, k [T, Hk, K], brought to length 1 (and q divided by √K), shared by the value heads of a group; v [T, Hv, V]; dt
+    [T, Hv], or [T, Hv, K] where each element of a key fades by itself; beta [T, Hv]; all float32.  `memory`
+    [num_blocks, Hv, K, V] keeps the states.  https://arxiv.org/abs/2412.06464, https://arxiv.org/abs/2510.26692
     """
     groups, width = k.shape[1:]
     q, k = _unit(q) * width**-0.5, _unit(k)
-    decay, beta = torch.exp(fading.a * fading.steps(dt)), activate(beta, "sigmoid")
+    rates = fading.a if dt.dim() == 2 else fading.a[:, None]
+    decay = torch.exp(rates * fading.steps(dt)).reshape(*dt.shape[:2], -1, 1)  # [T, Hv, 1 or K, 1]
+    beta = activate(beta, "sigmoid") * strength
     out = torch.empty(v.shape, dtype=torch.float32, device=v.device)
     for run in plan.runs:
         state = run.begin(memory).float().unflatten(1, (groups, -1))  # [r, Hk, Hv / Hk, K, V]
         for first, tokens in _parts(run, state.numel()):
-            values, fade, strength = (
-                part[tokens].unflatten(2, (groups, -1)) for part in (v, decay[..., None, None], beta[..., None])
+            values, fade, part_corrected = (
+                part[tokens].unflatten(2, (groups, -1)) for part in (v, decay, beta[..., None])
             )
             keys, queries = k[tokens][:, :, :, None, :, None], q[tokens][:, :, :, None, :, None]
             states = torch.empty(len(tokens), *state.shape, dtype=torch.float32, device=v.device)
             for token in range(len(tokens)):
                 state = fade[token] * state
                 known = fold((state * keys[token]).transpose(-1, -2))
-                change = (values[token] - known) * strength[token]
+                change = (values[token] - known) * part_corrected[token]
                 states[token] = state = state.add_(keys[token] * change[..., None, :])
                 run.leave(memory, first + token, state.flatten(1, 2))
             out[tokens] = fold((states * queries).transpose(-1, -2)).flatten(2, 3)

@@ -85,12 +85,15 @@ def test_selective_scan(
     agree("selective_scan", torch.randn(blocks, count, states, width), plan, (x, dt, b, c, fading, torch.randn(each)))
 
 
-@given(steps(), st.tuples(st.integers(1, 3), st.integers(1, 2)), WIDTHS, st.integers(1, 40))
+@given(steps(), st.tuples(st.integers(1, 3), st.integers(1, 2)), WIDTHS, st.integers(1, 40), st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_gated_delta(step: tuple[StatePlan, int, int], heads: tuple[int, int], width: int, key_width: int) -> None:
+def test_gated_delta(
+    step: tuple[StatePlan, int, int], heads: tuple[int, int], width: int, key_width: int, alone: bool
+) -> None:
     plan, tokens, blocks = step
     key_heads, count = heads[0], heads[0] * heads[1]
     q, k = torch.randn(2, tokens, key_heads, key_width)
-    v, (dt, beta) = torch.randn(tokens, count, width), torch.randn(2, tokens, count)
-    fading = Fading(-torch.rand(count), torch.randn(count))
-    agree("gated_delta", torch.randn(blocks, count, key_width, width), plan, (q, k, v, dt, beta, fading))
+    each = (count, key_width) if alone else (count,)
+    v, dt, beta = torch.randn(tokens, count, width), torch.randn(tokens, *each), torch.randn(tokens, count)
+    fading = Fading(-torch.rand(count), torch.randn(each))
+    agree("gated_delta", torch.randn(blocks, count, key_width, width), plan, (q, k, v, dt, beta, fading, 1.5))

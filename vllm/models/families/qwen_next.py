@@ -94,4 +94,5 @@ def _mixer(config: Any, index: int, layout: Any) -> Any:
         config.linear_conv_kernel_dim,
         config.hidden_act,
         layout,
+        config.rms_norm_eps,
     )

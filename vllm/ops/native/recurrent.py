@@ -61,7 +61,16 @@ def selective_scan(
 
 
 def gated_delta(
-    q: Tensor, k: Tensor, v: Tensor, dt: Tensor, beta: Tensor, fading: Fading, *, memory: Tensor, plan: StatePlan
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dt: Tensor,
+    beta: Tensor,
+    fading: Fading,
+    strength: float = 1.0,
+    *,
+    memory: Tensor,
+    plan: StatePlan,
 ) -> Tensor:
     """Let each head's state fade, move what it has for a key towards a value, and read it.  -> [T, Hv, V] float32"""
     inputs = (q, k, v, dt, beta)
@@ -77,6 +86,8 @@ def gated_delta(
         key_width,
         heads,
         width,
+        strength,
+        int(dt.dim() == 3),
     )
     return y
 

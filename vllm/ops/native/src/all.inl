@@ -56,6 +56,8 @@ namespace VARIANT {
 #include "rows.inl"
 //
 #include "recurrent.inl"
+//
+#include "delta.inl"
 
 extern const Kernels kernels;
 const Kernels kernels = {

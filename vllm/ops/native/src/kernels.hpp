@@ -159,16 +159,18 @@ struct ScanArgs {
     int32_t type, dt_type;
 };
 
-// state = fade · state;  state = state + beta · k (v - kᵀ state);  y = qᵀ state;  all float32
+// state = fade · state;  state = state + strength · sigmoid(beta) · k (v - kᵀ state);  y = qᵀ state;  all float32
 struct DeltaArgs {
     const float *q, *k, *v;      // [rows, key_heads, key_width] twice, [rows, heads, width]
-    const float *dt, *beta;      // [rows, heads]: fade = exp(a · softplus(dt + dt_bias)), beta becomes its sigmoid
-    const float *a, *dt_bias;    // [heads]
+    const float *dt, *beta;      // [rows, heads or heads · key_width], [rows, heads]
+    const float *a, *dt_bias;    // [heads], as dt: fade = exp(a · softplus(dt + dt_bias))
     float* y;                    // [rows, heads, width]
     float* memory;               // [blocks, heads, key_width, width]
     const AttentionPlan* plan;
     int64_t q_stride, k_stride, v_stride, dt_stride, beta_stride;  // from row to row
     int64_t key_heads, key_width, heads, width;
+    float strength;
+    int32_t per_key;             // each element of a key fades by itself
 };
 
 struct GateArgs {

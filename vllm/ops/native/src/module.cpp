@@ -323,7 +323,8 @@ PyObject* gated_delta(PyObject*, PyObject* const* values, Py_ssize_t count) {
     int64_t rows;
     if (!Reader(values, count)
              .all(rows, a.q, a.k, a.v, a.dt, a.beta, a.a, a.dt_bias, a.y, a.memory, a.plan, a.q_stride, a.k_stride,
-                  a.v_stride, a.dt_stride, a.beta_stride, a.key_heads, a.key_width, a.heads, a.width))
+                  a.v_stride, a.dt_stride, a.beta_stride, a.key_heads, a.key_width, a.heads, a.width,
+                  a.strength, a.per_key))
         return nullptr;
     op.phase = kernels->delta_prepare;
     op.shared_per_panel = kernels->delta_shared(a);

@@ -177,7 +177,7 @@ INLINE void scan_some(const ScanArgs& a, const char* shared, int64_t first, int6
             vec rate = PER_LANE ? some(decay + i * a.width + v * LANES, n) : zero();
             UNROLL(4) for (int m = 0; m < M; m++) {
                 vec f = PER_LANE ? exp(mul(step[m][v], rate)) : set1(fade[m]);
-                s = fma(in[m][v], set1(b[m * size.stride + i]), mul(f, s));
+                s = fma(f, s, mul(in[m][v], set1(b[m * size.stride + i])));
                 y[m][v] = fma(s, set1(c[m * size.stride + i]), y[m][v]);
             }
             put(to.p + i * to.stride + v * LANES, s, n);
@@ -264,116 +264,6 @@ void scan_run(const Args& args, const Worker& me) {
 
 int64_t scan_shared(const ScanArgs& a) { return ScanScratch(a).stride * 16 * 4; }
 int64_t scan_own(const ScanArgs& a) { return a.states * STATE_LANES * 4; }
-
-// ---- delta nets ----
-
-// Of each token, in shared scratch: keys and queries of length 1, what is left of a head's state, how much is corrected.
-struct DeltaScratch {
-    int64_t keys, stride;
-    explicit DeltaScratch(const DeltaArgs& a) : keys(a.key_heads * a.key_width), stride(2 * (keys + a.heads)) {}
-};
-
-INLINE void to_unit(const float* x, float* y, int64_t width, float factor) {
-    float squares = sum_row(x, width, [](vec s, vec v, int) INLINE_LAMBDA { return fma(v, v, s); });
-    vec scale = set1(factor / __builtin_sqrtf(squares + 1e-6f));
-    for (int64_t i = 0; i < width; i += LANES) {
-        int n = lanes(width - i);
-        store(y + i, mul(load(x + i, n), scale), n);
-    }
-}
-
-void delta_prepare(const Args& args, const Worker& me) {
-    const DeltaArgs& a = args.delta;
-    DeltaScratch size(a);
-    float factor = 1.f / __builtin_sqrtf((float)a.key_width);
-    int64_t end = me.rows * (me.thread + 1) / me.threads;
-    for (int64_t t = me.rows * me.thread / me.threads; t < end; t++) {
-        float* to = (float*)me.shared + t * size.stride;
-        for (int64_t head = 0; head < a.key_heads; head++) {
-            int64_t at = head * a.key_width;
-            to_unit(a.k + t * a.k_stride + at, to + at, a.key_width, 1);
-            to_unit(a.q + t * a.q_stride + at, to + size.keys + at, a.key_width, factor);
-        }
-        to += 2 * size.keys;
-        for (int64_t i = 0; i < a.heads; i += LANES) {
-            int n = lanes(a.heads - i);
-            vec step = softplus(add(load(a.dt + t * a.dt_stride + i, n), load(a.dt_bias + i, n)));
-            store(to + i, exp(mul(step, load(a.a + i, n))), n);
-            store(to + a.heads + i, sigmoid(load(a.beta + t * a.beta_stride + i, n)), n);
-        }
-    }
-}
-
-// What a token does to the state: it fades, and gets `change` in the place of the key.
-struct DeltaToken {
-    const float *key, *query;
-    vec fade;
-    float beta;
-    DeltaToken(const DeltaArgs& a, const char* shared, int64_t token, int64_t head) {
-        DeltaScratch size(a);
-        const float* scratch = (const float*)shared + token * size.stride;
-        key = scratch + head / (a.heads / a.key_heads) * a.key_width, query = key + size.keys;
-        fade = set1(scratch[2 * size.keys + head]), beta = scratch[2 * size.keys + a.heads + head];
-    }
-};
-
-// The tokens of a row, V vectors of lanes from `lane` on, of which the last has n lanes.
-template <int V>
-INLINE void delta_lanes(const DeltaArgs& a, const Worker& me, const Run& run, int64_t head, int64_t lane, int n) {
-    int64_t matrix = a.key_width * a.width;
-    Places places{a.memory + head * matrix + lane, a.heads * matrix, a.width, a.key_width, (V - 1) * LANES + n, (float*)me.own};
-    Rows from = places.begin(run.reads());
-    DeltaToken now(a, me.shared, run.first, head);
-    vec known[V], y[V], change[V];
-    UNROLL(4) for (int v = 0; v < V; v++) known[v] = zero();
-    for (int64_t i = 0; i < a.key_width; i++)
-        UNROLL(4) for (int v = 0; v < V; v++) {
-            vec s = mul(now.fade, some(from.p + i * from.stride + v * LANES, n));
-            known[v] = fma(s, set1(now.key[i]), known[v]);
-        }
-    for (int64_t t = 0; t < run.count;) {
-        int64_t border = run.border(t), leaves = run.leaves(border);
-        for (; t < border; t++) {
-            bool is_last = t + 1 == run.count;
-            Rows to = is_last && leaves ? places.at(leaves) : places.own();
-            DeltaToken next(a, me.shared, run.first + (is_last ? t : t + 1), head);
-            const float* v_ = a.v + (run.first + t) * a.v_stride + head * a.width + lane;
-            UNROLL(4) for (int v = 0; v < V; v++) {
-                change[v] = mul(sub(some(v_ + v * LANES, n), known[v]), set1(now.beta));
-                known[v] = y[v] = zero();
-            }
-            for (int64_t i = 0; i < a.key_width; i++)  // what the next token finds is added up on the way
-                UNROLL(4) for (int v = 0; v < V; v++) {
-                    vec s = mul(now.fade, some(from.p + i * from.stride + v * LANES, n));
-                    s = fma(change[v], set1(now.key[i]), s);
-                    y[v] = fma(s, set1(now.query[i]), y[v]);
-                    known[v] = fma(mul(next.fade, s), set1(next.key[i]), known[v]);
-                    put(to.p + i * to.stride + v * LANES, s, n);
-                }
-            float* out = a.y + ((run.first + t) * a.heads + head) * a.width + lane;
-            UNROLL(4) for (int v = 0; v < V; v++) put(out + v * LANES, y[v], n);
-            now = next, from = to;
-        }
-        if (leaves && t < run.count) places.keep(leaves);
-    }
-}
-
-void delta_run(const Args& args, const Worker& me) {
-    const DeltaArgs& a = args.delta;
-    int64_t tiles = (a.width + STATE_LANES - 1) / STATE_LANES, items = a.heads * tiles;
-    for (int64_t item; (item = me.take(1)) < a.plan->num_rows * items;) {
-        int64_t head = item % items / tiles, lane = item % tiles * STATE_LANES, end = std::min(a.width, lane + STATE_LANES);
-        Run run(*a.plan, item / items);
-        if (lane + STATE_LANES <= end) {
-            delta_lanes<VECTORS>(a, me, run, head, lane, LANES);
-            continue;
-        }
-        for (; lane < end; lane += LANES) delta_lanes<1>(a, me, run, head, lane, lanes(end - lane));
-    }
-}
-
-int64_t delta_shared(const DeltaArgs& a) { return DeltaScratch(a).stride * 16 * 4; }
-int64_t delta_own(const DeltaArgs& a) { return a.key_width * STATE_LANES * 4; }
 
 // ---- what is done to their results ----
 
