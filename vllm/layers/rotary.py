@@ -130,6 +130,19 @@ class TemperedRotary(nn.Module):
         return (q * self.factors[positions][:, None, None]).to(q.dtype), k
 
 
+class NormedRotary(nn.Module):
+    """Normalises the heads of q and k once they are rotated.  [T, H, E], [T, G, E], [T] -> same shapes"""
+
+    def __init__(self, rotary: nn.Module, q_norm: nn.Module, k_norm: nn.Module) -> None:
+        super().__init__()
+        self.rotary = rotary
+        self.q_norm, self.k_norm = q_norm, k_norm
+
+    def forward(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = self.rotary(q, k, positions)
+        return self.q_norm(q), self.k_norm(k)
+
+
 def cos_sin_table(rope: Rope, max_model_len: int) -> Tensor:
     """Return the cosines, then the sines, of every position.  -> [max_model_len, width] float32"""
     frequencies, factor = rope.stretch.frequencies(rope.theta, rope.width, max_model_len)

@@ -29,14 +29,14 @@ from vllm.layers.blocks import (
     Together,
 )
 from vllm.layers.embedding import Embedding, Head, OwnOrTied, Positions, Sum, TiedLinear, TokenInput, TokenTypes, Waves
-from vllm.layers.linear import Linear, Part, scaled, split
+from vllm.layers.linear import Clipped, Linear, Part, scaled, split
 from vllm.layers.mlp import Mlp
 from vllm.layers.norm import HeadsNorm, LayerNorm, PlainRmsNorm, RmsNorm
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
 from vllm.layers.position_bias import Alibi, Buckets, RelativeBias, alibi_slopes
 from vllm.layers.recurrent import Exact
-from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary, TemperedRotary
+from vllm.layers.rotary import NormedRotary, NoRotary, Rope, Rotary, SpatialRotary, TemperedRotary
 from vllm.layers.skip import Passed, Way
 from vllm.layers.transformer import Transformer
 from vllm.models.build_assistant import build_assisted
@@ -243,6 +243,8 @@ class Builder:
             )
         if qkv is None:
             qkv = self.linear(self.spec.width, self.qkv_parts(index, attention), attention.qkv_bias, shard="rows")
+        if attention.clip is not None:
+            qkv = Clipped(qkv, attention.clip)
         out = [self.branch_end("o", index)]
         options, learned = self.options(index, attention)
         group = self.placement.group
@@ -251,6 +253,9 @@ class Builder:
             group.share(attention.kv_heads, "key-value heads"),
             attention.head_dim,
         )
+        norms, rotary = self.head_norms(index, attention), self.tempered(attention)
+        if attention.head_norm == "turned":
+            norms, rotary = (nn.Identity(), nn.Identity()), NormedRotary(rotary, *norms)
         kind: Callable[..., Attention] = GatedAttention if attention.gated else Attention
         if attention.chunk is not None:
             kind = partial(ChunkedAttention, attention.chunk)
@@ -258,8 +263,8 @@ class Builder:
             self.next_cache(),
             heads,
             (qkv, self.linear(attention.heads * attention.head_dim, out, attention.out_bias, shard="width")),
-            normalize=(self.head_norm("q_norm", index, attention), self.head_norm("k_norm", index, attention)),
-            rotary=self.tempered(attention),
+            normalize=norms,
+            rotary=rotary,
             options=options,
             learned=learned,
         )
@@ -288,6 +293,9 @@ class Builder:
 
     def qkv_parts(self, index: Index, attention: AttentionSpec) -> list[Part]:
         q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+        if attention.layout == "gate":
+            parts = [Part(self.name(role, index), rows) for role, rows in (("q", q), ("k", kv), ("v", kv))]
+            return [*parts, Part(self.name("attention_gate", index), q, bias="")]
         if attention.gated:
             q_cut, gate_cut = (partial(_cut_group, which, 1, 2, attention.head_dim) for which in range(2))
             key_value = [Part(self.name(role, index), kv) for role in ("k", "v")]
@@ -356,8 +364,11 @@ class Builder:
             self.shared[names] = make()
         return cast("Module", self.shared[names])
 
+    def head_norms(self, index: Index, attention: AttentionSpec) -> tuple[nn.Module, nn.Module]:
+        return self.head_norm("q_norm", index, attention), self.head_norm("k_norm", index, attention)
+
     def head_norm(self, role: str, index: Index, attention: AttentionSpec) -> nn.Module:
-        if attention.head_norm == "head":
+        if attention.head_norm in ("head", "turned"):
             return self.norm(attention.head_dim, self.name(role, index))
         if attention.head_norm == "":
             return nn.Identity()

@@ -60,6 +60,7 @@ def _chosen(builder: Builder, index: Index, moe: MoeSpec) -> MoE:
             moe.top_groups,
             moe.group_best,
             moe.scale * builder.spec.branch_scale,
+            moe.jitter,
         ),
         activation=moe.activation,
         clamp=moe.clamp,
@@ -100,6 +101,13 @@ def _parts(builder: Builder, index: Index, moe: MoeSpec, expert: int) -> Iterato
         yield ExpertPart(f"{up}.weight", expert, "gate_up", inner if moe.gated else 0, inner)
         yield ExpertPart(f"{down}.weight", expert, "down", 0, width)
         return
+    if moe.layout == "flat":
+        cut = partial(_take_rows, moe.num_experts, expert)
+        yield ExpertPart(builder.name("experts_gate", index), expert, "gate_up", 0, inner, cut)
+        yield ExpertPart(builder.name("experts_up", index), expert, "gate_up", inner, inner, cut)
+        columns = partial(_take_columns, moe.num_experts, expert)
+        yield ExpertPart(builder.name("experts_down", index), expert, "down", 0, width, columns)
+        return
     gate_up, down = builder.name("experts_gate_up", index), builder.name("experts_down", index)
     kind: Literal["rows", "mxfp4"] = "mxfp4" if moe.layout == "mxfp4" else "rows"
     transposed = moe.layout in ("transposed", "turns")
@@ -124,3 +132,11 @@ def _cut(expert: int, transposed: bool, half: int | None = None) -> Callable[[Te
 def _take(expert: int, transposed: bool, half: int | None, stored: Tensor) -> Tensor:
     rows = stored[expert].T if transposed else stored[expert]
     return rows if half is None else rows[half::2]
+
+
+def _take_rows(num_experts: int, expert: int, stored: Tensor) -> Tensor:
+    return stored.unflatten(0, (num_experts, -1))[expert]
+
+
+def _take_columns(num_experts: int, expert: int, stored: Tensor) -> Tensor:
+    return _take_rows(num_experts, expert, stored).T

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm.models.families.llama import NAMES, attention_of, decoder_of
-from vllm.models.spec import LayerSpec, MlpSpec, NormSpec, ShortConvSpec, TransformerSpec
+from vllm.models.spec import LayerSpec, MlpSpec, MoeSpec, NormSpec, ShortConvSpec, TransformerSpec
 
 _LAYER = "model.layers.{i}"
 LFM2_NAMES: Mapping[str, str] = {
@@ -36,6 +36,38 @@ def lfm2(config: Any) -> TransformerSpec:
         NormSpec("rms", config.norm_eps),
         names=LFM2_NAMES,
     )
+
+
+LFM2_MOE_NAMES: Mapping[str, str] = {
+    **LFM2_NAMES,
+    "router": f"{_LAYER}.feed_forward.gate",
+    "correction": f"{_LAYER}.feed_forward.expert_bias",
+    "expert_gate": f"{_LAYER}.feed_forward.experts.{{x}}.w1",
+    "expert_up": f"{_LAYER}.feed_forward.experts.{{x}}.w3",
+    "expert_down": f"{_LAYER}.feed_forward.experts.{{x}}.w2",
+}
+
+
+def lfm2_moe(config: Any) -> TransformerSpec:
+    """With experts behind the first layers, weighed by sigmoids."""
+    attention, conv = attention_of(config, head_norm="head"), ShortConvSpec(config.conv_L_cache, config.conv_bias)
+    mlp = MlpSpec(config.intermediate_size, "silu")
+    moe = MoeSpec(
+        config.num_experts,
+        config.num_experts_per_tok,
+        config.moe_intermediate_size,
+        "silu",
+        config.norm_topk_prob,
+        scores="sigmoid",
+        corrected=config.use_expert_bias,
+        scale=config.routed_scaling_factor,
+    )
+
+    def layer(index: int) -> LayerSpec:
+        mixer = attention if config.layer_types[index] == "full_attention" else conv
+        return LayerSpec(mixer, moe if index >= config.num_dense_layers else mlp)
+
+    return decoder_of(config, layer, NormSpec("rms", config.norm_eps), names=LFM2_MOE_NAMES)
 
 
 def _ffn_width(config: Any) -> int:
