@@ -200,6 +200,8 @@ def randomize(model: Any) -> None:
     for name, correction in (*model.named_parameters(), *model.named_buffers()):
         if "e_score" in name:
             correction.copy_(torch.randn(correction.shape, generator=generator) * 0.1)
+        if name.endswith("layer_scalar"):
+            correction.copy_(torch.rand(correction.shape, generator=generator) + 0.3)
 
 
 def _values(kind: Any) -> dict[str, Any]:

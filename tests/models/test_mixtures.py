@@ -24,6 +24,7 @@ ROPES = {
     "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
 }
+WIDE = {"global_head_dim": 32, "num_kv_shared_layers": 0, "num_hidden_layers": 2, "layer_types": WINDOWS[:2]}
 ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0}
 YARN = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 16, "truncate": False,
@@ -53,6 +54,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sarvam_moe": ("sarvam_moe", {**GROUPS, "use_qk_norm": True}),
     "solar_open": ("solar_open", {**GROUPS, "attention_bias": True}),
     "youtu": ("youtu", {"attention_bias": True}),
+    "gemma4": ("gemma4_text", {"final_logit_softcapping": 30.0, "attention_bias": True, "use_double_wide_mlp": True}),
+    "gemma4, keys as values": ("gemma4_text", {"attention_k_eq_v": True, "num_global_key_value_heads": 1, **WIDE}),
+    "gemma4, experts": ("gemma4_text", {"enable_moe_block": True, "hidden_size_per_layer_input": 0, **WIDE}),
     "gpt_oss": ("gpt_oss", {"swiglu_limit": 0.5, "rope_parameters": YARN, "num_experts_per_tok": 3}),
     "llama4": (
         "llama4_text",

@@ -185,6 +185,19 @@ class Ntk:
 
 
 @dataclass(frozen=True, slots=True)
+class Proportional:
+    """A share of the pairs, those that turn fastest; the others stay as they are."""
+
+    share: float
+    factor: float = 1.0
+
+    def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
+        found = 1 / _wavelengths(theta, width) / self.factor
+        found[int(self.share * width // 2) :] = 0
+        return found, 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class DynamicNtk:
     """A larger theta, as much larger as the longest sequence is longer than the original ones."""
 

@@ -42,6 +42,8 @@ ARCHITECTURES: Mapping[str, str] = {
     "GPTNeoXForCausalLM": "gpt:gpt_neox",
     "Gemma2ForCausalLM": "gemma:gemma2",
     "Gemma3ForCausalLM": "gemma:gemma3",
+    "Gemma4ForCausalLM": "gemma_more:gemma4",
+    "Gemma4UnifiedForCausalLM": "gemma_more:gemma4",
     "GemmaForCausalLM": "gemma:gemma",
     "Glm4ForCausalLM": "kin:glm4",
     "Glm4MoeForCausalLM": "moe:glm4_moe",

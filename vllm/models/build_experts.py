@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from vllm.errors import ConfigError
 from vllm.layers.linear import Linear, Part
-from vllm.layers.mlp import ExpertPart, InputMoE, Mlp, MoE, NarrowMoE, SharedMoE
+from vllm.layers.mlp import ExpertPart, GuidedMoE, InputMoE, Mlp, MoE, NarrowMoE, NormedRouter, SharedMoE
+from vllm.layers.norm import PlainRmsNorm
 from vllm.layers.recurrent import Exact
 from vllm.models.spec import MoeSpec
 from vllm.ops.moe import Routing
@@ -38,9 +39,18 @@ def _chosen(builder: Builder, index: Index, moe: MoeSpec) -> MoE:
     kind: Callable[..., MoE] = InputMoE if moe.weighs_input else MoE
     if moe.latent:
         kind = partial(NarrowMoE, _around(builder, index, moe))
+    router: nn.Module = Linear(
+        width, [Part(builder.name("router", index), moe.num_experts)], exact, bias=moe.router_bias
+    )
+    if moe.guided:
+        norm = PlainRmsNorm(width, builder.placement, builder.spec.norm.eps)
+        scale = Exact(width, name=builder.name("router_scale", index), placement=builder.placement)
+        router = NormedRouter(norm, scale, cast("Linear", router))
+        scales = Exact(moe.num_experts, name=builder.name("expert_scales", index), placement=builder.placement)
+        kind = partial(GuidedMoE, scales)
     read = moe.latent or width
     return kind(
-        Linear(width, [Part(builder.name("router", index), moe.num_experts)], exact, bias=moe.router_bias),
+        router,
         [part for expert in range(moe.num_experts) for part in _parts(builder, index, moe, expert)],
         (
             experts(

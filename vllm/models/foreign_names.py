@@ -35,8 +35,6 @@ DECODERS: frozenset[str] = frozenset(
         "GPTNeoForCausalLM",
         "GPTNeoXJapaneseForCausalLM",
         "Gemma3nForCausalLM",
-        "Gemma4ForCausalLM",
-        "Gemma4UnifiedForCausalLM",
         "GitForCausalLM",
         "GlmMoeDsaForCausalLM",
         "GotOcr2ForConditionalGeneration",
