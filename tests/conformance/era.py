@@ -240,6 +240,7 @@ ALIASES: Mapping[str, str] = {
     "AquilaModel": "AquilaForCausalLM",
     "BaiChuanForCausalLM": "BaichuanForCausalLM",
     "ChatGLMForConditionalGeneration": "ChatGLMModel",
+    "ExaoneMoEForCausalLM": "ExaoneMoeForCausalLM",
     "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
     "GritLM": "MistralForCausalLM",
     "InternLM3ForCausalLM": "LlamaForCausalLM",
@@ -248,5 +249,8 @@ ALIASES: Mapping[str, str] = {
     "OLMo2ForCausalLM": "Olmo2ForCausalLM",
     "OLMoEForCausalLM": "OlmoeForCausalLM",
     "OLMoForCausalLM": "OlmoForCausalLM",
+    "PhiMoEForCausalLM": "PhimoeForCausalLM",
+    "SarvamMLAForCausalLM": "DeepseekV3ForCausalLM",
+    "SarvamMoEForCausalLM": "Glm4MoeForCausalLM",
 }
 """Other names of architectures that are examined."""

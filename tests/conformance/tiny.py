@@ -120,7 +120,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "gemma3_text": {"num_hidden_layers": 6},
     "qwen4_exp_text": {"indexer_kv_heads": 2, "indexer_budget": 8, "indexer_compress_ratio": 2},
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.8, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "recurrent_gemma": {"num_hidden_layers": 3},
@@ -216,6 +216,8 @@ def randomize(model: Any) -> None:
     for name, correction in (*model.named_parameters(), *model.named_buffers()):
         if "e_score" in name or name.endswith("expert_bias"):
             correction.copy_(torch.randn(correction.shape, generator=generator) * 0.1)
+        if name.endswith("layer_scalar"):
+            correction.copy_(torch.rand(correction.shape, generator=generator) + 0.3)
 
 
 def _values(kind: Any) -> dict[str, Any]:
@@ -223,10 +225,11 @@ def _values(kind: Any) -> dict[str, Any]:
     known = known or set(inspect.signature(kind.__init__).parameters)
     parts = getattr(kind, "sub_configs", None) or {}
     values = {name: value for name, value in _SIZES.items() if name in known and name not in parts}
-    values |= {name: value for name, value in _OWN.get(getattr(kind, "model_type", ""), {}).items() if name in known}
+    own = _OWN.get(getattr(kind, "model_type", ""), {})
+    values |= {name: value for name, value in own.items() if name in known}
     default: Any = None
     for name, part in parts.items():
-        if name not in known:
+        if name not in known or name in own:
             continue
         if not inspect.isclass(part) or part.__name__ == "AutoConfig":
             try:

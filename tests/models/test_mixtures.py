@@ -19,6 +19,13 @@ from vllm.models.registry import spec_of
 LENGTH = 45
 FACTORS = {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.11}
 GROUPS = {"n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.7}
+WINDOWS = ["sliding_attention", "full_attention"] * 2
+ROPES = {
+    "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+WIDE = {"global_head_dim": 32, "num_kv_shared_layers": 0, "num_hidden_layers": 2, "layer_types": WINDOWS[:2]}
+ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0}
 YARN = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 16, "truncate": False,
 }  # fmt: skip
@@ -29,6 +36,27 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dots1": ("dots1", {"attention_bias": True, "layer_types": ["sliding_attention", "full_attention"] * 2}),
     "ernie4_5_moe": ("ernie4_5_moe", {"moe_layer_interval": 2, "moe_num_shared_experts": 2}),
     "minimax_m2": ("minimax_m2", {"rotary_dim": 8, "head_dim": 16}),
+    "afmoe": ("afmoe", {"mup_enabled": True, "route_scale": 1.7, "attention_bias": True, "layer_types": WINDOWS}),
+    "dbrx": ("dbrx", {}),
+    "exaone_moe": ("exaone_moe", {**GROUPS, "norm_topk_prob": False, "layer_types": WINDOWS}),
+    "flex_olmo": ("flex_olmo", {"norm_topk_prob": True, "attention_bias": True}),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", {"rope_parameters": ALPHA, "attention_bias": True}),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", {"attention_bias": True}),
+    "lfm2_moe": ("lfm2_moe", {"routed_scaling_factor": 1.7, "norm_topk_prob": False, "use_expert_bias": False}),
+    "mellum": (
+        "mellum",
+        {"layer_types": WINDOWS, "mlp_layer_types": ["dense", "sparse"] * 2, "rope_parameters": ROPES},
+    ),
+    "minicpm3": ("minicpm3", {"scale_emb": 3.0, "scale_depth": 0.7, "dim_model_base": 16}),
+    "ministral3": ("ministral3", {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.4}}),
+    "olmo, clipped": ("olmo", {"clip_qkv": 0.8}),
+    "phimoe": ("phimoe", {"router_jitter_noise": 0.3, "lm_head_bias": True, "attention_bias": True}),
+    "sarvam_moe": ("sarvam_moe", {**GROUPS, "use_qk_norm": True}),
+    "solar_open": ("solar_open", {**GROUPS, "attention_bias": True}),
+    "youtu": ("youtu", {"attention_bias": True}),
+    "gemma4": ("gemma4_text", {"final_logit_softcapping": 30.0, "attention_bias": True, "use_double_wide_mlp": True}),
+    "gemma4, keys as values": ("gemma4_text", {"attention_k_eq_v": True, "num_global_key_value_heads": 1, **WIDE}),
+    "gemma4, experts": ("gemma4_text", {"enable_moe_block": True, "hidden_size_per_layer_input": 0, **WIDE}),
     "gpt_oss": ("gpt_oss", {"swiglu_limit": 0.5, "rope_parameters": YARN, "num_experts_per_tok": 3}),
     "llama4": (
         "llama4_text",

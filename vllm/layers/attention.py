@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from vllm import ops
-from vllm.kv_cache.spec import CacheSpec, Chunk, Full, Scratch, Window
+from vllm.kv_cache.spec import CacheSpec, Chunk, Full, PagedSpec, Scratch, Window
 from vllm.layers.linear import Linear
 from vllm.layers.step import Step
 from vllm.ops.attention import AttentionOptions, CachePlan
@@ -61,6 +61,43 @@ class Attention(nn.Module):
 
     def plan(self, step: Step) -> CachePlan:
         return step.plans[step.group_of[self.index]]
+
+
+class NormedValueAttention(Attention):
+    """Attention whose values are normalised too.  [T, D] -> [T, D]"""
+
+    def __init__(self, v_norm: nn.Module, *args: Any, **options: Any) -> None:
+        """`v_norm` is applied to each head of v; the rest as above."""
+        super().__init__(*args, **options)
+        self.v_norm = v_norm
+
+    def attend(self, heads: Tensor, step: Step) -> Tensor:
+        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        q, k = self.rotary(self.q_norm(q), self.k_norm(k), step.positions)
+        cache = step.caches[self.index]
+        return step.attention.run(q, k, self.v_norm(v), cache, self.plan(step), self.options).flatten(1)
+
+
+class SharingAttention(nn.Module):
+    """Attention to the keys and values of another layer.  [T, D] -> [T, D]"""
+
+    def __init__(
+        self, source: Attention, projections: tuple[Linear, Linear], *, normalize: nn.Module, rotary: nn.Module
+    ) -> None:
+        """`source` is the other layer; `projections` are q and out; `normalize` is what is applied to each head of q."""
+        super().__init__()
+        self.query, self.out = projections
+        self.q_norm = normalize
+        self.rotary = rotary
+        self.source_index, self.head_dim = source.index, source.head_dim
+        self.options, self.source_spec = source.options, cast("PagedSpec", source.cache_spec)
+
+    def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
+        q = self.q_norm(self.query(x).unflatten(1, (-1, self.head_dim)))
+        q, _ = self.rotary(q, q[:, :0], step.positions)
+        cache, plan = step.caches[self.source_index], step.plans[step.group_of[self.source_index]]
+        found = step.attention.attend(q, self.source_spec, cache, plan, self.options)
+        return self.out(found.flatten(1), residual)
 
 
 class ChunkedAttention(Attention):

@@ -6,6 +6,7 @@ What a branch is added to is given to it as its `residual`, so that its last pro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -151,6 +152,24 @@ class Beside(nn.Module):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         y = self.attention(self.before_attention(x), step, x)
         return self.experts(self.before_experts(x), self.ffn(self.before_ffn(y), y))
+
+
+class SandwichBeside(nn.Module):
+    """A sandwich, and experts beside its feed-forward, between norms of their own; all of it is normalised too: gemma 4."""
+
+    def __init__(self, attention: nn.Module, ffns: nn.ModuleList, norms: tuple[nn.Module, ...]) -> None:
+        """`ffns`: the feed-forward, then the experts, which are chosen by what comes into this part."""
+        super().__init__()
+        self.attention = attention
+        self.ffn, self.experts = ffns
+        self.before_attention, self.after_attention, self.before_ffn, self.after_ffn = norms[:4]
+        self.before_experts, self.after_experts, self.after = norms[4:]
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        x = self.after_attention(self.attention(self.before_attention(x), step), x)
+        y = self.after_ffn(self.ffn(self.before_ffn(x)))
+        y = self.after_experts(self.experts(self.before_experts(x), x), y)
+        return cast("Tensor", self.after(y, x))
 
 
 class Parallel(nn.Module):

@@ -81,6 +81,19 @@ class Linear(nn.Module):
             first += part.rows
 
 
+class Clipped(nn.Module):
+    """A product whose results are bounded.  [T, D] -> [T, N]"""
+
+    def __init__(self, product: nn.Module, limit: float) -> None:
+        super().__init__()
+        self.product = product
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.product(x)
+        return y.clamp(-self.limit, self.limit)
+
+
 def _cut_transposed(cut: Callable[[Tensor], Tensor] | None, stored: Tensor) -> Tensor:
     return stored.T if cut is None else cut(stored.T)
 

@@ -51,7 +51,7 @@ class MoE(nn.Module):
 
     def __init__(
         self,
-        router: Linear,
+        router: nn.Module,
         parts: Sequence[ExpertPart],
         matrices: tuple[nn.ModuleList, nn.ModuleList],
         *,
@@ -129,6 +129,31 @@ class InputMoE(MoE):
             residual = part.contiguous() if residual is None else ops.add(residual, part)
         assert residual is not None, "each token has an expert"
         return residual
+
+
+class NormedRouter(nn.Module):
+    """Scores of a token that is normalised and scaled by itself.  [T, D] -> [T, X]"""
+
+    def __init__(self, norm: nn.Module, scale: Exact, product: Linear) -> None:
+        super().__init__()
+        self.norm, self.scale, self.product = norm, scale, product
+
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        scaled = self.norm(x) * (self.scale.value * x.shape[1] ** -0.5)
+        return cast("Tensor", self.product(scaled.to(x.dtype), dtype=dtype))
+
+
+class GuidedMoE(MoE):
+    """Networks that are chosen by something else than what they read, and scaled: gemma 4.  [T, D], [T, D] -> [T, D]"""
+
+    def __init__(self, scales: Exact, *args: Any, **options: Any) -> None:
+        """`scales`: what each network's weight is multiplied with; the rest as above."""
+        super().__init__(*args, **options)
+        self.scales = scales
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:  # type: ignore[override]
+        weights, ids = self.route(guide)
+        return self.mix(x, weights * self.scales.value[ids], ids)
 
 
 class SharedMoE(nn.Module):

@@ -130,6 +130,19 @@ class TemperedRotary(nn.Module):
         return (q * self.factors[positions][:, None, None]).to(q.dtype), k
 
 
+class NormedRotary(nn.Module):
+    """Normalises the heads of q and k once they are rotated.  [T, H, E], [T, G, E], [T] -> same shapes"""
+
+    def __init__(self, rotary: nn.Module, q_norm: nn.Module, k_norm: nn.Module) -> None:
+        super().__init__()
+        self.rotary = rotary
+        self.q_norm, self.k_norm = q_norm, k_norm
+
+    def forward(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = self.rotary(q, k, positions)
+        return self.q_norm(q), self.k_norm(k)
+
+
 def cos_sin_table(rope: Rope, max_model_len: int) -> Tensor:
     """Return the cosines, then the sines, of every position.  -> [max_model_len, width] float32"""
     frequencies, factor = rope.stretch.frequencies(rope.theta, rope.width, max_model_len)
@@ -169,6 +182,19 @@ class Ntk:
 
     def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
         return 1 / _wavelengths(theta * self.factor, width) / self.factor ** (2 / width), 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Proportional:
+    """A share of the pairs, those that turn fastest; the others stay as they are."""
+
+    share: float
+    factor: float = 1.0
+
+    def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
+        found = 1 / _wavelengths(theta, width) / self.factor
+        found[int(self.share * width // 2) :] = 0
+        return found, 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 from vllm import ops
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.layers.assistant import Kept
-from vllm.layers.attention import Attention, ChunkedAttention, GatedAttention
+from vllm.layers.attention import Attention
 from vllm.layers.blocks import (
     AfterBranch,
     Beside,
@@ -25,24 +25,28 @@ from vllm.layers.blocks import (
     PreNorm,
     PreNormCross,
     Sandwich,
+    SandwichBeside,
     Single,
     Together,
 )
 from vllm.layers.embedding import Embedding, Head, OwnOrTied, Positions, Sum, TiedLinear, TokenInput, TokenTypes, Waves
 from vllm.layers.linear import Linear, Part, scaled, split
 from vllm.layers.mlp import Mlp
-from vllm.layers.norm import HeadsNorm, LayerNorm, PlainRmsNorm, RmsNorm
+from vllm.layers.norm import LayerNorm, RmsNorm
+from vllm.layers.per_layer import PerLayerInput, Reading, Scaled
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
-from vllm.layers.position_bias import Alibi, Buckets, RelativeBias, alibi_slopes
+from vllm.layers.position_bias import Buckets, RelativeBias
 from vllm.layers.recurrent import Exact
-from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary, TemperedRotary
+from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary
 from vllm.layers.skip import Passed, Way
 from vllm.layers.transformer import Transformer
 from vllm.models.build_assistant import build_assisted
+from vllm.models.build_attention import build_attention, build_sharing
 from vllm.models.build_cross import build_cross, build_encoder, build_sound_input
 from vllm.models.build_experts import build_experts
 from vllm.models.build_latent import build_latent
+from vllm.models.build_per_layer import build_per_layer_input, build_reader
 from vllm.models.build_recurrent import build_recurrent
 from vllm.models.spec import (
     AttentionSpec,
@@ -54,7 +58,6 @@ from vllm.models.spec import (
     TogetherSpec,
     TransformerSpec,
 )
-from vllm.ops.attention import AttentionOptions
 
 Module = TypeVar("Module", bound=nn.Module)
 Index = int | str
@@ -71,6 +74,10 @@ _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "single": (Single, ("norm1",)),
     "ffn": (FeedForward, ("norm1",)),
     "beside": (Beside, ("norm1", "norm2", "norm_beside")),
+    "sandwich_beside": (
+        SandwichBeside,
+        ("norm1", "norm1_after", "norm2", "norm_ffn_after", "norm_beside", "norm_beside_after", "norm2_after"),
+    ),
     "pre_cross": (PreNormCross, ("norm1", "norm_cross", "norm2")),
     "post_cross": (PostNormCross, ("norm1", "norm_cross", "norm2")),
 }
@@ -112,6 +119,10 @@ class Builder:
     """How many layers with a cache there are so far, in call order"""
     kept: Kept | None = None
     """The entry, where layers read it again"""
+    per_layer: PerLayerInput | None = None
+    """The entry, where it has something for each layer"""
+    attentions: dict[Index, Attention] = field(default_factory=dict)
+    """Those that have keys and values of their own, by layer"""
 
     def transformer(self) -> Transformer:
         spec = self.spec
@@ -124,9 +135,11 @@ class Builder:
         entry = self.entry(tokens)
         if any(layer.assistant for layer in spec.layers):
             entry = self.kept = Kept(entry)
+        if spec.entry.per_layer is not None:
+            entry = self.per_layer = build_per_layer_input(self, entry, spec.entry.per_layer)
         return Transformer(
             entry,
-            self.passed([self.block(index, layer) for index, layer in enumerate(spec.layers)]),
+            self.passed([self.layer(index, layer) for index, layer in enumerate(spec.layers)]),
             self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity(),
             self.head(tokens) if self.pooler is None else self.pooler,
             ignored_names=ignored,
@@ -189,6 +202,14 @@ class Builder:
         vocabulary = Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
         return Head(project, vocabulary, spec.head.softcap, spec.head.scale)
 
+    def layer(self, index: int, layer: LayerSpec) -> nn.Module:
+        block = self.block(index, layer)
+        if (per_layer := self.spec.entry.per_layer) is not None:
+            block = Reading(block, build_reader(self, index, per_layer))
+        if not layer.scaled:
+            return block
+        return Scaled(block, Exact(1, name=self.name("layer_scale", index), placement=self.placement))
+
     def block(self, index: int, layer: LayerSpec) -> nn.Module:
         if layer.assistant is not None:
             return build_assisted(self, index, layer, layer.assistant)
@@ -220,7 +241,10 @@ class Builder:
 
     def mixer(self, index: Index, mixer: Mixer) -> nn.Module:
         if isinstance(mixer, AttentionSpec):
-            return self.attention(index, mixer)
+            if mixer.shares_cache_of is not None:
+                return build_sharing(self, index, mixer, self.attentions[mixer.shares_cache_of])
+            self.attentions[index] = attention = build_attention(self, index, mixer)
+            return attention
         if isinstance(mixer, TogetherSpec):
             return Together([self.mixer(index, one) for one in mixer.mixers])
         if self.placement.group.size > 1:
@@ -233,82 +257,6 @@ class Builder:
         """Count one more layer that has a cache; return its place among these."""
         self.num_caches += 1
         return self.num_caches - 1
-
-    def attention(self, index: Index, attention: AttentionSpec, qkv: nn.Module | None = None) -> Attention:
-        """`qkv` is what makes q, k and v, if it isn't a matrix of this layer alone."""
-        if attention.heads % attention.kv_heads:
-            raise ModelError(
-                f"{attention.heads} attention heads cannot share {attention.kv_heads} key-value heads evenly; "
-                "check num_attention_heads and num_key_value_heads in the model's config"
-            )
-        if qkv is None:
-            qkv = self.linear(self.spec.width, self.qkv_parts(index, attention), attention.qkv_bias, shard="rows")
-        out = [self.branch_end("o", index)]
-        options, learned = self.options(index, attention)
-        group = self.placement.group
-        heads = (
-            group.share(attention.heads, "attention heads"),
-            group.share(attention.kv_heads, "key-value heads"),
-            attention.head_dim,
-        )
-        kind: Callable[..., Attention] = GatedAttention if attention.gated else Attention
-        if attention.chunk is not None:
-            kind = partial(ChunkedAttention, attention.chunk)
-        return kind(
-            self.next_cache(),
-            heads,
-            (qkv, self.linear(attention.heads * attention.head_dim, out, attention.out_bias, shard="width")),
-            normalize=(self.head_norm("q_norm", index, attention), self.head_norm("k_norm", index, attention)),
-            rotary=self.tempered(attention),
-            options=options,
-            learned=learned,
-        )
-
-    def options(self, index: Index, attention: AttentionSpec) -> tuple[AttentionOptions, list[nn.Module]]:
-        """Return what an attention does beside its products, and the modules that hold what is learned of it."""
-        options = AttentionOptions(attention.scale, attention.window, attention.softcap, causal=attention.causal)
-        buckets, group = attention.position_bias, self.placement.group
-        if attention.sinks:
-            heads = group.share(attention.heads, "attention heads")
-            name, cut = self.name("sinks", index), partial(group.cut, dim=0)
-            sinks = Exact(heads, name=name, placement=self.placement, cut=cut)
-            return replace(options, sinks=sinks.value), [sinks]
-        if isinstance(buckets, Alibi):
-            slopes = group.cut(alibi_slopes(attention.heads), 0).to(self.placement.device)
-            return replace(options, alibi_slopes=slopes), []
-        if buckets is None:
-            return options, []
-        if self.placement.group.size > 1:
-            raise ConfigError("a learned position bias can't be shared among processes; use tensor_parallel_size=1")
-        name = self.name("relative_bias", index)
-        if (buckets, name) not in self.biases:
-            self.biases[buckets, name] = RelativeBias(attention.heads, buckets, name, self.placement)
-        bias = self.biases[buckets, name]
-        return replace(options, bias=bias.table), [bias]
-
-    def qkv_parts(self, index: Index, attention: AttentionSpec) -> list[Part]:
-        q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
-        if attention.gated:
-            q_cut, gate_cut = (partial(_cut_group, which, 1, 2, attention.head_dim) for which in range(2))
-            key_value = [Part(self.name(role, index), kv) for role in ("k", "v")]
-            return [Part(self.name("q", index), q, q_cut), *key_value, Part(self.name("q", index), q, gate_cut)]
-        if attention.layout == "split":
-            parts = [self.part(role, index, rows) for role, rows in (("q", q), ("k", kv), ("v", kv))]
-            return parts if attention.k_bias else [parts[0], replace(parts[1], bias=""), parts[2]]
-        if attention.layout == "q_kv":
-            pair = [partial(_cut_group, which, 1, 2, attention.head_dim) for which in range(2)]
-            key_value = [Part(self.name("kv", index), kv, cut) for cut in pair]
-            return [Part(self.name("q", index), q), *key_value]
-        name = self.name("qkv", index)
-        if attention.layout == "per_group":
-            group, sizes = attention.heads // attention.kv_heads, (q, kv, kv)
-            return [
-                Part(name, size, partial(_cut_group, first, count, group + 2, attention.head_dim))
-                for first, count, size in zip((0, group, group + 1), (group, 1, 1), sizes, strict=True)
-            ]
-        if attention.layout == "concat":
-            return [Part(name, q + 2 * kv)] if self.placement.group.size == 1 else split(name, (q, kv, kv))
-        return [Part(name, q, partial(_cut_third, which, attention.head_dim)) for which in range(3)]
 
     def mlp(self, index: Index, mlp: MlpSpec) -> nn.Module:
         self.check_activation(mlp.activation)
@@ -356,24 +304,6 @@ class Builder:
             self.shared[names] = make()
         return cast("Module", self.shared[names])
 
-    def head_norm(self, role: str, index: Index, attention: AttentionSpec) -> nn.Module:
-        if attention.head_norm == "head":
-            return self.norm(attention.head_dim, self.name(role, index))
-        if attention.head_norm == "":
-            return nn.Identity()
-        if attention.head_norm == "plain":
-            return PlainRmsNorm(attention.head_dim, self.placement, self.spec.norm.eps)
-        if self.placement.group.size > 1:
-            raise ConfigError("a norm over all heads can't be shared among processes; use tensor_parallel_size=1")
-        count = attention.heads if role == "q_norm" else attention.kv_heads
-        return HeadsNorm(self.norm(count * attention.head_dim, self.name(role, index)))
-
-    def tempered(self, attention: AttentionSpec) -> nn.Module:
-        rotary = self.rotary(attention.rope)
-        if attention.tempering is None:
-            return rotary
-        return TemperedRotary(rotary, attention.tempering, self.max_model_len, self.placement.device)
-
     def rotary(self, rope: Rope | None) -> nn.Module:
         if rope is None:
             return NoRotary()
@@ -390,19 +320,6 @@ class Builder:
             known = ", ".join(ops.ACTIVATIONS)
             hint = did_you_mean(name, ops.ACTIVATIONS)
             raise ModelError(f"activation {name!r} is not supported; use one of {known}.{hint}")
-
-
-def _cut_third(which: int, head_dim: int, stored: Tensor) -> Tensor:
-    """Take q, k or v out of a tensor that holds q, k and v of the first head, then of the second …
-
-    [H 3 E, D] -> [H E, D], or without D
-    """
-    return stored.unflatten(0, (-1, 3, head_dim))[:, which].flatten(0, 1)
-
-
-def _cut_group(first: int, count: int, group: int, head_dim: int, stored: Tensor) -> Tensor:
-    """Take heads [first, first + count) of each group of `group` heads.  [N, D] or [N]"""
-    return stored.unflatten(0, (-1, group, head_dim))[:, first : first + count].flatten(0, 2)
 
 
 def _cut_half(which: int, stored: Tensor) -> Tensor:

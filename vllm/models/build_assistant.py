@@ -9,6 +9,7 @@ from torch import nn
 from vllm.layers.assistant import Adapted, AdaptedGate, Assisted
 from vllm.layers.linear import Linear, Part
 from vllm.layers.mlp import Mlp
+from vllm.models.build_attention import build_attention, qkv_parts
 from vllm.models.spec import AssistantSpec, LayerSpec
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def build_assisted(builder: Builder, index: int, layer: LayerSpec, assistant: As
     """Make a layer that is helped; what it shares with others is made once."""
     assert builder.kept is not None and layer.mixer is not None
     width, place = builder.spec.width, assistant.place
-    attention = builder.attention(place, assistant.attention, _qkv(builder, assistant))
+    attention = build_attention(builder, place, assistant.attention, _qkv(builder, assistant))
     join = builder.linear(width, [Part(builder.name("join", index), width)], False)
     return Assisted(
         builder.kept,
@@ -34,7 +35,7 @@ def build_assisted(builder: Builder, index: int, layer: LayerSpec, assistant: As
 
 
 def _qkv(builder: Builder, assistant: AssistantSpec) -> nn.Module:
-    parts, width = builder.qkv_parts(assistant.place, assistant.attention), 2 * builder.spec.width
+    parts, width = qkv_parts(builder, assistant.place, assistant.attention), 2 * builder.spec.width
     shared = builder.linear(width, parts, assistant.attention.qkv_bias)
     if not assistant.adapts_attention:
         return shared

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from vllm.errors import ConfigError
 from vllm.layers.linear import Linear, Part
-from vllm.layers.mlp import ExpertPart, InputMoE, Mlp, MoE, NarrowMoE, SharedMoE
+from vllm.layers.mlp import ExpertPart, GuidedMoE, InputMoE, Mlp, MoE, NarrowMoE, NormedRouter, SharedMoE
+from vllm.layers.norm import PlainRmsNorm
 from vllm.layers.recurrent import Exact
 from vllm.models.spec import MoeSpec
 from vllm.ops.moe import Routing
@@ -38,9 +39,18 @@ def _chosen(builder: Builder, index: Index, moe: MoeSpec) -> MoE:
     kind: Callable[..., MoE] = InputMoE if moe.weighs_input else MoE
     if moe.latent:
         kind = partial(NarrowMoE, _around(builder, index, moe))
+    router: nn.Module = Linear(
+        width, [Part(builder.name("router", index), moe.num_experts)], exact, bias=moe.router_bias
+    )
+    if moe.guided:
+        norm = PlainRmsNorm(width, builder.placement, builder.spec.norm.eps)
+        scale = Exact(width, name=builder.name("router_scale", index), placement=builder.placement)
+        router = NormedRouter(norm, scale, cast("Linear", router))
+        scales = Exact(moe.num_experts, name=builder.name("expert_scales", index), placement=builder.placement)
+        kind = partial(GuidedMoE, scales)
     read = moe.latent or width
     return kind(
-        Linear(width, [Part(builder.name("router", index), moe.num_experts)], exact, bias=moe.router_bias),
+        router,
         [part for expert in range(moe.num_experts) for part in _parts(builder, index, moe, expert)],
         (
             experts(
@@ -60,6 +70,7 @@ def _chosen(builder: Builder, index: Index, moe: MoeSpec) -> MoE:
             moe.top_groups,
             moe.group_best,
             moe.scale * builder.spec.branch_scale,
+            moe.jitter,
         ),
         activation=moe.activation,
         clamp=moe.clamp,
@@ -100,6 +111,13 @@ def _parts(builder: Builder, index: Index, moe: MoeSpec, expert: int) -> Iterato
         yield ExpertPart(f"{up}.weight", expert, "gate_up", inner if moe.gated else 0, inner)
         yield ExpertPart(f"{down}.weight", expert, "down", 0, width)
         return
+    if moe.layout == "flat":
+        cut = partial(_take_rows, moe.num_experts, expert)
+        yield ExpertPart(builder.name("experts_gate", index), expert, "gate_up", 0, inner, cut)
+        yield ExpertPart(builder.name("experts_up", index), expert, "gate_up", inner, inner, cut)
+        columns = partial(_take_columns, moe.num_experts, expert)
+        yield ExpertPart(builder.name("experts_down", index), expert, "down", 0, width, columns)
+        return
     gate_up, down = builder.name("experts_gate_up", index), builder.name("experts_down", index)
     kind: Literal["rows", "mxfp4"] = "mxfp4" if moe.layout == "mxfp4" else "rows"
     transposed = moe.layout in ("transposed", "turns")
@@ -124,3 +142,11 @@ def _cut(expert: int, transposed: bool, half: int | None = None) -> Callable[[Te
 def _take(expert: int, transposed: bool, half: int | None, stored: Tensor) -> Tensor:
     rows = stored[expert].T if transposed else stored[expert]
     return rows if half is None else rows[half::2]
+
+
+def _take_rows(num_experts: int, expert: int, stored: Tensor) -> Tensor:
+    return stored.unflatten(0, (num_experts, -1))[expert]
+
+
+def _take_columns(num_experts: int, expert: int, stored: Tensor) -> Tensor:
+    return _take_rows(num_experts, expert, stored).T

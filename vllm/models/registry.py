@@ -372,9 +372,10 @@ def _both_ways(spec: TransformerSpec) -> TransformerSpec:
 
 def _sees_both_ways(config: Any) -> bool:
     text_config = config.get_text_config()
-    return getattr(text_config, "is_causal", True) is False or bool(
-        getattr(text_config, "use_bidirectional_attention", False)
-    )
+    both_ways = getattr(
+        text_config, "use_bidirectional_attention", False
+    )  # "vision": tokens of a picture among themselves
+    return getattr(text_config, "is_causal", True) is False or both_ways is True or both_ways == "all"
 
 
 def _parse(name: str, config: Any) -> Architecture | None:

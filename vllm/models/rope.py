@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm.errors import ModelError, did_you_mean
-from vllm.layers.rotary import DynamicNtk, Linear, Llama3, LongRope, Ntk, Rope, Stretch, Unstretched, Yarn
+from vllm.layers.rotary import DynamicNtk, Linear, Llama3, LongRope, Ntk, Proportional, Rope, Stretch, Unstretched, Yarn
 
 Parameters = Mapping[str, Any]
 
@@ -21,7 +21,8 @@ def rope_of(config: Any, head_dim: int, layer_type: str | None = None) -> Rope:
     if kind not in _STRETCHES:
         known = ", ".join(_STRETCHES)
         raise ModelError(f"rope_type={kind!r} is not supported; use one of {known}.{did_you_mean(kind, _STRETCHES)}")
-    rotated = int(head_dim * (parameters.get("partial_rotary_factor") or 1.0))
+    share = parameters.get("partial_rotary_factor") or 1.0
+    rotated = head_dim if kind == "proportional" else int(head_dim * share)
     try:
         stretch = _STRETCHES[kind](parameters, config.max_position_embeddings)
     except KeyError as missing:
@@ -69,6 +70,9 @@ def _llama3(parameters: Parameters, longest: int) -> Stretch:
 
 
 _STRETCHES: Mapping[str, Callable[[Parameters, int], Stretch]] = {
+    "proportional": lambda parameters, longest: Proportional(
+        parameters.get("partial_rotary_factor") or 1.0, parameters.get("factor") or 1.0
+    ),
     "default": lambda parameters, longest: Unstretched(),
     "linear": lambda parameters, longest: Linear(parameters["factor"]),
     "ntk": lambda parameters, longest: Ntk(parameters["factor"]),

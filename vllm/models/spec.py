@@ -11,16 +11,18 @@ from vllm.layers.position_bias import Alibi, Buckets
 from vllm.layers.rotary import Rope, Tempering
 from vllm.ops.activations import Clamp
 
-QkvLayout = Literal["split", "concat", "per_head", "per_group", "q_kv"]
+QkvLayout = Literal["split", "concat", "per_head", "per_group", "q_kv", "gate", "q_k"]
 """How a checkpoint stores q, k and v: three tensors; one, one after the other; one, head by head; one, the heads of a group,
-then its k and v; q, and one of k and v head by head."""
+then its k and v; q, and one of k and v head by head; three, and one of the gate; two,
+of which k's is v's too."""
 Scale = tuple[float, float]
 """What a matrix is multiplied with, and what its bias is"""
 MlpLayout = Literal["split", "gate_up", "up_gate"]
 """How it stores a gate and what it is a gate of: two tensors; one, gate first; one, gate last."""
-ExpertLayout = Literal["each", "stacked", "transposed", "turns", "mxfp4"]
+ExpertLayout = Literal["each", "stacked", "transposed", "turns", "mxfp4", "flat"]
 """How it stores experts: each by itself, gate and up too; all in one tensor, [X, rows, width], gate above up; the same as [X,
-width, rows]; the same with gate and up taking turns, row by row; rows that take turns, packed in MXFP4."""
+width, rows]; the same with gate and up taking turns, row by row; rows that take turns, packed in MXFP4; gate,
+up and down in three tensors, [X width, D]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,9 @@ class AttentionSpec:
     softcap: float = 0.0
     position_bias: Alibi | Buckets | None = None
     """What a score gets for the distance of query and key."""
-    head_norm: Literal["", "head", "plain", "all"] = ""
-    """q and k are normalised: each head by itself, with weights or without, or all heads of a token together."""
+    head_norm: Literal["", "head", "turned", "plain", "all"] = ""
+    """q and k are normalised: each head by itself, before it is rotated or once it is, or without weights; or all heads of a token
+    together."""
     qkv_bias: bool = False
     k_bias: bool = True
     """Where q and v have one, k has one too."""
@@ -50,6 +53,12 @@ class AttentionSpec:
     layout: QkvLayout = "split"
     gated: bool = False
     """The result is multiplied with a sigmoid of what q's matrix has behind each head."""
+    clip: float | None = None
+    """q, k and v are brought to between -clip and clip."""
+    value_norm: bool = False
+    """v's heads are normalised, without weights."""
+    shares_cache_of: int | None = None
+    """The layer whose keys and values it attends to; it has none of its own."""
     sinks: bool = False
     """Each head has a score, learned, to which nothing belongs."""
 
@@ -212,6 +221,11 @@ class MoeSpec:
     router_bias: bool = False
     clamp: Clamp | None = None
     """Bounds of gate and up"""
+    jitter: float = 0.0
+    """Above 0: experts are chosen one after another, each weighed by the softmax over those not chosen yet whose scores fall
+    behind by less than twice this, in proportion (sparsemixer)."""
+    guided: bool = False
+    """Chosen by what comes into the branch, before its norm; each expert's weight is multiplied with a number of its own."""
     weighs_input: bool = False
     """A token's weights are multiplied with what experts read, and not with what they make of it."""
 
@@ -253,16 +267,19 @@ class LayerSpec:
         "single",
         "ffn",
         "beside",
+        "sandwich_beside",
         "assisted",
         "pre_cross",
         "post_cross",
     ] = "pre"
     beside: MoeSpec | None = None
-    """In a block of that name: experts that read what the layer reads."""
+    """In a block of such a name: experts that read what the layer reads, or what its feed-forward reads."""
     cross: AttentionSpec | None = None
     """In a block of such a name: attention to what an encoder made."""
     assistant: AssistantSpec | None = None
     """In a block that is assisted"""
+    scaled: bool = False
+    """The result is multiplied with a learned number."""
 
     @property
     def attention(self) -> AttentionSpec:
@@ -297,6 +314,17 @@ class PositionsSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class PerLayerSpec:
+    """Embeddings that tokens have for each layer."""
+
+    vocab_size: int
+    width: int
+    """Of one layer's"""
+    activation: str
+    """Of what a layer weighs them by"""
+
+
+@dataclass(frozen=True, slots=True)
 class EntrySpec:
     """From token ids to the first hidden state."""
 
@@ -310,6 +338,7 @@ class EntrySpec:
     """How many kinds of tokens there are embeddings for: which of a pair of texts one is of."""
     norm: bool = False
     """The sum of the embeddings is normalised."""
+    per_layer: PerLayerSpec | None = None
     hearing: Hearing | None = None
     """It has frames of sound in the place of tokens."""
 
@@ -346,12 +375,14 @@ class TransformerSpec:
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
     layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, of an entry that hears conv1 and conv2, and per layer q, k, v or qkv, o, q_norm, k_norm, cross_q, cross_k,
-    cross_v, cross_o, norm_cross, norm1, norm1_after, norm2, norm2_after, sinks with its ending, norm_beside, gate, up or gate_up,
-    down, router, expert_gate, expert_up, expert_down or with their endings experts_gate_up, experts_down, correction with its
-    ending, shared_gate_up, shared_gate, shared_up, shared_down, shared_router, narrow, widen; of latent attention q_a, q_a_norm,
-    q_b, kv_a, kv_a_norm, kv_b; of a recurrent layer enter or delta_q, delta_k and delta_v, enter_gate, control, beta, decay,
-    decay_up, enter_gate_up, conv or conv_q, conv_k and conv_v, select, spread, dt_norm, b_norm, c_norm, mixer_norm,
-    leave, and with their endings a_log, skip, dt_bias; of an assistant join, and for each of its uses {x} q_down, q_up, k_down, k_up,
+    cross_v, cross_o, norm_cross, norm1, norm1_after, norm2, norm2_after, attention_gate, sinks with its ending, norm_beside,
+    gate, up or gate_up, down, router, expert_gate, expert_up, expert_down or with their endings experts_gate_up, experts_gate,
+    experts_up, experts_down, correction, router_scale and expert_scales with their endings, shared_gate_up, shared_gate, shared_up,
+    shared_down, shared_router, narrow, widen; of latent attention q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b; of a recurrent
+    layer enter or delta_q, delta_k and delta_v, enter_gate, control, beta, decay, decay_up, enter_gate_up, conv or conv_q, conv_k
+    and conv_v, select, spread, dt_norm, b_norm, c_norm, mixer_norm, leave, and with their endings a_log, skip, dt_bias; of
+    embeddings for each layer per_layer_embed, per_layer_project, per_layer_norm, and per layer per_layer_gate, per_layer_out,
+    norm_per_layer; layer_scale with its ending; of an assistant join, and for each of its uses {x} q_down, q_up, k_down, k_up,
     v_down, v_up, gate_up_down, gate_up_up.
     """
 

@@ -27,6 +27,8 @@ class Routing:
     group_best: int = 2
     scale: float = 1.0
     """The weights are multiplied with it."""
+    jitter: float = 0.0
+    """Above 0: see `_mix_sparsely`; the above doesn't matter then."""
 
 
 def route(logits: Tensor, routing: Routing, correction: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -35,6 +37,8 @@ def route(logits: Tensor, routing: Routing, correction: Tensor | None = None) ->
     `correction` [X] float32 is added to the scores to choose by, and is no part of the weights.
     """
     logits = logits.float()
+    if routing.jitter:
+        return _mix_sparsely(logits, routing.top_k, routing.jitter)
     scores = activation(logits, "sigmoid") if routing.sigmoid else torch.softmax(logits, dim=-1)
     ranked = scores if correction is None else scores + correction
     if correction is None and routing.groups == 1:  # scores that are almost 1 can't be told apart
@@ -46,6 +50,21 @@ def route(logits: Tensor, routing: Routing, correction: Tensor | None = None) ->
     if routing.renormalize:
         weights = weights / weights.sum(dim=-1, keepdim=True)
     return (weights if routing.scale == 1.0 else weights * routing.scale), ids
+
+
+def _mix_sparsely(logits: Tensor, top_k: int, jitter: float) -> tuple[Tensor, Tensor]:
+    """Choose experts one after another, each weighed by the softmax over those left that are almost as good: whose logits fall
+    behind the best one's by no more than 2 jitter, as a share of the larger size.  https://arxiv.org/abs/2409.12136
+    """
+    left, weights, ids = logits, [], []
+    for _ in range(top_k):
+        best, found = left.max(dim=-1, keepdim=True)
+        behind = (best - logits) / logits.abs().maximum(best)
+        close = left.masked_fill(behind > 2 * jitter, -torch.inf)
+        weights.append(torch.softmax(close, dim=-1).gather(-1, found))
+        ids.append(found)
+        left = left.scatter(-1, found, -torch.inf)
+    return torch.cat(weights, dim=-1), torch.cat(ids, dim=-1)
 
 
 def _of_best_groups(scores: Tensor, routing: Routing) -> Tensor:

@@ -1,4 +1,4 @@
-"""Deepseek 2 and 3, and glm 4 lite: latent attention, and experts behind the first layers."""
+"""Deepseek 2 and 3, and their kin: latent attention, in most with experts behind the first layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from vllm.models.families.llama import decoder_of
 from vllm.models.families.moe import CORRECTED_NAMES, drafts_of, grouped_experts
 from vllm.models.rope import rope_of
-from vllm.models.spec import LatentSpec, LayerSpec, MlpSpec, MoeSpec, TransformerSpec
+from vllm.models.spec import EntrySpec, HeadSpec, LatentSpec, LayerSpec, MlpSpec, MoeSpec, TransformerSpec
 
 _ATTENTION = "model.layers.{i}.self_attn"
 NAMES: Mapping[str, str] = {
@@ -46,9 +46,41 @@ def deepseek_v3(config: Any) -> TransformerSpec:
     return _latent_decoder(config, grouped_experts(config), interleaved=config.rope_interleave)
 
 
+def youtu(config: Any) -> TransformerSpec:
+    """Deepseek 3 without experts."""
+    layer = LayerSpec(_attention(config, interleaved=config.rope_interleave), _mlp(config))
+    return decoder_of(config, lambda index: layer, names=NAMES)
+
+
+def minicpm3(config: Any) -> TransformerSpec:
+    """Without experts, with factors for embeddings, branches and logits."""
+    layer = LayerSpec(_attention(config, interleaved=False), _mlp(config))
+    return decoder_of(
+        config,
+        lambda index: layer,
+        entry=EntrySpec(config.vocab_size, scale=config.scale_emb),
+        head=HeadSpec(scale=config.dim_model_base / config.hidden_size),
+        branch_scale=config.scale_depth / math.sqrt(config.num_hidden_layers),
+        names=NAMES,
+    )
+
+
 def _latent_decoder(config: Any, moe: MoeSpec, *, interleaved: bool) -> TransformerSpec:
+    attention, mlp = _attention(config, interleaved=interleaved), _mlp(config)
+    dense = getattr(config, "first_k_dense_replace", None)
+    kinds = getattr(config, "mlp_layer_types", None)
+
+    def layer(index: int) -> LayerSpec:
+        sparse = kinds[index] == "sparse" if kinds else index >= (dense or 0)
+        return LayerSpec(attention, moe if sparse else mlp)
+
+    ignored = ("*.rotary_emb.inv_freq", *drafts_of(config))
+    return decoder_of(config, layer, names=NAMES, ignored_names=ignored)
+
+
+def _attention(config: Any, *, interleaved: bool) -> LatentSpec:
     plain, rotated = config.qk_nope_head_dim, config.qk_rope_head_dim
-    attention = LatentSpec(
+    return LatentSpec(
         config.num_attention_heads,
         config.q_lora_rank or 0,
         config.kv_lora_rank,
@@ -59,17 +91,11 @@ def _latent_decoder(config: Any, moe: MoeSpec, *, interleaved: bool) -> Transfor
         replace(rope_of(config, rotated), interleaved=interleaved),
         config.attention_bias,
     )
+
+
+def _mlp(config: Any) -> MlpSpec:
     bias = getattr(config, "mlp_bias", False)
-    mlp = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=bias, down_bias=bias)
-    dense = getattr(config, "first_k_dense_replace", None)
-    kinds = getattr(config, "mlp_layer_types", None)
-
-    def layer(index: int) -> LayerSpec:
-        sparse = kinds[index] == "sparse" if kinds else index >= (dense or 0)
-        return LayerSpec(attention, moe if sparse else mlp)
-
-    ignored = ("*.rotary_emb.inv_freq", *drafts_of(config))
-    return decoder_of(config, layer, names=NAMES, ignored_names=ignored)
+    return MlpSpec(config.intermediate_size, config.hidden_act, up_bias=bias, down_bias=bias)
 
 
 def _stretch(rope: Mapping[str, Any]) -> float:

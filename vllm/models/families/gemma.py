@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
@@ -30,6 +31,12 @@ def gemma2(config: Any) -> TransformerSpec:
     softcap = config.attn_logit_softcapping or 0.0
     layers = _sandwiches(config, softcap=softcap)
     return _decoder(config, layers, names=SANDWICH_NAMES)
+
+
+def vaultgemma(config: Any) -> TransformerSpec:
+    """Gemma2 without norms behind its branches."""
+    layers = _sandwiches(config, softcap=config.attn_logit_softcapping or 0.0)
+    return _decoder(config, tuple(replace(layer, block="pre") for layer in layers), names=SANDWICH_NAMES)
 
 
 def gemma3(config: Any) -> TransformerSpec:

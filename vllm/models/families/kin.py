@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
-from vllm.layers.rotary import Rope
+from vllm.layers.rotary import Rope, Tempering
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of, typed_layer
 from vllm.models.spec import EntrySpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
 
@@ -45,6 +45,16 @@ def windowed(config: Any) -> TransformerSpec:
     """Llama with windows on some layers: ministral, cwm."""
     mlp = mlp_of(config)
     return decoder_of(config, lambda index: LayerSpec(attention_of(config, **typed_layer(config, index)), mlp))
+
+
+def ministral3(config: Any) -> TransformerSpec:
+    """Mistral whose queries grow behind the positions that it was first trained with."""
+    parameters = config.rope_parameters
+    tempering = None
+    if beta := parameters.get("llama_4_scaling_beta"):
+        tempering = Tempering(parameters["original_max_position_embeddings"], beta)
+    layer = LayerSpec(attention_of(config, window=config.sliding_window, tempering=tempering), mlp_of(config))
+    return decoder_of(config, lambda index: layer)
 
 
 def ernie4_5(config: Any) -> TransformerSpec:
@@ -100,9 +110,8 @@ def glm4(config: Any) -> TransformerSpec:
 
 def olmo(config: Any) -> TransformerSpec:
     """Llama with norms that have no weights."""
-    _refuse_clipping(config.clip_qkv)
     bias = config.attention_bias
-    layer = LayerSpec(attention_of(config, qkv_bias=bias, out_bias=bias), mlp_of(config))
+    layer = LayerSpec(attention_of(config, qkv_bias=bias, out_bias=bias, clip=config.clip_qkv), mlp_of(config))
     return decoder_of(config, lambda index: layer, norm=NormSpec("layer", 1e-5, affine=False))
 
 
@@ -190,8 +199,3 @@ def _neighbours(attention: Any) -> Any:
     """Rotate pairs of neighbours."""
     rope = attention.rope
     return replace(attention, rope=Rope(rope.theta, rope.width, rope.stretch, interleaved=True))
-
-
-def _refuse_clipping(limit: float | None) -> None:
-    if limit:
-        raise ModelError(f"clip_qkv={limit}: clipped q, k and v are not supported; use model_impl='transformers'")

@@ -104,8 +104,20 @@ MINIMAX_NAMES: Mapping[str, str] = {
 }
 
 
+SARVAM_NAMES: Mapping[str, str] = {
+    **CORRECTED_NAMES,
+    "embed": "model.word_embeddings",
+    "qkv": "model.layers.{i}.attention.query_key_value",
+    "o": "model.layers.{i}.attention.dense",
+    "q_norm": "model.layers.{i}.attention.query_layernorm",
+    "k_norm": "model.layers.{i}.attention.key_layernorm",
+    "correction": "model.layers.{i}.mlp.gate.expert_bias",
+}
+
+
 def glm4_moe(config: Any) -> TransformerSpec:
-    """Llama, with experts in groups behind the first layers; dots1 too."""
+    """Llama, with experts in groups behind the first layers; dots1 and sarvam too."""
+    is_sarvam = config.model_type == "sarvam_moe"
     bias = config.attention_bias
     norm = "head" if getattr(config, "use_qk_norm", True) else ""
     moe, mlp = grouped_experts(config), mlp_of(config)
@@ -113,10 +125,12 @@ def glm4_moe(config: Any) -> TransformerSpec:
     def layer(index: int) -> LayerSpec:
         typed = typed_layer(config, index) if hasattr(config, "layer_types") else {}
         out_bias = bias and config.model_type == "dots1"
-        attention = attention_of(config, head_norm=norm, qkv_bias=bias, out_bias=out_bias, **typed)
+        layout = {"layout": "concat"} if is_sarvam else {}
+        attention = attention_of(config, head_norm=norm, qkv_bias=bias, out_bias=out_bias, **typed, **layout)
         return LayerSpec(attention, moe if index >= config.first_k_dense_replace else mlp)
 
-    return decoder_of(config, layer, names=CORRECTED_NAMES, ignored_names=("*.rotary_emb.inv_freq", *drafts_of(config)))
+    ignored = ("*.rotary_emb.inv_freq", *drafts_of(config))
+    return decoder_of(config, layer, names=SARVAM_NAMES if is_sarvam else CORRECTED_NAMES, ignored_names=ignored)
 
 
 def ernie4_5_moe(config: Any) -> TransformerSpec:

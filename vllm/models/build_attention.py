@@ -1,0 +1,178 @@
+"""From the spec of attention to a module; a part of `build`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from vllm.errors import ConfigError, ModelError
+from vllm.layers.attention import (
+    Attention,
+    ChunkedAttention,
+    GatedAttention,
+    NormedValueAttention,
+    SharingAttention,
+)
+from vllm.layers.linear import Clipped, Part, split
+from vllm.layers.norm import HeadsNorm, PlainRmsNorm
+from vllm.layers.position_bias import Alibi, RelativeBias, alibi_slopes
+from vllm.layers.recurrent import Exact
+from vllm.layers.rotary import NormedRotary, TemperedRotary
+from vllm.models.spec import AttentionSpec
+from vllm.ops.attention import AttentionOptions
+
+if TYPE_CHECKING:
+    from vllm.models.build import Builder, Index
+
+
+def build_attention(
+    builder: Builder, index: Index, attention: AttentionSpec, qkv: nn.Module | None = None
+) -> Attention:
+    """Make a layer's attention; `qkv` is what makes q, k and v, if it isn't a matrix of this layer alone."""
+    if attention.heads % attention.kv_heads:
+        raise ModelError(
+            f"{attention.heads} attention heads cannot share {attention.kv_heads} key-value heads evenly; "
+            "check num_attention_heads and num_key_value_heads in the model's config"
+        )
+    if qkv is None:
+        qkv = builder.linear(builder.spec.width, qkv_parts(builder, index, attention), attention.qkv_bias, shard="rows")
+    if attention.clip is not None:
+        qkv = Clipped(qkv, attention.clip)
+    out = [builder.branch_end("o", index)]
+    options, learned = _options(builder, index, attention)
+    group = builder.placement.group
+    heads = (
+        group.share(attention.heads, "attention heads"),
+        group.share(attention.kv_heads, "key-value heads"),
+        attention.head_dim,
+    )
+    norms, rotary = _head_norms(builder, index, attention), _tempered(builder, attention)
+    if attention.head_norm == "turned":
+        norms, rotary = (nn.Identity(), nn.Identity()), NormedRotary(rotary, *norms)
+    return _kind(builder, attention)(
+        builder.next_cache(),
+        heads,
+        (qkv, builder.linear(attention.heads * attention.head_dim, out, attention.out_bias, shard="width")),
+        normalize=norms,
+        rotary=rotary,
+        options=options,
+        learned=learned,
+    )
+
+
+def _kind(builder: Builder, attention: AttentionSpec) -> Callable[..., Attention]:
+    if attention.chunk is not None:
+        return partial(ChunkedAttention, attention.chunk)
+    if attention.value_norm:
+        v_norm = PlainRmsNorm(attention.head_dim, builder.placement, builder.spec.norm.eps)
+        return partial(NormedValueAttention, v_norm)
+    return GatedAttention if attention.gated else Attention
+
+
+def build_sharing(builder: Builder, index: Index, attention: AttentionSpec, source: Attention) -> SharingAttention:
+    """Make an attention to what another one keeps."""
+    rows = attention.heads * attention.head_dim
+    q = [Part(builder.name("q", index), rows)]
+    return SharingAttention(
+        source,
+        (
+            builder.linear(builder.spec.width, q, attention.qkv_bias, shard="rows"),
+            builder.linear(rows, [builder.branch_end("o", index)], attention.out_bias, shard="width"),
+        ),
+        normalize=_head_norm(builder, "q_norm", index, attention),
+        rotary=builder.rotary(attention.rope),
+    )
+
+
+def _options(builder: Builder, index: Index, attention: AttentionSpec) -> tuple[AttentionOptions, list[nn.Module]]:
+    """Return what an attention does beside its products, and the modules that hold what is learned of it."""
+    options = AttentionOptions(attention.scale, attention.window, attention.softcap, causal=attention.causal)
+    buckets, group = attention.position_bias, builder.placement.group
+    if attention.sinks:
+        heads = group.share(attention.heads, "attention heads")
+        name, cut = builder.name("sinks", index), partial(group.cut, dim=0)
+        sinks = Exact(heads, name=name, placement=builder.placement, cut=cut)
+        return replace(options, sinks=sinks.value), [sinks]
+    if isinstance(buckets, Alibi):
+        slopes = group.cut(alibi_slopes(attention.heads), 0).to(builder.placement.device)
+        return replace(options, alibi_slopes=slopes), []
+    if buckets is None:
+        return options, []
+    if builder.placement.group.size > 1:
+        raise ConfigError("a learned position bias can't be shared among processes; use tensor_parallel_size=1")
+    name = builder.name("relative_bias", index)
+    if (buckets, name) not in builder.biases:
+        builder.biases[buckets, name] = RelativeBias(attention.heads, buckets, name, builder.placement)
+    bias = builder.biases[buckets, name]
+    return replace(options, bias=bias.table), [bias]
+
+
+def qkv_parts(builder: Builder, index: Index, attention: AttentionSpec) -> list[Part]:
+    q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    if attention.layout == "q_k":
+        return [Part(builder.name(role, index), rows) for role, rows in (("q", q), ("k", kv), ("k", kv))]
+    if attention.layout == "gate":
+        parts = [Part(builder.name(role, index), rows) for role, rows in (("q", q), ("k", kv), ("v", kv))]
+        return [*parts, Part(builder.name("attention_gate", index), q, bias="")]
+    if attention.gated:
+        q_cut, gate_cut = (partial(_cut_group, which, 1, 2, attention.head_dim) for which in range(2))
+        key_value = [Part(builder.name(role, index), kv) for role in ("k", "v")]
+        return [Part(builder.name("q", index), q, q_cut), *key_value, Part(builder.name("q", index), q, gate_cut)]
+    if attention.layout == "split":
+        parts = [builder.part(role, index, rows) for role, rows in (("q", q), ("k", kv), ("v", kv))]
+        return parts if attention.k_bias else [parts[0], replace(parts[1], bias=""), parts[2]]
+    if attention.layout == "q_kv":
+        pair = [partial(_cut_group, which, 1, 2, attention.head_dim) for which in range(2)]
+        key_value = [Part(builder.name("kv", index), kv, cut) for cut in pair]
+        return [Part(builder.name("q", index), q), *key_value]
+    name = builder.name("qkv", index)
+    if attention.layout == "per_group":
+        group, sizes = attention.heads // attention.kv_heads, (q, kv, kv)
+        return [
+            Part(name, size, partial(_cut_group, first, count, group + 2, attention.head_dim))
+            for first, count, size in zip((0, group, group + 1), (group, 1, 1), sizes, strict=True)
+        ]
+    if attention.layout == "concat":
+        return [Part(name, q + 2 * kv)] if builder.placement.group.size == 1 else split(name, (q, kv, kv))
+    return [Part(name, q, partial(_cut_third, which, attention.head_dim)) for which in range(3)]
+
+
+def _head_norms(builder: Builder, index: Index, attention: AttentionSpec) -> tuple[nn.Module, nn.Module]:
+    return _head_norm(builder, "q_norm", index, attention), _head_norm(builder, "k_norm", index, attention)
+
+
+def _head_norm(builder: Builder, role: str, index: Index, attention: AttentionSpec) -> nn.Module:
+    if attention.head_norm in ("head", "turned"):
+        return builder.norm(attention.head_dim, builder.name(role, index))
+    if attention.head_norm == "":
+        return nn.Identity()
+    if attention.head_norm == "plain":
+        return PlainRmsNorm(attention.head_dim, builder.placement, builder.spec.norm.eps)
+    if builder.placement.group.size > 1:
+        raise ConfigError("a norm over all heads can't be shared among processes; use tensor_parallel_size=1")
+    count = attention.heads if role == "q_norm" else attention.kv_heads
+    return HeadsNorm(builder.norm(count * attention.head_dim, builder.name(role, index)))
+
+
+def _tempered(builder: Builder, attention: AttentionSpec) -> nn.Module:
+    rotary = builder.rotary(attention.rope)
+    if attention.tempering is None:
+        return rotary
+    return TemperedRotary(rotary, attention.tempering, builder.max_model_len, builder.placement.device)
+
+
+def _cut_third(which: int, head_dim: int, stored: Tensor) -> Tensor:
+    """Take q, k or v out of a tensor that holds q, k and v of the first head, then of the second …
+
+    [H 3 E, D] -> [H E, D], or without D
+    """
+    return stored.unflatten(0, (-1, 3, head_dim))[:, which].flatten(0, 1)
+
+
+def _cut_group(first: int, count: int, group: int, head_dim: int, stored: Tensor) -> Tensor:
+    """Take heads [first, first + count) of each group of `group` heads.  [N, D] or [N]"""
+    return stored.unflatten(0, (-1, group, head_dim))[:, first : first + count].flatten(0, 2)
