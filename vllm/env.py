@@ -110,6 +110,11 @@ def client_api_key() -> str | None:
     return os.environ.get("VLLM_API_KEY") or os.environ.get("OPENAI_API_KEY") or None
 
 
+def forbid_multicast() -> None:
+    """Keep torch from asking NVLink's switches for multicast, which nothing here uses, and which not every host survives."""
+    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+
+
 def settings() -> dict[str, str]:
     """Return the variables that are set and that this package or its libraries go by; secrets are hidden."""
     return {
