@@ -26,10 +26,10 @@ class Array(Struct, array_like=True):
     data: bytes
 
 
-Prompts = Literal["pieces", "whole", "bare", "apart"]
+Prompts = Literal["pieces", "whole", "bare", "apart", "framed"]
 """How a processor fills prompts in.  pieces: what it makes of one placeholder takes that one's place; whole: it must see all of a
 text, since what a medium becomes depends on the others; bare: and the text has no placeholders, since it puts media around it;
-apart: a prompt is a text or a medium."""
+apart: a prompt is a text or a medium; framed: and it writes something around either."""
 
 
 class Media(Struct, array_like=True):

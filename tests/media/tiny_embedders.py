@@ -8,7 +8,7 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from tests.conftest import _sentencepiece
-from tests.media.tiny import TEXT, VISION, Maker, pil
+from tests.media.tiny import TEXT, VISION, Maker, paligemma, pil, qwen2_vl
 
 _NOT_OF_TEXTS = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 
@@ -72,5 +72,24 @@ def siglip2(maker: Maker) -> tuple[Any, Any]:
     return config, transformers.Siglip2Processor(images, maker.tokenizer)
 
 
+def colqwen2(maker: Maker) -> tuple[Any, Any]:
+    maker.tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]})
+    maker.use(maker.tokenizer)
+    vlm, processor = qwen2_vl(maker)
+    config = transformers.ColQwen2Config(
+        vlm_config=vlm.to_dict(), embedding_dim=24, architectures=["ColQwen2ForRetrieval"]
+    )
+    return config, transformers.ColQwen2Processor(processor.image_processor, maker.tokenizer)
+
+
+def colpali(maker: Maker) -> tuple[Any, Any]:
+    vlm, processor = paligemma(maker)
+    config = transformers.ColPaliConfig(
+        vlm_config=vlm.to_dict(), embedding_dim=24, architectures=["ColPaliForRetrieval"]
+    )
+    return config, transformers.ColPaliProcessor(processor.image_processor, maker.tokenizer)
+
+
 PAIRS = (clip, metaclip_2, chinese_clip, siglip, siglip2)
-EMBEDDERS = PAIRS
+RETRIEVERS = (colqwen2, colpali)
+EMBEDDERS = PAIRS + RETRIEVERS

@@ -5,6 +5,7 @@ Nothing large is read and nothing is run: what can be wrong is refused here, by 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,12 @@ DEFAULT_MODEL_PATH = Path(__file__).parent.parent / "assets" / "default_model"
 _MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.9}  # main memory is shared with everything else on the machine
 _STEP_TOKENS = {"cpu": 512, "cuda": 8192}  # a longer step computes no faster, and makes others wait
 _DTYPE_NAMES = {"half": "float16", "float": "float32"}
-_ALONE = (  # for models that embed a text or a picture, and know of no conversations
-    "{% set text %}{% for message in messages %}{{ message.content }}{% endfor %}{% endset %}"
-    "{% if text %}{{ bos_token }}{{ text }}{{ eos_token }}{% endif %}"
-)
+_TEXTS = "{% for message in messages %}{{ message.content }}{% endfor %}"
+# For models that embed a text or a picture, and know of no conversations.
+_ALONE: Mapping[str, str] = {
+    "apart": "{% set text %}" + _TEXTS + "{% endset %}{% if text %}{{ bos_token }}{{ text }}{{ eos_token }}{% endif %}",
+    "framed": _TEXTS,
+}
 # Sampling defaults that a generation config may set.
 _SAMPLING_FIELDS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "max_new_tokens")
 
@@ -143,8 +146,8 @@ def make_chat_renderer(model: ModelConfig, preparer: Preparer) -> ChatRenderer:
     folder = model.tokenizer_path or model.path
     special = {} if tokenizer is None else tokenizer.special_tokens
     templates = find_templates(folder)
-    if not templates and model.media is not None and model.media.prompts == "apart":
-        templates = {"default": _ALONE}
+    if model.media is not None and model.media.prompts in _ALONE:
+        templates = {"default": _ALONE[model.media.prompts]}
     return ChatRenderer(model.model or "the default model", templates, special, model.chat_template, preparer.media)
 
 

@@ -187,7 +187,8 @@ class PoolingCalls:
         refuse(lora_request=lora_request, prompt_adapter_request=prompt_adapter_request)
         pooling = self._pooling("score", "classify", made_for="score")
         scorer = Scorer(self.llm_engine.preparer, pooling, self._renderer)
-        both = [texts_of(data_1, "data_1"), texts_of(data_2, "data_2")]
+        media = self._renderer.media
+        both = [texts_of(data_1, "data_1", media), texts_of(data_2, "data_2", media)]
         given = PoolingParams() if pooling_params is None else pooling_params
         if not isinstance(given, PoolingParams):
             raise TypeError(f"pooling_params must be PoolingParams, got {given!r}")

@@ -175,6 +175,9 @@ class Preparer:
             elif prompt.media:
                 ids_of, media[i] = self._with_media(prompt, i)
                 tokens[i] = Tokens(ids_of, [0] * len(ids_of))
+            elif self.media.config.prompts == "framed" and prompt.token_ids is None:
+                ids_of = self.media.framed(prompt.text or "", f"prompt {i}")
+                tokens[i] = Tokens(ids_of, [0] * len(ids_of))
         has_types = pooling.texts.num_token_types > 1
         arrival = time.monotonic()
         requests = []

@@ -17,6 +17,9 @@ import numpy as np
 from vllm.errors import RequestError
 from vllm.inputs.chat import ChatOptions, ChatRenderer
 from vllm.inputs.chat_template import load_chat_template
+from vllm.inputs.media.item import MODALITIES, MediaItem
+from vllm.inputs.media.messages import TYPES, find_media
+from vllm.inputs.media.processor import MediaProcessor
 from vllm.inputs.pooling import Pooled, with_text_before
 from vllm.inputs.prepare import Preparer
 from vllm.inputs.prompts import Prompt, parse_prompts
@@ -129,6 +132,8 @@ class Scorer:
     ) -> list[Prompt]:
         """Return a prompt for each pair, in the tokenizer's form of pairs or a template's."""
         for pair in pairs:
+            if pair[0].media or pair[1].media:
+                raise RequestError("this model reads two texts in one prompt; it scores no media", "prompt")
             if None in (pair[0].text, pair[1].text):
                 raise RequestError("this model reads two texts in one prompt; give texts, not token ids", "prompt")
         template = template if template is not None else self._own_template()
@@ -165,28 +170,54 @@ def _salted(query: Prompt, document: Prompt) -> Prompt:
     return replace(query, cache_salt=salt)
 
 
-def texts_of(data: Any, name: str) -> list[Prompt]:
-    """Return texts to be scored, whether one or many are given: texts, prompts, or dicts with a text or text parts.
+def texts_of(data: Any, name: str, media: MediaProcessor | None = None) -> list[Prompt]:
+    """Return what is to be scored, whether one or many are given: texts, prompts, or dicts with a text or with parts.
 
-    Raises RequestError, or TypeError for what is none of these.
+    `media` is the model's, if it takes any; what parts name by an address is fetched.  Raises RequestError, or TypeError for what
+    is none of these.
     """
     is_many = isinstance(data, Sequence) and not isinstance(data, (str, bytes))
     if is_many and not data:
         raise RequestError(f"{name} is an empty list; give at least one text", name)
     if is_many and isinstance(data[0], int):
         return parse_prompts(data)
-    return [_text_of(item, name) for item in data] if is_many else [_text_of(data, name)]
+    return [_text_of(item, name, media) for item in (data if is_many else [data])]
 
 
-def _text_of(item: Any, name: str) -> Prompt:
+def has_media(data: Any) -> bool:
+    """Whether there are media among what is to be scored."""
+    items = data if isinstance(data, list) else [data]
+    contents = [item.get("content") for item in items if isinstance(item, Mapping)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return any(isinstance(part, Mapping) and part.get("type") in TYPES for part in parts)
+
+
+def _text_of(item: Any, name: str, media: MediaProcessor | None) -> Prompt:
     if isinstance(item, Mapping) and isinstance(item.get("text"), str):
         return Prompt(item["text"])
     if isinstance(item, Mapping) and "content" in item:
         parts = item["content"] if isinstance(item["content"], list) else [item["content"]]
-        found = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
-        texts = [text for text in found if isinstance(text, str)]
-        if not texts or len(texts) < len(parts):
-            raise RequestError(f"{name}: the model takes text only; give parts with a text", name)
-        return Prompt("\n".join(texts))
+        return _of_parts(parts, name, media)
     (prompt,) = parse_prompts([item])
     return prompt
+
+
+def _of_parts(parts: list[Any], name: str, media: MediaProcessor | None) -> Prompt:
+    """Return the prompt of parts, each a text or a medium."""
+    items: list[MediaItem] = []
+    if media is not None:
+        (message,), sources = find_media([{"content": parts}])
+        media.check([source.modality for source in sources], name)
+        parts, items = message["content"], media.fetcher.now(sources, {}) if sources else []
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if media is not None and isinstance(part, Mapping) and part.get("type") in MODALITIES:
+            text = media.placeholder(part["type"])
+        if not isinstance(text, str):
+            takes = "text only; give parts with a text" if media is None else "texts and media; give parts with either"
+            raise RequestError(f"{name}: the model takes {takes}", name)
+        texts += [text] if text else []
+    if not texts and not items:
+        raise RequestError(f"{name}: has no parts; give a text", name)
+    return Prompt("\n".join(texts), media=tuple(items))

@@ -192,6 +192,7 @@ HEADS: Mapping[str, str] = {
     "ForConditionalGeneration": "generate",
     "ForSequenceClassification": "classify",
     "ForTokenClassification": "token_classify",
+    "ForRetrieval": "token_embed",
     "ForProcessRewardModel": "process_reward",
     "ForRewardModel": "reward",
     "ForMaskedLM": "embed",

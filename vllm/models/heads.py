@@ -76,7 +76,8 @@ def make_pooler(
     if pooling.num_labels or pooling.returned_token_ids:
         chain = _classes(architecture, config, body, pooling)
     elif architecture.head == "token_embed" and not modules:
-        chain = [Projection("linear", pooling.width, bias=False)]
+        is_retriever = architecture.name.endswith("ForRetrieval")
+        chain = [Projection("embedding_proj_layer" if is_retriever else "linear", pooling.width, bias=is_retriever)]
     else:
         chain = modules
     width = body.width * (1 + len(pooling.concatenated))

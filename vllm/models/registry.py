@@ -118,7 +118,7 @@ def find(config: Any, impl: str = "auto") -> Architecture:
     for name in names:
         if found := _parse(name, config):
             media = media_of(name)
-            if found.is_encoder or (media is not None and media.sees == "prompt"):
+            if found.is_encoder or (media is not None and media.sees in ("prompt", "all")):
                 return found
             return replace(found, both_ways=found.both_ways or _sees_both_ways(config))
     for name in names if impl == "auto" else ():
@@ -383,7 +383,9 @@ def _parse(name: str, config: Any) -> Architecture | None:
         head = next((head for end, head in HEADS.items() if name.endswith(end)), "generate")
         return Architecture(name, _base(name), _registered[name], head)
     if name in KINDS:
-        return Architecture(name, _base(name), "vllm.models.media.build:text_spec", "generate")
+        head = next(head for end, head in HEADS.items() if name.endswith(end))
+        body = "vllm.models.media.build:text_spec"
+        return Architecture(name, _base(name), body, head, both_ways=KINDS[name].sees == "all")
     if name in ARCHITECTURES:
         return Architecture(name, _base(name), _family(ARCHITECTURES[name]), "generate")
     if name in SEQ2SEQ:

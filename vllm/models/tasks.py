@@ -249,7 +249,7 @@ def _default_type(architecture: Architecture, config: Any) -> PoolingType:
 
 def _colbert_width(config: Any, folder: Path) -> int:
     """Return the width of a ColBERT's token embeddings; its authors keep it in a file beside config.json."""
-    for name in ("colbert_dim", "projection_dim"):
+    for name in ("colbert_dim", "projection_dim", "embedding_dim"):
         if isinstance(width := getattr(config, name, None), int):
             return width
     try:

@@ -96,7 +96,7 @@ class MediaProcessor:
         if self.tokenizer is None:
             raise RequestError(f"{where} has media, but the engine runs without a tokenizer", "multi_modal_data")
         options = {**self.config.options, **options}
-        if self.config.prompts == "apart":
+        if self.config.prompts in ("apart", "framed"):
             return self._alone(text, items, options, where)
         if token_ids is not None and (self.config.together or self.config.prompts != "pieces"):
             raise RequestError(
@@ -134,6 +134,10 @@ class MediaProcessor:
                 f"{where}: the model gives embeddings and takes none; give a picture", "multi_modal_data"
             )
         prepared = self._prepare(item, options, where)
+        if self.config.prompts == "framed":
+            assert self.tokenizer is not None
+            tokens = self.tokenizer.encode(prepared.stand_in, False)
+            return tokens, placed(tokens, items, [prepared], self.config, self.tokenizer, where)
         return [self.config.token_ids[item.modality]], [Media(item.modality, prepared.key, [(0, 1)], prepared.features)]
 
     def _together(
@@ -177,6 +181,13 @@ class MediaProcessor:
         with self._lock:
             processor, _ = self._loaded()
             return self._call(processor, items[0].modality, where, text=text, **data, **given)
+
+    def framed(self, text: str, where: str) -> list[int]:
+        """Return the tokens of a text, and of what the processor writes around it.  Raises RequestError."""
+        with self._lock:
+            processor, _ = self._loaded()
+            found = self._call(processor, "image", where, text=[text])
+        return [int(token) for token in np.asarray(found["input_ids"]).reshape(-1)]
 
     def heard(self, item: MediaItem, where: str) -> Media:
         """Return a sound as the encoder of a model of speech takes it.  Raises RequestError."""
@@ -246,7 +257,7 @@ class MediaProcessor:
         if isinstance(item.data, Sound):
             given["sampling_rate"] = self._rate()
         given[_ARGUMENTS[item.modality]] = [self._raw(item)]
-        if self.config.prompts != "apart":
+        if self.config.prompts not in ("apart", "framed"):
             given["text"] = self.placeholder(item.modality, where)
         found = self._call(processor, item.modality, where, **given)
         features = {
@@ -273,7 +284,7 @@ class MediaProcessor:
 
     def placeholder(self, modality: Modality, where: str = "the prompt") -> str:
         """Return what marks the place of a medium in a prompt; "" where the processor finds it by itself."""
-        if self.config.prompts in ("bare", "apart"):
+        if self.config.prompts in ("bare", "apart", "framed"):
             return ""
         if self._own is not None:
             return self._own.placeholders[modality]

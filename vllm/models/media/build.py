@@ -23,7 +23,7 @@ def text_spec(config: Any) -> TransformerSpec:
     """Return the decoder of a model that takes media.  Raises ModelError if its text part is of no family."""
     media = next(KINDS[name] for name in config.architectures if name in KINDS)
     text = config.get_text_config()
-    if media.sees == "prompt":  # what is said about it there is how prompts are read, not the layers' nature
+    if media.sees in ("prompt", "all"):  # what is said about it there is how prompts are read, not the layers' nature
         text.use_bidirectional_attention = None
     spec = (getattr(texts, media.text) if media.text else _family_of(text))(text)
     if media.positions == "spatial":
@@ -66,7 +66,7 @@ def load_seeing(architecture: str, media: MediaSpec, config: Any, placement: Pla
     if text.model_type.startswith("granite"):
         tower.scale = text.embedding_multiplier
     deep = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
-    return Seeing(tower, len(deep), media.sees != "past")
+    return Seeing(tower, len(deep), media.sees in ("medium", "prompt"))
 
 
 def text_tensors(tensors: Iterable[tuple[str, Tensor]], width: int) -> Iterator[tuple[str, Tensor]]:
@@ -99,6 +99,9 @@ def _apart(name: str, tensor: Tensor, width: int) -> Iterator[tuple[str, Tensor]
 
 
 _TEXT_PREFIXES = (
+    "vlm.model.language_model.",
+    "vlm.language_model.model.",
+    "vlm.language_model.",
     "model.language_model.model.",
     "model.language_model.",
     "language_model.model.",

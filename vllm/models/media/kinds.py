@@ -17,6 +17,8 @@ KINDS: Mapping[str, MediaSpec] = {
     "AriaForConditionalGeneration": MediaSpec(text="aria"),
     "AyaVisionForConditionalGeneration": MediaSpec(text="cohere2"),
     "Blip2ForConditionalGeneration": MediaSpec(prompts="bare"),
+    "ColPaliForRetrieval": MediaSpec({"image": "vlm_config.image_token_id"}, prompts="framed", sees="all"),
+    "ColQwen2ForRetrieval": MediaSpec({"image": "vlm_config.image_token_id"}, prompts="framed", positions="spatial"),
     "DeepseekVLForConditionalGeneration": MediaSpec(),
     "DeepseekVLHybridForConditionalGeneration": MediaSpec(),
     "FuyuForCausalLM": MediaSpec(prompts="bare", options={"return_legacy_image_output": False}),

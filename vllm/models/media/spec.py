@@ -32,9 +32,9 @@ class MediaSpec:
     """Which of transformers' attentions the tower has; none: the one it prefers"""
     decoder: str = ""
     """Where the module reads embeddings, if it has no decoder apart: the name of its last norm"""
-    sees: Literal["past", "medium", "prompt"] = "past"
+    sees: Literal["past", "medium", "prompt", "all"] = "past"
     """Tokens also see those behind them.  medium: those of one medium, as far as that goes; prompt: all of a prompt that has
-    media"""
+    media; all: of any prompt, and so it can't generate"""
     processor: str = ""
     """Where what prepares media is, as "package.module:name": a function from a model's folder to an `OwnProcessor`; none:
     transformers' processor of the model"""

@@ -78,7 +78,7 @@ class Tower:
         -> [3, n] int64
         """
         types = torch.zeros(1, len(token_ids), dtype=torch.int32)
-        find = self.module.model.get_rope_index
+        find = self._body.get_rope_index
         takes = inspect.signature(find).parameters
         facts: dict[str, list[Tensor]] = {}
         for one in media:
@@ -99,10 +99,15 @@ class Tower:
         name = f"get_{modality}_features"
         method: Callable[..., Any] | None = getattr(self.module, name, None)
         if method is None or "args" in inspect.signature(method).parameters:  # it hands on whatever it is given
-            method = getattr(getattr(self.module, "model", None), name, method)
+            method = getattr(self._body, name, method)
         if method is None:
             raise ModelError(f"{type(self.module).__name__} of transformers has no tower for {modality} media")
         return method
+
+    @property
+    def _body(self) -> Any:
+        """The model below the head."""
+        return getattr(self.module, "model", None) or getattr(self.module, "vlm", None)
 
     def _tensors(self, features: Mapping[str, Array]) -> dict[str, Tensor]:
         tensors = {}

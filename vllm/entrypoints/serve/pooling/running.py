@@ -15,7 +15,7 @@ from vllm.entrypoints.serve.errors import HttpError
 from vllm.entrypoints.serve.generation import priority_of, together
 from vllm.entrypoints.serve.pooling.protocol import PooledRequest, PooledUsage, PromptsRequest
 from vllm.entrypoints.serve.protocol import PromptTokensDetails
-from vllm.entrypoints.serve.rendering import render
+from vllm.entrypoints.serve.rendering import render, size_of
 from vllm.errors import RequestError
 from vllm.inputs.pooling import Pieces, Pooled, named_text, with_text_before
 from vllm.inputs.prompts import Prompt, parse_prompts
@@ -101,7 +101,7 @@ async def pool(
     """Pool prompts; return what came out, in order.  `field` is where they came in.  Raises RequestError, HttpError."""
     with named(field):
         requests = await call.server.work(
-            len(call.raw),
+            size_of(call, prompts),
             call.engine.preparer.prepare_pooling,
             prompts,
             params,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.entrypoints.serve.context import Call
+from vllm.entrypoints.serve.context import LARGE, Call
 from vllm.entrypoints.serve.generation import priority_of
 from vllm.entrypoints.serve.http import json_reply
 from vllm.entrypoints.serve.pooling.protocol import (
@@ -36,10 +36,11 @@ from vllm.entrypoints.serve.pooling.running import (
     run,
     usage_of,
 )
+from vllm.entrypoints.serve.rendering import size_of
 from vllm.entrypoints.serve.route import Answer, Route
 from vllm.errors import RequestError
 from vllm.inputs.prompts import Prompt
-from vllm.inputs.score import Scorer, texts_of
+from vllm.inputs.score import Scorer, has_media, texts_of
 
 _SIDES = (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2"))
 _DOCUMENTS_OF_A_UNIT = 100  # what a search unit is at those who bill by it
@@ -53,7 +54,7 @@ async def score(call: Call) -> Answer:
     if len(chosen) != 1 or any(getattr(body, side) is None for side in chosen[0]):
         names = ", ".join(" and ".join(pair) for pair in _SIDES)
         raise RequestError(f"give both sides under one pair of names: {names}", "text_1")
-    first, second = (_texts(call, getattr(body, side), side) for side in chosen[0])
+    first, second = [await _texts(call, getattr(body, side), side) for side in chosen[0]]
     scores, usage = await _scores(call, first, second, chosen[0][1])
     data = [Score(index, "score", value) for index, value in enumerate(scores)]
     return json_reply(Scores(name, "list", now(), call.model_name, data, usage))
@@ -63,8 +64,8 @@ async def rerank(call: Call) -> Answer:
     """Order documents by how well they answer a query."""
     body: RerankRequest = call.body
     name = f"rerank-{call.id(body.request_id)}"
-    documents = _texts(call, body.documents, "documents")
-    scores, usage = await _scores(call, _texts(call, body.query, "query"), documents, "documents")
+    documents = await _texts(call, body.documents, "documents")
+    scores, usage = await _scores(call, await _texts(call, body.query, "query"), documents, "documents")
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     results = [Ranked(index, scores[index]) for index in order[: body.top_n or None]]
     if body.return_documents is not False:
@@ -75,12 +76,14 @@ async def rerank(call: Call) -> Answer:
     return json_reply(Ranking(name, call.model_name, usage, meta, results))
 
 
-def _texts(call: Call, given: Any, field: str) -> list[Prompt]:
-    """Return the texts of a field."""
+async def _texts(call: Call, given: Any, field: str) -> list[Prompt]:
+    """Return what a field has to be scored; media are fetched in a thread."""
     body: PooledRequest = call.body
+    if isinstance(given, list):
+        check_count(call, len(given), field)
     with named(field):
-        found = texts_of(given, field)
-    check_count(call, len(found), field)
+        size = LARGE if has_media(given) else 0
+        found = await call.server.work(size, texts_of, given, field, call.model.renderer.media)
     for prompt in found:
         if prompt.text is None:
             raise RequestError(f"{field}: give texts, not token ids", field)
@@ -95,7 +98,7 @@ async def _scores(
     scorer = Scorer(call.engine.preparer, pooling_of(call), call.model.renderer)
     with named(field):
         scoring = await call.server.work(
-            len(call.raw) + sum(len(document.text or "") for document in documents) * 4,
+            size_of(call, [*queries, *documents]) + sum(len(document.text or "") for document in documents) * 4,
             scorer.prepare,
             queries,
             documents,
