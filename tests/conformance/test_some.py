@@ -11,6 +11,8 @@ FAMILIES = (
     "falcon",
     "falcon_h1",
     "glm4",
+    "gemma3n_text",
+    "gemma4_text",
     "gpt_oss",
     "llama4_text",
     "granite",

@@ -54,6 +54,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sarvam_moe": ("sarvam_moe", {**GROUPS, "use_qk_norm": True}),
     "solar_open": ("solar_open", {**GROUPS, "attention_bias": True}),
     "youtu": ("youtu", {"attention_bias": True}),
+    "gemma3n": ("gemma3n_text", {"activation_sparsity_pattern": [0.7, 0.0, 0.9, 0.0, 0.5, 0.0], "altup_num_inputs": 3}),
+    "gemma3n, active": (
+        "gemma3n_text",
+        {
+            "altup_active_idx": 1,
+            "altup_correct_scale": False,
+            "attention_bias": True,
+            "vocab_size_per_layer_input": 200,
+        },
+    ),
     "gemma4": ("gemma4_text", {"final_logit_softcapping": 30.0, "attention_bias": True, "use_double_wide_mlp": True}),
     "gemma4, keys as values": ("gemma4_text", {"attention_k_eq_v": True, "num_global_key_value_heads": 1, **WIDE}),
     "gemma4, experts": ("gemma4_text", {"enable_moe_block": True, "hidden_size_per_layer_input": 0, **WIDE}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal, cast
 
 import torch
@@ -16,6 +17,7 @@ from vllm.ops.activations import Clamp, activation
 from vllm.ops.matrix import Matrix
 from vllm.ops.moe import Routing
 from vllm.ops.mxfp4 import Unpacked
+from vllm.ops.rows import mean
 from vllm.weights import Window
 
 
@@ -30,6 +32,25 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.down(self.up(x), residual)
+
+
+class SparseGate(nn.Module):
+    """activation(gate(x)) · up(x), where a gate is what it is above most of its row's, and else 0.  [T, D] -> [T, I]"""
+
+    def __init__(self, product: Linear, activation: str, sparsity: float) -> None:
+        """`product` makes gates and what they are gates of; `sparsity`: the share that is cut off, of a normal distribution."""
+        super().__init__()
+        self.product = product
+        self.activation = activation
+        self.deviations = NormalDist().inv_cdf(sparsity)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.product(x).chunk(2, dim=1)
+        wide = gate.float()
+        wide = wide - mean(wide)
+        deviation = mean(wide.square()).sqrt()
+        kept = torch.relu(wide - deviation * self.deviations).to(x.dtype)
+        return activation(kept, self.activation) * up
 
 
 @dataclass(frozen=True, slots=True)

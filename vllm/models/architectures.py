@@ -42,6 +42,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "GPTNeoXForCausalLM": "gpt:gpt_neox",
     "Gemma2ForCausalLM": "gemma:gemma2",
     "Gemma3ForCausalLM": "gemma:gemma3",
+    "Gemma3nForCausalLM": "gemma_more:gemma3n",
     "Gemma4ForCausalLM": "gemma_more:gemma4",
     "Gemma4UnifiedForCausalLM": "gemma_more:gemma4",
     "GemmaForCausalLM": "gemma:gemma",

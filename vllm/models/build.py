@@ -31,7 +31,7 @@ from vllm.layers.blocks import (
 )
 from vllm.layers.embedding import Embedding, Head, OwnOrTied, Positions, Sum, TiedLinear, TokenInput, TokenTypes, Waves
 from vllm.layers.linear import Linear, Part, scaled, split
-from vllm.layers.mlp import Mlp
+from vllm.layers.mlp import Mlp, SparseGate
 from vllm.layers.norm import LayerNorm, RmsNorm
 from vllm.layers.per_layer import PerLayerInput, Reading, Scaled
 from vllm.layers.placement import Placement
@@ -45,6 +45,7 @@ from vllm.models.build_assistant import build_assisted
 from vllm.models.build_attention import build_attention, build_sharing
 from vllm.models.build_cross import build_cross, build_encoder, build_sound_input
 from vllm.models.build_experts import build_experts
+from vllm.models.build_lanes import build_lane, build_lanes_input, build_lanes_output
 from vllm.models.build_latent import build_latent
 from vllm.models.build_per_layer import build_per_layer_input, build_reader
 from vllm.models.build_recurrent import build_recurrent
@@ -137,10 +138,13 @@ class Builder:
             entry = self.kept = Kept(entry)
         if spec.entry.per_layer is not None:
             entry = self.per_layer = build_per_layer_input(self, entry, spec.entry.per_layer)
+        norm = self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity()
+        if spec.lanes is not None:
+            entry, norm = build_lanes_input(self, entry, spec.lanes), build_lanes_output(self, norm, spec.lanes)
         return Transformer(
             entry,
             self.passed([self.layer(index, layer) for index, layer in enumerate(spec.layers)]),
-            self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity(),
+            norm,
             self.head(tokens) if self.pooler is None else self.pooler,
             ignored_names=ignored,
             base_prefix=spec.base_prefix,
@@ -203,6 +207,8 @@ class Builder:
         return Head(project, vocabulary, spec.head.softcap, spec.head.scale)
 
     def layer(self, index: int, layer: LayerSpec) -> nn.Module:
+        if self.spec.lanes is not None:
+            return build_lane(self, index, layer, self.spec.lanes)
         block = self.block(index, layer)
         if (per_layer := self.spec.entry.per_layer) is not None:
             block = Reading(block, build_reader(self, index, per_layer))
@@ -261,7 +267,12 @@ class Builder:
     def mlp(self, index: Index, mlp: MlpSpec) -> nn.Module:
         self.check_activation(mlp.activation)
         parts = self.up_parts(index, mlp)
-        up = self.linear(self.spec.width, parts, mlp.up_bias, activation=mlp.activation, gated=mlp.gated, shard="rows")
+        if mlp.sparsity:
+            up: nn.Module = SparseGate(self.linear(self.spec.width, parts, mlp.up_bias), mlp.activation, mlp.sparsity)
+        else:
+            up = self.linear(
+                self.spec.width, parts, mlp.up_bias, activation=mlp.activation, gated=mlp.gated, shard="rows"
+            )
         down = [self.branch_end("down", index)]
         return Mlp(up, self.linear(mlp.width, down, mlp.down_bias, shard="width"))
 

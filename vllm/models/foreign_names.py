@@ -34,7 +34,6 @@ DECODERS: frozenset[str] = frozenset(
         "FuyuForCausalLM",
         "GPTNeoForCausalLM",
         "GPTNeoXJapaneseForCausalLM",
-        "Gemma3nForCausalLM",
         "GitForCausalLM",
         "GlmMoeDsaForCausalLM",
         "GotOcr2ForConditionalGeneration",

@@ -184,6 +184,8 @@ class MlpSpec:
     """Of the gate too."""
     down_bias: bool = False
     layout: MlpLayout = "split"
+    sparsity: float = 0.0
+    """The share of gates that are cut off, were they distributed normally."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +327,19 @@ class PerLayerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LanesSpec:
+    """Hidden states of a token side by side, of which layers compute one.  https://arxiv.org/abs/2301.13310"""
+
+    count: int
+    active: int
+    """Which one layers compute"""
+    rank: int
+    """Of the narrow product beside attention"""
+    scaled: bool
+    """What a layer's own embeddings are read by is scaled, element by element."""
+
+
+@dataclass(frozen=True, slots=True)
 class EntrySpec:
     """From token ids to the first hidden state."""
 
@@ -382,7 +397,9 @@ class TransformerSpec:
     layer enter or delta_q, delta_k and delta_v, enter_gate, control, beta, decay, decay_up, enter_gate_up, conv or conv_q, conv_k
     and conv_v, select, spread, dt_norm, b_norm, c_norm, mixer_norm, leave, and with their endings a_log, skip, dt_bias; of
     embeddings for each layer per_layer_embed, per_layer_project, per_layer_norm, and per layer per_layer_gate, per_layer_out,
-    norm_per_layer; layer_scale with its ending; of an assistant join, and for each of its uses {x} q_down, q_up, k_down, k_up,
+    norm_per_layer; layer_scale with its ending; of lanes lane_in and lane_out for each {x} but the first, and per layer lane_norm,
+    lane_router, lane_prediction, lane_correction, laurel_down, laurel_up, laurel_norm, lane_scale with its ending; of an
+    assistant join, and for each of its uses {x} q_down, q_up, k_down, k_up,
     v_down, v_up, gate_up_down, gate_up_up.
     """
 
@@ -399,6 +416,8 @@ class TransformerSpec:
     """What the result of a block's branch is multiplied with before it is added."""
     scales: Mapping[str, Scale] = field(default_factory=dict)
     """Role → what its matrices are multiplied with: q, k, v, o, gate, up, down, leave"""
+    lanes: LanesSpec | None = None
+    """With embeddings for each layer alone."""
     skips: tuple[SkipSpec, ...] = ()
     """Those with one target are mixed in one after another."""
     encoder: TransformerSpec | None = None

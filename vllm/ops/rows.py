@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vllm.ops.linear import linear
+
 _CHUNK = 1 << 20  # elements that are looked at together: 4 MB in float32, which stay in a core's cache
 
 
@@ -41,3 +43,8 @@ def all_finite(x: Tensor) -> bool:
         if not chunk.sum(dtype=torch.float32).isfinite() and not chunk.isfinite().all():
             return False
     return True
+
+
+def mean(x: Tensor) -> Tensor:
+    """Return each row's mean, added up in an order that depends on its length alone.  [T, D] float32 -> [T, 1]"""
+    return linear(x, x.new_ones(1, x.shape[1])) / x.shape[1]

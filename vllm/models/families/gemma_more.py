@@ -1,4 +1,4 @@
-"""Gemma 4: embeddings for each layer, layers that read others' keys and values, heads of two widths."""
+"""Gemma 3n and 4: embeddings for each layer, layers that read others' keys and values."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 from vllm.errors import ModelError
 from vllm.models.families.gemma import SANDWICH_NAMES
-from vllm.models.families.llama import decoder_of
+from vllm.models.families.llama import attention_of, decoder_of, typed_layer
 from vllm.models.rope import rope_of
 from vllm.models.spec import (
     AttentionSpec,
     EntrySpec,
     HeadSpec,
+    LanesSpec,
     LayerSpec,
     MlpSpec,
     MoeSpec,
@@ -39,6 +40,59 @@ PER_LAYER_NAMES: Mapping[str, str] = {
     "experts_gate_up": f"{_LAYER}.experts.gate_up_proj",
     "experts_down": f"{_LAYER}.experts.down_proj",
 }
+
+
+LANES_NAMES: Mapping[str, str] = {
+    **PER_LAYER_NAMES,
+    "lane_in": "model.altup_projections.{x}",
+    "lane_out": "model.altup_unembed_projections.{x}",
+    "lane_norm": f"{_LAYER}.altup.router_norm",
+    "lane_router": f"{_LAYER}.altup.modality_router",
+    "lane_prediction": f"{_LAYER}.altup.prediction_coefs",
+    "lane_correction": f"{_LAYER}.altup.correction_coefs",
+    "lane_scale": f"{_LAYER}.altup.correct_output_scale",
+    "laurel_down": f"{_LAYER}.laurel.linear_left",
+    "laurel_up": f"{_LAYER}.laurel.linear_right",
+    "laurel_norm": f"{_LAYER}.laurel.post_laurel_norm",
+}
+
+
+def gemma3n(config: Any) -> TransformerSpec:
+    """Several hidden states side by side, and feed-forwards most of whose gates are shut in the first layers."""
+    sources, bias = shared_caches(config), config.attention_bias
+
+    def layer(index: int) -> LayerSpec:
+        attention = attention_of(
+            config,
+            scale=1.0,
+            head_norm="head",
+            qkv_bias=bias,
+            out_bias=bias,
+            value_norm=True,
+            shares_cache_of=sources.get(index),
+            **typed_layer(config, index),
+        )
+        mlp = MlpSpec(
+            config.intermediate_size[index],
+            config.hidden_activation,
+            sparsity=config.activation_sparsity_pattern[index],
+        )
+        return LayerSpec(attention, mlp)
+
+    scaled = config.altup_correct_scale
+    return decoder_of(
+        config,
+        layer,
+        entry=EntrySpec(config.vocab_size, scale=config.hidden_size**0.5, per_layer=per_layer_of(config)),
+        head=HeadSpec(softcap=config.final_logit_softcapping or 0.0),
+        lanes=LanesSpec(config.altup_num_inputs, config.altup_active_idx, config.laurel_rank, scaled),
+        names=LANES_NAMES,
+        ignored_names=(
+            "*.rotary_emb.inv_freq",
+            *unused_names(sources),
+            *(() if scaled else ("*.altup.correct_output_scale",)),
+        ),
+    )
 
 
 def gemma4(config: Any) -> TransformerSpec:
