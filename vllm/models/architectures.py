@@ -93,6 +93,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "Qwen3NextForCausalLM": "qwen_next:qwen3_next",
     "Qwen3_5ForCausalLM": "qwen_next:qwen3_5",
     "Qwen3_5MoeForCausalLM": "qwen_next:qwen3_5_moe",
+    "RecurrentGemmaForCausalLM": "recurrent_gemma:recurrent_gemma",
     "SeedOssForCausalLM": "kin:seed_oss",
     "SmolLM3ForCausalLM": "kin:smollm3",
     "SolarForCausalLM": "era_more:solar",

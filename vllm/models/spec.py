@@ -134,6 +134,19 @@ class DeltaNetSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LruSpec:
+    """One layer's gated linear recurrence."""
+
+    width: int
+    """Channels"""
+    heads: int
+    """Of the products that make gates"""
+    kernel: int
+    """Of the convolution"""
+    activation: str
+
+
+@dataclass(frozen=True, slots=True)
 class LatentSpec:
     """One layer's attention by a latent that all heads share."""
 
@@ -160,7 +173,7 @@ class TogetherSpec:
     mixers: tuple[Mixer, ...]
 
 
-Mixer = AttentionSpec | LatentSpec | MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec | TogetherSpec
+Mixer = AttentionSpec | LatentSpec | MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec | LruSpec | TogetherSpec
 """How a layer's tokens learn of those before them."""
 
 
@@ -350,7 +363,7 @@ class TransformerSpec:
     down, router, expert_gate, expert_up, expert_down or with their endings experts_gate_up, experts_down, correction with its
     ending, shared_gate_up, shared_gate, shared_up, shared_down, shared_router, narrow, widen; of latent attention q_a, q_a_norm,
     q_b, kv_a, kv_a_norm, kv_b; of a recurrent layer enter or delta_q, delta_k and delta_v, enter_gate, control, beta, decay,
-    decay_up, enter_gate_up, conv or conv_q, conv_k and conv_v, select, spread, dt_norm, b_norm, c_norm, mixer_norm,
+    decay_up, enter_gate_up, conv or conv_q, conv_k and conv_v, lru, select, spread, dt_norm, b_norm, c_norm, mixer_norm,
     leave, and with their endings a_log, skip, dt_bias; of an assistant join, and for each of its uses {x} q_down, q_up, k_down, k_up,
     v_down, v_up, gate_up_down, gate_up_up.
     """
