@@ -150,12 +150,18 @@ def _agrees(outcome: Outcome, expected: list[Expected], found: list[Any]) -> boo
     return good
 
 
+_KEEPING = ("recurrent_gemma",)
+"""Model types whose modules keep the state of the last text until they are called without a cache."""
+
+
 @torch.no_grad()
 def _expected(model: Any, prompt: list[int]) -> Expected:
     if isinstance(model, published.Written):
         tokens, logits = model.go_on(prompt, NUM_NEW)
         return Expected(prompt, tokens, logits[:, :VOCAB])
     ids = torch.tensor([prompt])
+    if model.config.model_type in _KEEPING:
+        model(ids, use_cache=False)
     found = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_NEW, min_new_tokens=NUM_NEW, do_sample=False,
         output_logits=True, return_dict_in_generate=True, pad_token_id=0, eos_token_id=None,

@@ -78,6 +78,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "kimi_linear",
         {"q_lora_rank": None, "num_local_experts": 8, "n_group": 4, "topk_group": 2, "linear_num_heads": 2},
     ),
+    "recurrent_gemma": ("recurrent_gemma", {}),
+    "recurrent_gemma, odd sizes": ("recurrent_gemma", {"hidden_size": 72, "lru_width": 56, "attention_bias": True}),
     "zamba2": ("zamba2", {}),
     "zamba2, adapters, biases": (
         "zamba2",
@@ -112,7 +114,18 @@ def test_logits_equal_transformers(name: str, load: Load, compute: Compute, tmp_
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "name", ["mamba", "falcon_mamba", "mamba2, groups", "lfm2", "qwen3_5", "falcon_h1", "zamba2", "kimi_linear"]
+    "name",
+    [
+        "mamba",
+        "falcon_mamba",
+        "mamba2, groups",
+        "lfm2",
+        "qwen3_5",
+        "falcon_h1",
+        "zamba2",
+        "kimi_linear",
+        "recurrent_gemma",
+    ],
 )
 def test_any_steps_give_the_same_bits(
     name: str, dtype: torch.dtype, load: Load, compute: Compute, tmp_path: Path

@@ -152,6 +152,24 @@ def test_gated_delta(kind: Any, key_heads: int, value_heads: int, key_dim: int, 
     )
 
 
+@pytest.mark.parametrize("width", [7, 80])
+def test_rg_lru(kind: Any, width: int) -> None:
+    (x, opening, keeping), rates = torch.randn(3, sum(LENGTHS), width), -torch.rand(width)
+    expected = []
+    for row in torch.arange(sum(LENGTHS)).split(LENGTHS):
+        state = torch.zeros(width)
+        for token in row:
+            fade = torch.exp(rates * keeping[token].sigmoid())
+            root = torch.ones(width) if token == row[0] else (1 - fade**2) ** 0.5
+            state = fade * state + root * opening[token].sigmoid() * x[token]
+            expected.append(state)
+    check(
+        lambda at, memory, plan: kind.rg_lru(x[at], opening[at], keeping[at], rates, memory, plan),
+        (width,),
+        list(torch.stack(expected).split(LENGTHS)),
+    )
+
+
 @pytest.mark.parametrize(
     "x_dtype, dtype", [(torch.float32,) * 2, (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2]
 )

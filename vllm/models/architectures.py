@@ -108,6 +108,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "Qwen3NextForCausalLM": "qwen_next:qwen3_next",
     "Qwen3_5ForCausalLM": "qwen_next:qwen3_5",
     "Qwen3_5MoeForCausalLM": "qwen_next:qwen3_5_moe",
+    "RecurrentGemmaForCausalLM": "recurrent_gemma:recurrent_gemma",
     "SarvamMLAForCausalLM": "deepseek:deepseek_v3",
     "SarvamMoEForCausalLM": "moe:glm4_moe",
     "SeedOssForCausalLM": "kin:seed_oss",

@@ -16,13 +16,14 @@ from vllm.layers.mamba import Mamba
 from vllm.layers.mamba2 import Gate, GatedNorm, Mamba2
 from vllm.layers.norm import PlainRmsNorm, RmsNorm
 from vllm.layers.recurrent import CausalConv, Exact, decay_rates
+from vllm.layers.rg_lru import HeadProduct, RgLru, lru_rates
 from vllm.layers.short_conv import ShortConv
-from vllm.models.spec import DeltaNetSpec, Mamba2Spec, MambaSpec, ShortConvSpec
+from vllm.models.spec import DeltaNetSpec, LruSpec, Mamba2Spec, MambaSpec, ShortConvSpec
 
 if TYPE_CHECKING:
     from vllm.models.build import Builder, Index
 
-Recurrent = MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec
+Recurrent = MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec | LruSpec
 
 
 def build_recurrent(builder: Builder, index: Index, mixer: Recurrent) -> nn.Module:
@@ -32,6 +33,8 @@ def build_recurrent(builder: Builder, index: Index, mixer: Recurrent) -> nn.Modu
     builder.check_activation(mixer.activation)
     if isinstance(mixer, DeltaNetSpec):
         return _delta_net(builder, index, mixer)
+    if isinstance(mixer, LruSpec):
+        return _lru(builder, index, mixer)
     return _mamba(builder, index, mixer) if isinstance(mixer, MambaSpec) else _mamba2(builder, index, mixer)
 
 
@@ -107,6 +110,26 @@ def _short_conv(builder: Builder, index: Index, mixer: ShortConvSpec) -> ShortCo
     )
     conv = CausalConv(_conv(builder, index, width), mixer.kernel, builder.placement, bias=mixer.bias)
     return ShortConv(builder.next_cache(), projections, conv)
+
+
+def _lru(builder: Builder, index: Index, mixer: LruSpec) -> RgLru:
+    width, placement, name = mixer.width, builder.placement, builder.name("lru", index)
+    opening, keeping = (
+        HeadProduct(mixer.heads, width // mixer.heads, f"{name}.{part}_gate", placement)
+        for part in ("input", "recurrent")
+    )
+    enter = [Part(builder.name(role, index), width) for role in ("enter", "enter_gate")]
+    return RgLru(
+        builder.next_cache(),
+        (
+            builder.linear(builder.spec.width, enter, True),
+            builder.linear(width, [builder.branch_end("leave", index)], True),
+        ),
+        CausalConv(_conv(builder, index, width), mixer.kernel, placement, bias=True),
+        (opening, keeping),
+        Exact(width, name=f"{name}.recurrent_param", placement=placement, cut=lru_rates),
+        mixer.activation,
+    )
 
 
 def _conv(builder: Builder, index: Index, channels: int) -> list[Part]:

@@ -24,7 +24,7 @@ def rope_of(config: Any, head_dim: int, layer_type: str | None = None) -> Rope:
     share = parameters.get("partial_rotary_factor") or 1.0
     rotated = head_dim if kind == "proportional" else int(head_dim * share)
     try:
-        stretch = _STRETCHES[kind](parameters, config.max_position_embeddings)
+        stretch = _STRETCHES[kind](parameters, getattr(config, "max_position_embeddings", 0))
     except KeyError as missing:
         raise ModelError(f"rope_type={kind!r} needs {missing} in the rope parameters; they are {parameters}") from None
     return Rope(parameters["rope_theta"], rotated, stretch)

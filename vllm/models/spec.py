@@ -143,6 +143,19 @@ class DeltaNetSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LruSpec:
+    """One layer's gated linear recurrence."""
+
+    width: int
+    """Channels"""
+    heads: int
+    """Of the products that make gates"""
+    kernel: int
+    """Of the convolution"""
+    activation: str
+
+
+@dataclass(frozen=True, slots=True)
 class LatentSpec:
     """One layer's attention by a latent that all heads share."""
 
@@ -169,7 +182,7 @@ class TogetherSpec:
     mixers: tuple[Mixer, ...]
 
 
-Mixer = AttentionSpec | LatentSpec | MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec | TogetherSpec
+Mixer = AttentionSpec | LatentSpec | MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec | LruSpec | TogetherSpec
 """How a layer's tokens learn of those before them."""
 
 
@@ -395,7 +408,7 @@ class TransformerSpec:
     experts_up, experts_down, correction, router_scale and expert_scales with their endings, shared_gate_up, shared_gate, shared_up,
     shared_down, shared_router, narrow, widen; of latent attention q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b; of a recurrent
     layer enter or delta_q, delta_k and delta_v, enter_gate, control, beta, decay, decay_up, enter_gate_up, conv or conv_q, conv_k
-    and conv_v, select, spread, dt_norm, b_norm, c_norm, mixer_norm, leave, and with their endings a_log, skip, dt_bias; of
+    and conv_v, lru, select, spread, dt_norm, b_norm, c_norm, mixer_norm, leave, and with their endings a_log, skip, dt_bias; of
     embeddings for each layer per_layer_embed, per_layer_project, per_layer_norm, and per layer per_layer_gate, per_layer_out,
     norm_per_layer; layer_scale with its ending; of lanes lane_in and lane_out for each {x} but the first, and per layer lane_norm,
     lane_router, lane_prediction, lane_correction, laurel_down, laurel_up, laurel_norm, lane_scale with its ending; of an

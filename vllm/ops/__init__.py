@@ -52,6 +52,7 @@ __all__ = [
     "moe",
     "multiply",
     "record",
+    "rg_lru",
     "rising_keys",
     "rms_norm",
     "rotary",
@@ -112,6 +113,7 @@ softcap = _either(rows.softcap, native_rows.softcap)
 causal_conv = _either(recurrent.causal_conv, native_recurrent.causal_conv)
 selective_scan = _either(recurrent.selective_scan, native_recurrent.selective_scan)
 gated_delta = _either(recurrent.gated_delta, native_recurrent.gated_delta)
+rg_lru = _either(recurrent.rg_lru, native_recurrent.rg_lru)
 gate = _either(recurrent.gate, native_recurrent.gate)
 
 

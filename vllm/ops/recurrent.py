@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vllm.kv_cache.spec import NULL_BLOCK
 from vllm.ops.activations import activation as activate
 from vllm.ops.norms import rms_norm
 from vllm.ops.states import Run, StatePlan
@@ -144,6 +145,29 @@ def gated_delta(
                 states[token] = state = state.add_(keys[token] * change[..., None, :])
                 run.leave(memory, first + token, state.flatten(1, 2))
             out[tokens] = fold((states * queries).transpose(-1, -2)).flatten(2, 3)
+    return out
+
+
+def rg_lru(x: Tensor, opening: Tensor, keeping: Tensor, rates: Tensor, memory: Tensor, plan: StatePlan) -> Tensor:
+    """Let each channel's state fade and take up the token, and return it.  -> [T, C] float32
+
+        fade  = exp(rates · sigmoid(keeping))
+        state = fade · state + √(1 - fade²) · sigmoid(opening) · x        without the root for a sequence's first token
+
+    x, opening, keeping [T, C]; rates [C] float32, negative.  `memory` [num_blocks, C] keeps the states.
+    https://arxiv.org/abs/2402.19427
+    """
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    fades = torch.exp(rates * activate(keeping.float(), "sigmoid"))
+    inputs = x.float() * activate(opening.float(), "sigmoid")
+    damped = inputs * torch.sqrt((1 - fades * fades).clamp(min=0))
+    for run in plan.runs:
+        state = run.begin(memory).float()  # [r, C]
+        begins = (run.reads == NULL_BLOCK)[:, None]
+        for token, at in enumerate(run.tokens):
+            taken = damped[at] if token else torch.where(begins, inputs[at], damped[at])
+            out[at] = state = fades[at] * state + taken
+            run.leave(memory, token, state)
     return out
 
 

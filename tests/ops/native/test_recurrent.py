@@ -85,6 +85,14 @@ def test_selective_scan(
     agree("selective_scan", torch.randn(blocks, count, states, width), plan, (x, dt, b, c, fading, torch.randn(each)))
 
 
+@given(steps(), WIDTHS, DTYPES)
+@settings(max_examples=25, deadline=None)
+def test_rg_lru(step: tuple[StatePlan, int, int], width: int, dtype: torch.dtype) -> None:
+    plan, tokens, blocks = step
+    x, opening, keeping = torch.randn(3, tokens, width).to(dtype)
+    agree("rg_lru", torch.randn(blocks, width), plan, (x, opening, keeping, -torch.rand(width)))
+
+
 @given(steps(), st.tuples(st.integers(1, 3), st.integers(1, 2)), WIDTHS, st.integers(1, 40), st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_gated_delta(

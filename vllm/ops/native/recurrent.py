@@ -92,6 +92,15 @@ def gated_delta(
     return y
 
 
+def rg_lru(x: Tensor, opening: Tensor, keeping: Tensor, rates: Tensor, memory: Tensor, plan: StatePlan) -> Tensor:
+    """Let each channel's state fade and take up the token, and return it.  -> [T, C] float32"""
+    assert x.dtype == opening.dtype == keeping.dtype and memory.is_contiguous()
+    y = empty(*x.shape, dtype=torch.float32)
+    addresses = (*map(address, (x, opening, keeping, y, rates, memory)), plan.address)
+    library().rg_lru(len(x), *addresses, x.stride(0), opening.stride(0), keeping.stride(0), x.shape[1], TYPES[x.dtype])
+    return y
+
+
 def gate(
     x: Tensor,
     gate: Tensor,

@@ -66,7 +66,7 @@ const Kernels kernels = {
     check_finite, CHECK_RUN, quantize, quantize_own,
     attention_write, attention_attend, attention_shared, attention_own,
     rms_norm, layer_norm, rotary, add_elements, multiply_elements, softcap, gather,
-    causal_conv, scan_prepare, scan_run, delta_prepare, delta_run, gate,
+    causal_conv, scan_prepare, scan_run, delta_prepare, delta_run, rg_lru, gate,
     conv_own, scan_shared, scan_own, delta_shared, delta_own, gate_own,
 };
 #endif

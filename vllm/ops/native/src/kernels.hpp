@@ -173,6 +173,18 @@ struct DeltaArgs {
     int32_t per_key;             // each element of a key fades by itself
 };
 
+// state = fade · state + √(1 - fade²) · sigmoid(open) · x;  fade = exp(rates · sigmoid(keep));  √ counts from the second token on
+struct LruArgs {
+    const void *x, *open, *keep;  // [rows, width]
+    float* y;                     // [rows, width]: the states
+    const float* rates;           // [width]
+    float* memory;                // [blocks, width]
+    const AttentionPlan* plan;
+    int64_t x_stride, open_stride, keep_stride;  // from row to row, in elements
+    int64_t width;
+    int32_t type;
+};
+
 struct GateArgs {
     const void *x, *gate;  // [rows, groups, width]
     void* y;               // the same
@@ -204,6 +216,7 @@ union Args {
     ConvArgs conv;
     ScanArgs scan;
     DeltaArgs delta;
+    LruArgs lru;
     GateArgs gate;
     int64_t words[32];
 };
@@ -223,7 +236,7 @@ struct Kernels {
     int64_t (*attention_shared)(const AttentionArgs&, int threads);
     int64_t (*attention_own)(const AttentionArgs&);
     Phase rms_norm, layer_norm, rotary, add_elements, multiply_elements, softcap, gather;
-    Phase causal_conv, scan_prepare, scan_run, delta_prepare, delta_run, gate;
+    Phase causal_conv, scan_prepare, scan_run, delta_prepare, delta_run, rg_lru, gate;
     int64_t (*conv_own)(const ConvArgs&);
     int64_t (*scan_shared)(const ScanArgs&);      // scratch for 16 rows
     int64_t (*scan_own)(const ScanArgs&);

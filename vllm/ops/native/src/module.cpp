@@ -334,6 +334,18 @@ PyObject* gated_delta(PyObject*, PyObject* const* values, Py_ssize_t count) {
     return issue({op, second}, rows);
 }
 
+PyObject* rg_lru(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    LruArgs& a = op.args.lru;
+    int64_t rows;
+    if (!Reader(values, count)
+             .all(rows, a.x, a.open, a.keep, a.y, a.rates, a.memory, a.plan, a.x_stride, a.open_stride, a.keep_stride,
+                  a.width, a.type))
+        return nullptr;
+    op.phase = kernels->rg_lru;
+    return issue({op}, rows);
+}
+
 PyObject* gate(PyObject*, PyObject* const* values, Py_ssize_t count) {
     Operation op{};
     GateArgs& a = op.args.gate;
@@ -366,6 +378,7 @@ PyMethodDef methods[] = {
     {"causal_conv", (PyCFunction)(void*)causal_conv, METH_FASTCALL, "Weigh each channel's last elements."},
     {"selective_scan", (PyCFunction)(void*)selective_scan, METH_FASTCALL, "Run a state space over the tokens of each row."},
     {"gated_delta", (PyCFunction)(void*)gated_delta, METH_FASTCALL, "Run a delta net over the tokens of each row."},
+    {"rg_lru", (PyCFunction)(void*)rg_lru, METH_FASTCALL, "Run a gated linear recurrence over the tokens of each row."},
     {"gate", (PyCFunction)(void*)gate, METH_FASTCALL, "y = x · activation(gate), normalised"},
     {"softcap", (PyCFunction)(void*)softcap, METH_FASTCALL, "y = scale · tanh(x / scale)"},
     {"gather", (PyCFunction)(void*)gather, METH_FASTCALL, "y[i] = scale · x[ids[i] + id_offset]"},

@@ -265,6 +265,45 @@ void scan_run(const Args& args, const Worker& me) {
 int64_t scan_shared(const ScanArgs& a) { return ScanScratch(a).stride * 16 * 4; }
 int64_t scan_own(const ScanArgs& a) { return a.states * STATE_LANES * 4; }
 
+// ---- linear recurrences ----
+
+// Lanes [lane, lane + n) of a row's tokens.
+template <class T>
+INLINE void lru_lanes(const LruArgs& a, const Run& run, int64_t lane, int n) {
+    vec rate = some(a.rates + lane, n), state = zero();
+    if (int64_t reads = run.reads()) state = some(a.memory + reads * a.width + lane, n);
+    for (int64_t t = 0; t < run.count;) {
+        int64_t border = run.border(t), leaves = run.leaves(border);
+        for (; t < border; t++) {
+            int64_t token = run.first + t;
+            vec keep = some((const T*)a.keep + token * a.keep_stride + lane, n);
+            vec open = some((const T*)a.open + token * a.open_stride + lane, n);
+            vec in = mul(some((const T*)a.x + token * a.x_stride + lane, n), sigmoid(open));
+            vec fade = exp(mul(rate, sigmoid(keep)));
+            if (run.start + t) in = mul(in, root(max(zero(), sub(set1(1.f), mul(fade, fade)))));
+            state = fma(fade, state, in);
+            put(a.y + token * a.width + lane, state, n);
+        }
+        if (leaves) put(a.memory + leaves * a.width + lane, state, n);
+    }
+}
+
+template <class T>
+INLINE void lru(const LruArgs& a, const Worker& me) {
+    int64_t tiles = (a.width + STATE_LANES - 1) / STATE_LANES;
+    for (int64_t item; (item = me.take(1)) < a.plan->num_rows * tiles;) {
+        Run run(*a.plan, item / tiles);
+        int64_t lane = item % tiles * STATE_LANES, end = std::min(a.width, lane + STATE_LANES);
+        for (; lane + LANES <= end; lane += LANES) lru_lanes<T>(a, run, lane, LANES);
+        if (lane < end) lru_lanes<T>(a, run, lane, (int)(end - lane));
+    }
+}
+
+void rg_lru(const Args& args, const Worker& me) {
+    const LruArgs& a = args.lru;
+    a.type == FLOAT32 ? lru<float>(a, me) : lru<bf16>(a, me);
+}
+
 // ---- what is done to their results ----
 
 // y = x · activation(gate) in groups, normalised before or behind the gate, or not at all.

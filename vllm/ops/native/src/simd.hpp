@@ -14,6 +14,7 @@
 //   dot_bytes(acc, u, s)   per lane: acc + the dot product of four unsigned and four signed bytes, exact
 //   join_nibbles(low, high)  bytes below 16 of two words as the halves of one
 //   round_to_bf16(a)       still floats
+//   root(a)                square roots
 //   store(p, a, b)         32 neighbours
 //   zip(a, b), unzip(a, b)  32 neighbours in two vectors: from (evens, odds), and to them; in place
 //   join_bytes(a, b, c, d)   words of one byte each as the four bytes of one

@@ -41,6 +41,7 @@ EACH(max, _mm256_max_ps)
 EACH(min, _mm256_min_ps)
 #undef EACH
 INLINE vec fma(vec x, vec y, vec z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+INLINE vec root(vec x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
 INLINE vec abs(vec x) {
     __m256 sign = _mm256_set1_ps(-0.f);
     return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};

@@ -27,6 +27,7 @@ INLINE vec fma(vec a, vec b, vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 // The greater of two; a NaN in `b` stays, one in `a` is lost.
 INLINE vec max(vec a, vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 INLINE vec min(vec a, vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+INLINE vec root(vec a) { return {_mm512_sqrt_ps(a.v)}; }
 INLINE vec abs(vec a) { return {_mm512_abs_ps(a.v)}; }
 INLINE vec round(vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // a · 2^n for whole n; overflows to infinity and underflows to 0.
