@@ -65,6 +65,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "Mamba2ForCausalLM": "mamba:mamba2",
     "MambaForCausalLM": "mamba:mamba",
     "MiniCPMForCausalLM": "era:minicpm",
+    "MiniMaxForCausalLM": "minimax:minimax",
     "MiniMaxM2ForCausalLM": "moe:minimax_m2",
     "MinistralForCausalLM": "kin:windowed",
     "MistralForCausalLM": "llama:mistral",

@@ -19,6 +19,7 @@ from vllm.layers.blocks import (
     AfterBranch,
     Beside,
     FeedForward,
+    OnNorm,
     Parallel,
     PostNorm,
     PostNormCross,
@@ -29,7 +30,7 @@ from vllm.layers.blocks import (
     Together,
 )
 from vllm.layers.embedding import Embedding, Head, OwnOrTied, Positions, Sum, TiedLinear, TokenInput, TokenTypes, Waves
-from vllm.layers.linear import Linear, Part, scaled, split
+from vllm.layers.linear import Linear, Part, cut_third, scaled, split
 from vllm.layers.mlp import Mlp
 from vllm.layers.norm import HeadsNorm, LayerNorm, PlainRmsNorm, RmsNorm
 from vllm.layers.placement import Placement
@@ -70,6 +71,7 @@ _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "parallel_one": (Parallel, ("norm1", "norm1")),
     "single": (Single, ("norm1",)),
     "ffn": (FeedForward, ("norm1",)),
+    "on_norm": (OnNorm, ("norm1", "norm2")),
     "beside": (Beside, ("norm1", "norm2", "norm_beside")),
     "pre_cross": (PreNormCross, ("norm1", "norm_cross", "norm2")),
     "post_cross": (PostNormCross, ("norm1", "norm_cross", "norm2")),
@@ -205,6 +207,8 @@ class Builder:
         if layer.beside is not None:
             experts = build_experts(self, index, layer.beside)
             return kind(self.mixer(index, layer.mixer), nn.ModuleList((ffn, experts)), norms)
+        if layer.shares is not None:
+            return kind(self.mixer(index, layer.mixer), ffn, norms, layer.shares)
         return kind(self.mixer(index, layer.mixer), ffn, norms)
 
     def ffn(self, index: Index, ffn: MlpSpec | MoeSpec) -> nn.Module:
@@ -308,7 +312,7 @@ class Builder:
             ]
         if attention.layout == "concat":
             return [Part(name, q + 2 * kv)] if self.placement.group.size == 1 else split(name, (q, kv, kv))
-        return [Part(name, q, partial(_cut_third, which, attention.head_dim)) for which in range(3)]
+        return [Part(name, q, partial(cut_third, which, attention.head_dim)) for which in range(3)]
 
     def mlp(self, index: Index, mlp: MlpSpec) -> nn.Module:
         self.check_activation(mlp.activation)
@@ -390,14 +394,6 @@ class Builder:
             known = ", ".join(ops.ACTIVATIONS)
             hint = did_you_mean(name, ops.ACTIVATIONS)
             raise ModelError(f"activation {name!r} is not supported; use one of {known}.{hint}")
-
-
-def _cut_third(which: int, head_dim: int, stored: Tensor) -> Tensor:
-    """Take q, k or v out of a tensor that holds q, k and v of the first head, then of the second …
-
-    [H 3 E, D] -> [H E, D], or without D
-    """
-    return stored.unflatten(0, (-1, 3, head_dim))[:, which].flatten(0, 1)
 
 
 def _cut_group(first: int, count: int, group: int, head_dim: int, stored: Tensor) -> Tensor:
