@@ -78,6 +78,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "kimi_linear",
         {"q_lora_rank": None, "num_local_experts": 8, "n_group": 4, "topk_group": 2, "linear_num_heads": 2},
     ),
+    "minimax": ("minimax", {}),
+    "minimax, weighted sums": (
+        "minimax",
+        {
+            "full_attn_alpha_factor": 1.5, "full_attn_beta_factor": 0.8, "linear_attn_alpha_factor": 2.5,
+            "linear_attn_beta_factor": 1.2, "mlp_alpha_factor": 1.7, "mlp_beta_factor": 0.6, "sliding_window": None,
+        },
+    ),
     "recurrent_gemma": ("recurrent_gemma", {}),
     "recurrent_gemma, odd sizes": ("recurrent_gemma", {"hidden_size": 72, "lru_width": 56, "attention_bias": True}),
     "zamba2": ("zamba2", {}),
@@ -125,6 +133,7 @@ def test_logits_equal_transformers(name: str, load: Load, compute: Compute, tmp_
         "zamba2",
         "kimi_linear",
         "recurrent_gemma",
+        "minimax",
     ],
 )
 def test_any_steps_give_the_same_bits(

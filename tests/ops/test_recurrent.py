@@ -123,6 +123,24 @@ def test_selective_scan(kind: Any, heads: int, head_dim: int, groups: int, width
     )
 
 
+def test_selective_scan_in_steps_of_one(kind: Any) -> None:
+    heads, states, width = 3, 10, 20
+    x, (b, c) = torch.randn(sum(LENGTHS), heads, width), torch.randn(2, sum(LENGTHS), heads, states)
+    a, nothing = -torch.rand(heads), torch.zeros(heads)
+    expected = []
+    for row in torch.arange(sum(LENGTHS)).split(LENGTHS):
+        age = torch.arange(len(row))[:, None] - torch.arange(len(row))  # of key behind query
+        left = torch.where(age >= 0, torch.exp(a[:, None, None] * age), 0.0)
+        expected.append(torch.einsum("hqk,qhn,khn,khp->qhp", left, c[row], b[row], x[row]))
+    check(
+        lambda at, memory, plan: kind.selective_scan(
+            x[at], None, b[at], c[at], Fading(a), nothing, memory=memory, plan=plan
+        ),
+        (heads, states, width),
+        expected,
+    )
+
+
 @pytest.mark.parametrize(
     "key_heads, value_heads, key_dim, value_dim", [(2, 4, 8, 6), (3, 3, 5, 80), (1, 2, 16, 16), (1, 1, 40, 64)]
 )

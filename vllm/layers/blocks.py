@@ -71,6 +71,25 @@ class Single(nn.Module):
         return y
 
 
+class OnNorm(nn.Module):
+    """Norm, then branch, then add to what the norm has made, weighted: minimax."""
+
+    def __init__(
+        self, attention: nn.Module, ffn: nn.Module, norms: tuple[nn.Module, nn.Module], shares: tuple[float, float]
+    ) -> None:
+        """`shares` are what the norms' results are multiplied with."""
+        super().__init__()
+        self.attention, self.ffn = attention, ffn
+        self.before_attention, self.before_ffn = norms
+        self.shares = shares
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        x = self.before_attention(x)
+        x = self.before_ffn(self.attention(x, step, x * self.shares[0]))
+        y: Tensor = self.ffn(x, x * self.shares[1])
+        return y
+
+
 class FeedForward(nn.Module):
     """Norm, then feed-forward, then add: nemotron_h's layers without a mixer."""
 

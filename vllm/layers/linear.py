@@ -108,6 +108,14 @@ def _scale(cut: Callable[[Tensor], Tensor] | None, matrix: float, bias: float, s
     return found * (matrix if found.dim() > 1 else bias)
 
 
+def cut_third(which: int, head_dim: int, stored: Tensor) -> Tensor:
+    """Take q, k or v out of a tensor that holds q, k and v of the first head, then of the second …
+
+    [H 3 E, D] -> [H E, D], or without D
+    """
+    return stored.unflatten(0, (-1, 3, head_dim))[:, which].flatten(0, 1)
+
+
 def split(name: str, sizes: Sequence[int]) -> list[Part]:
     """Return parts for runs of rows of one stored tensor."""
     firsts = [sum(sizes[:index]) for index in range(len(sizes))]

@@ -77,6 +77,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "MellumForCausalLM": "moe_kin:mellum",
     "MiniCPM3ForCausalLM": "deepseek:minicpm3",
     "MiniCPMForCausalLM": "era:minicpm",
+    "MiniMaxForCausalLM": "minimax:minimax",
     "MiniMaxM2ForCausalLM": "moe:minimax_m2",
     "Ministral3ForCausalLM": "kin:ministral3",
     "MinistralForCausalLM": "kin:windowed",

@@ -19,6 +19,7 @@ from vllm.layers.blocks import (
     AfterBranch,
     Beside,
     FeedForward,
+    OnNorm,
     Parallel,
     PostNorm,
     PostNormCross,
@@ -74,6 +75,7 @@ _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "parallel_one": (Parallel, ("norm1", "norm1")),
     "single": (Single, ("norm1",)),
     "ffn": (FeedForward, ("norm1",)),
+    "on_norm": (OnNorm, ("norm1", "norm2")),
     "beside": (Beside, ("norm1", "norm2", "norm_beside")),
     "sandwich_beside": (
         SandwichBeside,
@@ -232,6 +234,8 @@ class Builder:
         if layer.beside is not None:
             experts = build_experts(self, index, layer.beside)
             return kind(self.mixer(index, layer.mixer), nn.ModuleList((ffn, experts)), norms)
+        if layer.shares is not None:
+            return kind(self.mixer(index, layer.mixer), ffn, norms, layer.shares)
         return kind(self.mixer(index, layer.mixer), ffn, norms)
 
     def ffn(self, index: Index, ffn: MlpSpec | MoeSpec) -> nn.Module:

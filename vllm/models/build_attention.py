@@ -17,7 +17,7 @@ from vllm.layers.attention import (
     NormedValueAttention,
     SharingAttention,
 )
-from vllm.layers.linear import Clipped, Part, split
+from vllm.layers.linear import Clipped, Part, cut_third, split
 from vllm.layers.norm import HeadsNorm, PlainRmsNorm
 from vllm.layers.position_bias import Alibi, RelativeBias, alibi_slopes
 from vllm.layers.recurrent import Exact
@@ -138,7 +138,7 @@ def qkv_parts(builder: Builder, index: Index, attention: AttentionSpec) -> list[
         ]
     if attention.layout == "concat":
         return [Part(name, q + 2 * kv)] if builder.placement.group.size == 1 else split(name, (q, kv, kv))
-    return [Part(name, q, partial(_cut_third, which, attention.head_dim)) for which in range(3)]
+    return [Part(name, q, partial(cut_third, which, attention.head_dim)) for which in range(3)]
 
 
 def _head_norms(builder: Builder, index: Index, attention: AttentionSpec) -> tuple[nn.Module, nn.Module]:
@@ -163,14 +163,6 @@ def _tempered(builder: Builder, attention: AttentionSpec) -> nn.Module:
     if attention.tempering is None:
         return rotary
     return TemperedRotary(rotary, attention.tempering, builder.max_model_len, builder.placement.device)
-
-
-def _cut_third(which: int, head_dim: int, stored: Tensor) -> Tensor:
-    """Take q, k or v out of a tensor that holds q, k and v of the first head, then of the second …
-
-    [H 3 E, D] -> [H E, D], or without D
-    """
-    return stored.unflatten(0, (-1, 3, head_dim))[:, which].flatten(0, 1)
 
 
 def _cut_group(first: int, count: int, group: int, head_dim: int, stored: Tensor) -> Tensor:

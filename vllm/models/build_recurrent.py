@@ -11,19 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from vllm.layers.delta_net import GatedDeltaNet, KimiDeltaNet
-from vllm.layers.linear import Linear, Part, scaled, split
+from vllm.layers.lightning import LightningAttention
+from vllm.layers.linear import Linear, Part, cut_third, scaled, split
 from vllm.layers.mamba import Mamba
 from vllm.layers.mamba2 import Gate, GatedNorm, Mamba2
 from vllm.layers.norm import PlainRmsNorm, RmsNorm
 from vllm.layers.recurrent import CausalConv, Exact, decay_rates
 from vllm.layers.rg_lru import HeadProduct, RgLru, lru_rates
 from vllm.layers.short_conv import ShortConv
-from vllm.models.spec import DeltaNetSpec, LruSpec, Mamba2Spec, MambaSpec, ShortConvSpec
+from vllm.models.spec import DeltaNetSpec, LightningSpec, LruSpec, Mamba2Spec, MambaSpec, ShortConvSpec
 
 if TYPE_CHECKING:
     from vllm.models.build import Builder, Index
 
-Recurrent = MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec | LruSpec
+Recurrent = MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec | LruSpec | LightningSpec
 
 
 def build_recurrent(builder: Builder, index: Index, mixer: Recurrent) -> nn.Module:
@@ -33,6 +34,8 @@ def build_recurrent(builder: Builder, index: Index, mixer: Recurrent) -> nn.Modu
     builder.check_activation(mixer.activation)
     if isinstance(mixer, DeltaNetSpec):
         return _delta_net(builder, index, mixer)
+    if isinstance(mixer, LightningSpec):
+        return _lightning(builder, index, mixer)
     if isinstance(mixer, LruSpec):
         return _lru(builder, index, mixer)
     return _mamba(builder, index, mixer) if isinstance(mixer, MambaSpec) else _mamba2(builder, index, mixer)
@@ -110,6 +113,22 @@ def _short_conv(builder: Builder, index: Index, mixer: ShortConvSpec) -> ShortCo
     )
     conv = CausalConv(_conv(builder, index, width), mixer.kernel, builder.placement, bias=mixer.bias)
     return ShortConv(builder.next_cache(), projections, conv)
+
+
+def _lightning(builder: Builder, index: Index, mixer: LightningSpec) -> LightningAttention:
+    inner, width, name = mixer.heads * mixer.head_dim, builder.spec.width, builder.name("qkv", index)
+    enter = [Part(name, inner, partial(cut_third, which, mixer.head_dim)) for which in range(3)]
+    return LightningAttention(
+        builder.next_cache(),
+        (
+            builder.linear(width, enter, False, activation=mixer.activation),
+            builder.linear(width, [Part(builder.name("enter_gate", index), inner)], False),
+            builder.linear(inner, [builder.branch_end("leave", index)], False),
+        ),
+        torch.tensor(mixer.rates, dtype=torch.float32, device=builder.placement.device),
+        mixer.head_dim,
+        RmsNorm(inner, builder.name("mixer_norm", index), builder.placement, mixer.norm_eps),
+    )
 
 
 def _lru(builder: Builder, index: Index, mixer: LruSpec) -> RgLru:

@@ -143,6 +143,19 @@ class DeltaNetSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LightningSpec:
+    """One layer's linear attention."""
+
+    heads: int
+    head_dim: int
+    activation: str
+    """Of q, k and v"""
+    rates: tuple[float, ...]
+    """Of each head: the logarithm of what is left of its state after a token"""
+    norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
 class LruSpec:
     """One layer's gated linear recurrence."""
 
@@ -182,7 +195,17 @@ class TogetherSpec:
     mixers: tuple[Mixer, ...]
 
 
-Mixer = AttentionSpec | LatentSpec | MambaSpec | Mamba2Spec | ShortConvSpec | DeltaNetSpec | LruSpec | TogetherSpec
+Mixer = (
+    AttentionSpec
+    | LatentSpec
+    | MambaSpec
+    | Mamba2Spec
+    | ShortConvSpec
+    | DeltaNetSpec
+    | LruSpec
+    | LightningSpec
+    | TogetherSpec
+)
 """How a layer's tokens learn of those before them."""
 
 
@@ -284,6 +307,7 @@ class LayerSpec:
         "beside",
         "sandwich_beside",
         "assisted",
+        "on_norm",
         "pre_cross",
         "post_cross",
     ] = "pre"
@@ -291,6 +315,8 @@ class LayerSpec:
     """In a block of such a name: experts that read what the layer reads, or what its feed-forward reads."""
     cross: AttentionSpec | None = None
     """In a block of such a name: attention to what an encoder made."""
+    shares: tuple[float, float] | None = None
+    """In a block on norms: what mixer and feed-forward are added to is multiplied with"""
     assistant: AssistantSpec | None = None
     """In a block that is assisted"""
     scaled: bool = False

@@ -71,21 +71,21 @@ def causal_conv(
 
 
 def selective_scan(
-    x: Tensor, dt: Tensor, b: Tensor, c: Tensor, fading: Fading, skip: Tensor, *, memory: Tensor, plan: StatePlan
+    x: Tensor, dt: Tensor | None, b: Tensor, c: Tensor, fading: Fading, skip: Tensor, *, memory: Tensor, plan: StatePlan
 ) -> Tensor:
     """Let each head's state fade and take up the token, and read it.  -> [T, H, P] float32
 
         state = exp(step · a) · state + step · b xᵀ        [N, P]
         y     = cᵀ state + skip · x                        [P]
 
-    x [T, H, P]; dt [T, H], or [T, H, P] where `fading` has `a` for each element; b, c [T, G, N], shared by the heads of a
+    x [T, H, P]; dt [T, H], or [T, H, P] where `fading` has `a` for each element, or None: steps are 1; b, c [T, G, N], shared by the heads of a
     group; skip [H] or [H, P] float32.  `memory` [num_blocks, H, N, P] keeps the states.
     https://arxiv.org/abs/2312.00752, https://arxiv.org/abs/2405.21060
     """
     groups = b.shape[1]
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    steps = fading.steps(dt)
-    if dt.dim() == 2:
+    steps = torch.ones(x.shape[:2], device=x.device) if dt is None else fading.steps(dt)
+    if steps.dim() == 2:
         steps = steps[..., None]  # [T, H, 1]
     rates = (fading.a if fading.a.dim() == 3 else fading.a[:, None, None]).unflatten(0, (groups, -1))
     for run in plan.runs:

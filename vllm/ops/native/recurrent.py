@@ -35,18 +35,19 @@ def causal_conv(
 
 
 def selective_scan(
-    x: Tensor, dt: Tensor, b: Tensor, c: Tensor, fading: Fading, skip: Tensor, *, memory: Tensor, plan: StatePlan
+    x: Tensor, dt: Tensor | None, b: Tensor, c: Tensor, fading: Fading, skip: Tensor, *, memory: Tensor, plan: StatePlan
 ) -> Tensor:
     """Let each head's state fade and take up the token, and read it.  -> [T, H, P] float32"""
     (tokens, heads, width), (groups, states) = x.shape, b.shape[1:]
-    assert x.dtype == b.dtype == c.dtype and all(_side_by_side(part) for part in (x, dt, b, c))
+    assert x.dtype == b.dtype == c.dtype and all(_side_by_side(part) for part in (x, b, c))
     assert memory.dtype == torch.float32 and memory.is_contiguous() and fading.a.is_contiguous()
+    assert dt is None or _side_by_side(dt)
     y = empty(tokens, heads, width, dtype=torch.float32)
     library().selective_scan(
         tokens,
         *map(address, (x, dt, b, c, y, fading.a, fading.bias, skip, memory)),
         plan.address,
-        *(part.stride(0) for part in (x, dt, b, c)),
+        *(0 if part is None else part.stride(0) for part in (x, dt, b, c)),
         heads,
         width,
         groups,
@@ -55,7 +56,7 @@ def selective_scan(
         int(fading.a.dim() == 3),
         int(skip.dim() == 2),
         TYPES[x.dtype],
-        TYPES[dt.dtype],
+        TYPES[x.dtype if dt is None else dt.dtype],
     )
     return y
 

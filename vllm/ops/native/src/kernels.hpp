@@ -147,7 +147,7 @@ struct ConvArgs {
 
 // state = exp(step · a) · state + step · x bᵀ;  y = state c + skip · x;  step = softplus(dt + dt_bias) in [least, most]
 struct ScanArgs {
-    const void *x, *dt, *b, *c;  // [rows, heads, width], [rows, heads or heads · width], [rows, groups, states] twice
+    const void *x, *dt, *b, *c;  // [rows, heads, width], [rows, heads or heads · width] or null: steps are 1, [rows, groups, states] twice
     float* y;                    // [rows, heads, width]
     const float *a, *dt_bias, *skip;  // [heads] or [heads, states, width]; as dt, or null; [heads] or [heads, width]
     float* memory;               // [blocks, heads, states, width]

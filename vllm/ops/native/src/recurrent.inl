@@ -122,9 +122,12 @@ INLINE void prepare_scan(const ScanArgs& a, const Worker& me) {
         const D* dt = (const D*)a.dt + t * a.dt_stride;
         for (int64_t i = 0; i < size.steps; i += LANES) {
             int n = lanes(size.steps - i);
-            vec step = load(dt + i, n);
-            if (a.dt_bias) step = add(step, load(a.dt_bias + i, n));
-            step = max(set1(a.least), min(set1(a.most), softplus(step)));
+            vec step = set1(1.f);
+            if (a.dt) {
+                step = load(dt + i, n);
+                if (a.dt_bias) step = add(step, load(a.dt_bias + i, n));
+                step = max(set1(a.least), min(set1(a.most), softplus(step)));
+            }
             store(to + i, step, n);
             if (!a.per_lane) store(to + size.steps + i, exp(mul(step, load(a.a + i, n))), n);
         }
