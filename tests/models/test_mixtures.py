@@ -3,6 +3,7 @@ groups, biases.  A tiny checkpoint gives transformers' logits, and the very same
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,19 @@ def test_logits_equal_transformers_in_any_steps(
     assert (alone - expected).abs().max() < 1e-4 * expected.abs().max()
     for chunk in (1, 7, 16):
         assert torch.equal(compute(decoder, [*others, prompt], chunk)[-1], alone), f"chunks of {chunk}"
+
+
+def test_kimi_k2_is_read_as_what_it_is(
+    load: Callable[..., Transformer], compute: Callable[..., list[Tensor]], tmp_path: Path
+) -> None:
+    """Its config.json refers to code beside it, which is deepseek 3's."""
+    model = save_tiny("deepseek_v3", tmp_path)
+    file = tmp_path / "config.json"
+    code = {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "kimi_k2", "auto_map": code}))
+    prompt = torch.randint(3, VOCAB, (LENGTH,))
+    expected = model(prompt[None], use_cache=False).logits[0]
+    assert (compute(load(tmp_path, LENGTH), [prompt])[0] - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_experts_with_biases_are_refused(tmp_path: Path) -> None:

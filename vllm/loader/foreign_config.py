@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _MODEL_TYPES: Mapping[str, str] = {
+    "kimi_k2": "deepseek_v3",
     "llama_bidirec": "llama",  # nvidia's embedding models
     "new": "gte",  # Alibaba-NLP/new-impl
 }
