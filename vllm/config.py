@@ -189,9 +189,9 @@ class EngineArgs:
     )
     quantization: str | None = option(
         None,
-        "Convert weights while they are loaded: int8 (one scale per row), int4 (one per 32 weights). Products round "
-        "activations to 8 bits then.",
-        (None, "int8", "int4"),
+        "Convert weights while they are loaded: int8 (one scale per row), int4 (one per 32 weights), on GPUs fp8 too. "
+        "On a processor products round activations to 8 bits then.",
+        (None, "int8", "int4", "fp8"),
     )
     generation_config: str = option(
         "auto", "Where default sampling parameters come from: auto (the model), vllm (none), or a folder."

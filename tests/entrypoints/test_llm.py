@@ -331,6 +331,7 @@ def test_an_engine_streams_deltas_that_add_up(checkpoint: Callable[..., Path]) -
         ({"max_model_len": 513}, ConfigError, "max_model_len=513 is more than the 512"),
         ({"pipeline_parallel_size": 2}, ConfigError, "pipeline_parallel_size=2 is not supported"),
         ({"quantization": "awq"}, ConfigError, "quantization='awq' is not one of"),
+        ({"quantization": "fp8"}, ConfigError, "quantization='fp8' can't be used: fp8 is for GPUs; use int8"),
         ({"kv_cache_memory_bytes": 1000}, ConfigError, "not enough memory: one sequence of max_model_len=512 needs"),
         ({"gpu_memory_utilization": 1e-9}, ConfigError, "not enough memory: .* gpu_memory_utilization"),
         ({"num_gpu_blocks_override": 5}, ConfigError, "needs 33 blocks"),

@@ -19,7 +19,7 @@ class Placement:
     dtype: torch.dtype
     device: torch.device
     format: str | None = None
-    """What matrices are quantized to: int8 or int4."""
+    """What matrices are quantized to: int8, int4 or fp8."""
     group: Group = ALONE
     """The processes that share the weights."""
 

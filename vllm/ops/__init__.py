@@ -164,11 +164,14 @@ def attention_backend(
 def matrix(shape: MatrixShape) -> Matrix:
     """Return the best kind of matrix for a shape.  Raises ConfigError if it can't be quantized as it asks."""
     if shape.device.type == "cuda":
-        reason = None if shape.format is None else "it is for processors"
+        reason = None if shape.format is None else _gpu("quantized").refuses(shape)
         kind: Callable[[MatrixShape], Matrix] = _gpu("matrix").GpuMatrix
+        if shape.format is not None:
+            kind = _gpu("quantized").QuantizedMatrix
     else:
-        reason = "it needs the native kernels, which are not there" if native.library() is None else None
-        reason = reason or native_matrix.refuses(shape)
+        reason = native_matrix.refuses(shape)
+        if reason is None and native.library() is None:
+            reason = "it needs the native kernels, which are not there"
         kind = DenseMatrix if reason else native_matrix.NativeMatrix
     if reason is not None and shape.format is not None:
         raise ConfigError(f"quantization={shape.format!r} can't be used: {reason}")
@@ -177,7 +180,11 @@ def matrix(shape: MatrixShape) -> Matrix:
 
 def experts(count: int, shape: MatrixShape) -> nn.ModuleList:
     """Return the matrices of a layer's experts, for `moe`.  Raises ConfigError if they can't be quantized as `shape` asks."""
-    if shape.device.type == "cuda" and shape.format is None:
+    if shape.device.type == "cuda":
+        if shape.format is not None:
+            raise ConfigError(
+                f"quantization={shape.format!r} can't be used: a GPU has no kernels for experts that are quantized; leave it out"
+            )
         matrices: nn.ModuleList = _gpu("moe").ExpertMatrices(count, shape)
         return matrices
     return nn.ModuleList(matrix(shape) for _ in range(count))

@@ -30,7 +30,7 @@ class MatrixShape:
     gated: bool = False
     """The first half of the rows is the gate of the second half: products are activation(gate) · up."""
     format: str | None = None
-    """What it is quantized to: int8 or int4."""
+    """What it is quantized to: int8, int4 or fp8."""
 
 
 class Matrix(nn.Module):

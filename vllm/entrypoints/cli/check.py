@@ -24,7 +24,7 @@ _ROUNDINGS = 4.0
 """How many times transformers' own rounding the engine may be off: orders of addition differ, precision does not."""
 _EXACT = 1e-5
 """Relative error that float32 itself has over the depth of a model."""
-_QUANTIZED = {"int8": 0.12, "int4": 0.6}
+_QUANTIZED = {"int8": 0.12, "fp8": 0.3, "int4": 0.6}
 """Relative error of logits that a quantization may cost (root mean square, relative to the logits' own spread)."""
 
 

@@ -34,6 +34,8 @@ _GROUP = np.dtype([("rows", "u8"), ("scales", "u8"), ("stride", "i8"), ("count",
 
 def refuses(shape: MatrixShape) -> str | None:
     """Return why the kernels can't hold such a matrix; None if they can."""
+    if shape.format not in _CODES:
+        return f"{shape.format} is for GPUs; use int8"
     if shape.dtype not in TYPES:
         return f"the kernels compute in float32 and bfloat16, not in {shape.dtype}"
     if shape.format is None and shape.width * shape.dtype.itemsize % 4:
