@@ -19,7 +19,7 @@ from vllm.layers.norm import PlainRmsNorm, RmsNorm
 from vllm.layers.recurrent import CausalConv, Exact, decay_rates
 from vllm.layers.rg_lru import HeadProduct, RgLru, lru_rates
 from vllm.layers.short_conv import ShortConv
-from vllm.models.spec import DeltaNetSpec, LightningSpec, LruSpec, Mamba2Spec, MambaSpec, ShortConvSpec
+from vllm.models.spec_recurrent import DeltaNetSpec, LightningSpec, LruSpec, Mamba2Spec, MambaSpec, ShortConvSpec
 
 if TYPE_CHECKING:
     from vllm.models.build import Builder, Index

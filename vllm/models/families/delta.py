@@ -9,7 +9,8 @@ from vllm.models.families.deepseek import NAMES as LATENT_NAMES
 from vllm.models.families.llama import NAMES, decoder_of, mlp_of
 from vllm.models.families.moe import grouped_experts
 from vllm.models.rope import rope_of
-from vllm.models.spec import AttentionSpec, DeltaNetSpec, LatentSpec, LayerSpec, TransformerSpec
+from vllm.models.spec import AttentionSpec, LatentSpec, LayerSpec, TransformerSpec
+from vllm.models.spec_recurrent import DeltaNetSpec
 
 _LAYER = "model.layers.{i}"
 _OLMO = f"{_LAYER}.linear_attn"

@@ -7,17 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of
-from vllm.models.spec import (
-    AttentionSpec,
-    EntrySpec,
-    HeadSpec,
-    LayerSpec,
-    Mamba2Spec,
-    MambaSpec,
-    MlpSpec,
-    MoeSpec,
-    TransformerSpec,
-)
+from vllm.models.spec import AttentionSpec, EntrySpec, HeadSpec, LayerSpec, MlpSpec, MoeSpec, TransformerSpec
+from vllm.models.spec_recurrent import Mamba2Spec, MambaSpec
 
 _LAYER = "model.layers.{i}"
 HYBRID_NAMES: Mapping[str, str] = {

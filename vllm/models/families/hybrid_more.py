@@ -16,11 +16,11 @@ from vllm.models.spec import (
     EntrySpec,
     HeadSpec,
     LayerSpec,
-    Mamba2Spec,
     MlpSpec,
     TogetherSpec,
     TransformerSpec,
 )
+from vllm.models.spec_recurrent import Mamba2Spec
 
 
 def falcon_h1(config: Any) -> TransformerSpec:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm.models.families.llama import NAMES, attention_of, decoder_of
-from vllm.models.spec import LayerSpec, MlpSpec, MoeSpec, NormSpec, ShortConvSpec, TransformerSpec
+from vllm.models.spec import LayerSpec, MlpSpec, MoeSpec, NormSpec, TransformerSpec
+from vllm.models.spec_recurrent import ShortConvSpec
 
 _LAYER = "model.layers.{i}"
 LFM2_NAMES: Mapping[str, str] = {

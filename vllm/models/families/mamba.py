@@ -7,18 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
-from vllm.models.spec import (
-    AttentionSpec,
-    EntrySpec,
-    LayerSpec,
-    Mamba2Spec,
-    MambaSpec,
-    Mixer,
-    MlpSpec,
-    MoeSpec,
-    NormSpec,
-    TransformerSpec,
-)
+from vllm.models.spec import AttentionSpec, EntrySpec, LayerSpec, Mixer, MlpSpec, MoeSpec, NormSpec, TransformerSpec
+from vllm.models.spec_recurrent import Mamba2Spec, MambaSpec
 
 _MIXER = "backbone.layers.{i}.mixer"
 NAMES: Mapping[str, str] = {

@@ -7,7 +7,8 @@ from typing import Any
 
 from vllm.models.families.llama import attention_of, decoder_of
 from vllm.models.families.moe import MIXTRAL_NAMES
-from vllm.models.spec import LayerSpec, LightningSpec, MoeSpec, TransformerSpec
+from vllm.models.spec import LayerSpec, MoeSpec, TransformerSpec
+from vllm.models.spec_recurrent import LightningSpec
 
 _MIXER = "model.layers.{i}.self_attn"
 NAMES: Mapping[str, str] = {

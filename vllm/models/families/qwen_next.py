@@ -7,7 +7,8 @@ from typing import Any
 
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of
 from vllm.models.families.moe import QWEN2_NAMES
-from vllm.models.spec import DeltaNetSpec, LayerSpec, MoeSpec, NormSpec, TransformerSpec
+from vllm.models.spec import LayerSpec, MoeSpec, NormSpec, TransformerSpec
+from vllm.models.spec_recurrent import DeltaNetSpec
 
 _MIXER = "model.layers.{i}.linear_attn"
 _DELTA_NAMES: Mapping[str, str] = {

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from vllm.models.families.llama import attention_of, decoder_of
-from vllm.models.spec import EntrySpec, HeadSpec, LayerSpec, LruSpec, MlpSpec, NormSpec, TransformerSpec
+from vllm.models.spec import EntrySpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
+from vllm.models.spec_recurrent import LruSpec
 
 _LAYER = "model.layers.{i}"
 _MIXER, _FFN = f"{_LAYER}.temporal_block", f"{_LAYER}.mlp_block"
