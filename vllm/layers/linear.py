@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vllm.layers.placement import Placement
-from vllm.ops.parallel import Group
+from vllm.ops.parallel import Group, NextNorm
 from vllm.weights import Window
 
 
@@ -56,6 +56,8 @@ class Linear(nn.Module):
         self.group = group
         self.shard = shard
         self.parts = tuple(parts)
+        self.reader: NextNorm | None = None
+        """What reads the result next, where processes add it up"""
         self.transposed = transposed
         self.activation = activation
         self.matrix = placement.matrix(sum(part.rows for part in parts), width, bias=bias, gated=gated)
@@ -66,7 +68,7 @@ class Linear(nn.Module):
             residual = None  # it is added once
         y = self.matrix.multiply(x, activation=self.activation, residual=residual, dtype=dtype)
         if self.shard == "width":
-            return self.group.add_up(y)
+            return self.group.add_up(y, self.reader)
         return self.group.side_by_side(y) if self.shard == "gathered" else y
 
     def windows(self) -> Iterator[Window]:

@@ -27,6 +27,7 @@ from vllm.layers.blocks import (
     Sandwich,
     Single,
     Together,
+    announce_norms,
 )
 from vllm.layers.embedding import Embedding, Head, OwnOrTied, Positions, Sum, TiedLinear, TokenInput, TokenTypes, Waves
 from vllm.layers.linear import Linear, Part, scaled, split
@@ -124,10 +125,14 @@ class Builder:
         entry = self.entry(tokens)
         if any(layer.assistant for layer in spec.layers):
             entry = self.kept = Kept(entry)
+        blocks = self.passed([self.block(index, layer) for index, layer in enumerate(spec.layers)])
+        norm = self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity()
+        if self.placement.group.size > 1:
+            announce_norms(blocks, norm)
         return Transformer(
             entry,
-            self.passed([self.block(index, layer) for index, layer in enumerate(spec.layers)]),
-            self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity(),
+            blocks,
+            norm,
             self.head(tokens) if self.pooler is None else self.pooler,
             ignored_names=ignored,
             base_prefix=spec.base_prefix,

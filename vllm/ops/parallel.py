@@ -21,14 +21,30 @@ from vllm.logging import get_logger
 logger = get_logger(__name__)
 
 
+@dataclass(slots=True)
+class NextNorm:
+    """The root mean square norm that reads a sum next.  Whoever adds up may make it too, while the numbers are at hand."""
+
+    weight: Tensor
+    eps: float
+    offset: float
+    made: tuple[Tensor, Tensor] | None = None
+    """A sum, and the norm of it"""
+
+    def take(self, x: Tensor) -> Tensor | None:
+        """Return the norm of x, if it was made with x."""
+        made, self.made = self.made, None
+        return made[1] if made is not None and made[0] is x else None
+
+
 class Shortcut(Protocol):
     """A way for small tensors that is faster than torch's; see `ops.triton.peers`."""
 
     def takes(self, x: Tensor) -> bool:
         """Return whether such a tensor may go that way.  All processes come to the same answer."""
 
-    def add_up(self, x: Tensor) -> Tensor:
-        """Add up what the processes have; `x` keeps what this one has."""
+    def add_up(self, x: Tensor, norm: NextNorm | None = None) -> Tensor:
+        """Add up what the processes have, and make the norm of it; `x` keeps what this one has."""
 
     def abandon(self) -> None:
         """End whatever waits for the other processes."""
@@ -59,10 +75,10 @@ class Group:
         """Return this process's share of a tensor."""
         return x.chunk(self.size, dim)[self.rank]
 
-    def add_up(self, x: Tensor) -> Tensor:
-        """Add up what the processes have.  `x` is not used any more."""
+    def add_up(self, x: Tensor, norm: NextNorm | None = None) -> Tensor:
+        """Add up what the processes have.  `x` is not used any more; `norm` reads the sum next."""
         if self.shortcut is not None and self.shortcut.takes(x):
-            return self.shortcut.add_up(x)
+            return self.shortcut.add_up(x, norm)
         if self.size > 1:
             _distributed().all_reduce(x)
         return x
