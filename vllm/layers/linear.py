@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vllm import ops
 from vllm.layers.placement import Placement
 from vllm.ops.parallel import Group, NextNorm
 from vllm.weights import Window
@@ -70,6 +71,20 @@ class Linear(nn.Module):
         if self.shard == "width":
             return self.group.add_up(y, self.reader)
         return self.group.side_by_side(y) if self.shard == "gathered" else y
+
+    def greatest(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Find each row's greatest result after a change that keeps their order, and which it is.  [T, D] -> [T], [T] int32
+
+        Each process looks at its own results, so that these need not be gathered.
+        """
+        y = change(self.matrix.multiply(x, dtype=torch.float32))
+        peaks, ids = ops.greatest(y)
+        return self.group.greatest(peaks, ids + self.group.rank * y.shape[1])
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether several processes have the rows of the results."""
+        return self.shard == "gathered" and self.group.size > 1
 
     def windows(self) -> Iterator[Window]:
         first = 0

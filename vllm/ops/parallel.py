@@ -94,6 +94,17 @@ class Group:
         gather(parts, x.contiguous())
         return parts.unflatten(0, (self.size, len(x))).transpose(0, 1).flatten(1)
 
+    def greatest(self, peaks: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Find each row's greatest number, NaN if there is one, and the least id that has it, from what each process found in
+        its share.  [R] float32, [R] int32 -> the same"""
+        if self.size == 1:
+            return peaks, ids
+        pairs = self.side_by_side(torch.stack((peaks.view(torch.int32), ids), dim=1)).unflatten(1, (-1, 2))
+        all_peaks, all_ids = pairs[..., 0].contiguous().view(torch.float32), pairs[..., 1]
+        best = all_peaks.amax(dim=1)
+        on_top = (all_peaks == best[:, None]) | all_peaks.isnan()
+        return best, torch.where(on_top, all_ids, torch.iinfo(torch.int32).max).amin(dim=1)
+
     def of_first(self, x: Tensor) -> Tensor:
         """Give all processes what the first one has, in place."""
         if self.size > 1:
