@@ -20,7 +20,9 @@ def two(folder: Path, **options: Any) -> LLM:
     return LLM(str(folder), device="cpu", dtype="float32", tensor_parallel_size=2, max_num_seqs=4, **options)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "phi3"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "gpt2", "gpt_neox", "phi3", "qwen2_moe", "mixtral", "gpt_oss", "llama4_text"]
+)
 def test_two_processes_say_what_one_says(checkpoint: Callable[..., Path], kind: str) -> None:
     folder = checkpoint(kind)
     greedy = SamplingParams(temperature=0, max_tokens=12, logprobs=2, ignore_eos=True)

@@ -125,17 +125,18 @@ def _cut_run(first: int, rows: int, stored: Tensor) -> Tensor:
 def _share(part: Part, group: Group, shard: Shard) -> Part:
     """Return a process's share of a part."""
     if shard == "width":
-        return replace(part, cut=partial(_cut_width, part.cut, group))
+        return replace(part, cut=partial(cut_width, part.cut, group))
     return replace(
-        part, rows=group.share(part.rows, f"the rows of {part.name}"), cut=partial(_cut_rows, part.cut, group)
+        part, rows=group.share(part.rows, f"the rows of {part.name}"), cut=partial(cut_rows, part.cut, group)
     )
 
 
-def _cut_rows(cut: Callable[[Tensor], Tensor] | None, group: Group, stored: Tensor) -> Tensor:
+def cut_rows(cut: Callable[[Tensor], Tensor] | None, group: Group, stored: Tensor) -> Tensor:
+    """Cut a matrix, or a bias, by its rows."""
     return group.cut(stored if cut is None else cut(stored), 0)
 
 
-def _cut_width(cut: Callable[[Tensor], Tensor] | None, group: Group, stored: Tensor) -> Tensor:
+def cut_width(cut: Callable[[Tensor], Tensor] | None, group: Group, stored: Tensor) -> Tensor:
     """Cut a matrix by its width; a bias is the first process's alone, since results are added up."""
     whole = stored if cut is None else cut(stored)
     if whole.dim() > 1:
