@@ -174,9 +174,7 @@ def compare_with_cpu() -> dict[str, list[bool]]:
                     parameter.mul_(4)  # so that tokens depend on what was before
             model.save_pretrained(folder)
             tokens = []
-            for where in [("cpu", 1), ("cuda", 1)] + [("cuda", 2)] * (
-                torch.cuda.device_count() > 1 and "moe" not in kind
-            ):
+            for where in [("cpu", 1), ("cuda", 1)] + [("cuda", 2)] * (torch.cuda.device_count() > 1):
                 llm = LLM(
                     folder, device=where[0], tensor_parallel_size=where[1], dtype="float32", skip_tokenizer_init=True,
                     max_num_seqs=8,

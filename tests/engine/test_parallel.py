@@ -20,13 +20,16 @@ def two(folder: Path, **options: Any) -> LLM:
     return LLM(str(folder), device="cpu", dtype="float32", tensor_parallel_size=2, max_num_seqs=4, **options)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "phi3"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "gpt2", "gpt_neox", "phi3", "qwen2_moe", "mixtral", "gpt_oss", "llama4_text"]
+)
 def test_two_processes_say_what_one_says(checkpoint: Callable[..., Path], kind: str) -> None:
     folder = checkpoint(kind)
     greedy = SamplingParams(temperature=0, max_tokens=12, logprobs=2, ignore_eos=True)
+    plain = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     drawn = SamplingParams(temperature=1.0, seed=5, max_tokens=12, top_p=0.9, ignore_eos=True)
     alone, together = LLM(str(folder), device="cpu", dtype="float32"), two(folder)
-    for params in (greedy, drawn):
+    for params in (greedy, plain, drawn):
         expected, found = (llm.generate(PROMPTS, params, use_tqdm=False) for llm in (alone, together))
         for one, other in zip(expected, found, strict=True):
             assert other.outputs[0].token_ids == one.outputs[0].token_ids

@@ -10,6 +10,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from vllm.layers.linear import Linear
+from vllm.layers.norm import RmsNorm
 from vllm.layers.step import Step
 
 
@@ -201,3 +203,20 @@ class Parallel(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         return self.ffn(self.before_ffn(x), self.attention(self.before_attention(x), step, x))
+
+
+def announce_norms(blocks: Sequence[nn.Module], last: nn.Module) -> None:
+    """Tell the last products of branches which norm reads what they add to, so that it can be made with the sum.
+
+    `last` is the norm behind the blocks.
+    """
+    followers = [*(block.before_attention if isinstance(block, PreNorm) else None for block in blocks[1:]), last]
+    for block, follower in zip(blocks, followers, strict=True):
+        if isinstance(block, PreNorm):
+            _announce(getattr(block.attention, "out", None), block.before_ffn)
+            _announce(getattr(block.ffn, "down", None), follower)
+
+
+def _announce(product: object, norm: nn.Module | None) -> None:
+    if isinstance(product, Linear) and isinstance(norm, RmsNorm):
+        product.reader = norm.next

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vllm import ops
+from vllm.layers.linear import Linear
 from vllm.layers.placement import Placement
 from vllm.layers.step import Step
 from vllm.weights import Place, Window
@@ -178,7 +179,19 @@ class Head(nn.Module):
         self.scale = scale
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.vocabulary(self.project(hidden), dtype=torch.float32)
+        return self._scaled(self.vocabulary(self.project(hidden), dtype=torch.float32))
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether several processes have the vocabulary, so that it is better to look for the greatest logit than for all."""
+        return isinstance(self.vocabulary, Linear) and self.vocabulary.is_gathered
+
+    def greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Find each row's greatest logit, NaN if there is one, and its token, of equal ones the first.  [R, D] -> [R], [R] int32"""
+        assert isinstance(self.vocabulary, Linear), "the whole vocabulary is here"
+        return self.vocabulary.greatest(self.project(hidden), self._scaled)
+
+    def _scaled(self, logits: Tensor) -> Tensor:
         if self.scale != 1.0:
             logits = logits * self.scale
         return ops.softcap(logits, self.softcap) if self.softcap else logits

@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vllm import ops
 from vllm.layers.placement import Placement
-from vllm.ops.parallel import Group
+from vllm.ops.parallel import Group, NextNorm
 from vllm.weights import Window
 
 
@@ -56,6 +57,8 @@ class Linear(nn.Module):
         self.group = group
         self.shard = shard
         self.parts = tuple(parts)
+        self.reader: NextNorm | None = None
+        """What reads the result next, where processes add it up"""
         self.transposed = transposed
         self.activation = activation
         self.matrix = placement.matrix(sum(part.rows for part in parts), width, bias=bias, gated=gated)
@@ -66,8 +69,22 @@ class Linear(nn.Module):
             residual = None  # it is added once
         y = self.matrix.multiply(x, activation=self.activation, residual=residual, dtype=dtype)
         if self.shard == "width":
-            return self.group.add_up(y)
+            return self.group.add_up(y, self.reader)
         return self.group.side_by_side(y) if self.shard == "gathered" else y
+
+    def greatest(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Find each row's greatest result after a change that keeps their order, and which it is.  [T, D] -> [T], [T] int32
+
+        Each process looks at its own results, so that these need not be gathered.
+        """
+        y = change(self.matrix.multiply(x, dtype=torch.float32))
+        peaks, ids = ops.greatest(y)
+        return self.group.greatest(peaks, ids + self.group.rank * y.shape[1])
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether several processes have the rows of the results."""
+        return self.shard == "gathered" and self.group.size > 1
 
     def windows(self) -> Iterator[Window]:
         first = 0
@@ -129,17 +146,18 @@ def _cut_run(first: int, rows: int, stored: Tensor) -> Tensor:
 def _share(part: Part, group: Group, shard: Shard) -> Part:
     """Return a process's share of a part."""
     if shard == "width":
-        return replace(part, cut=partial(_cut_width, part.cut, group))
+        return replace(part, cut=partial(cut_width, part.cut, group))
     return replace(
-        part, rows=group.share(part.rows, f"the rows of {part.name}"), cut=partial(_cut_rows, part.cut, group)
+        part, rows=group.share(part.rows, f"the rows of {part.name}"), cut=partial(cut_rows, part.cut, group)
     )
 
 
-def _cut_rows(cut: Callable[[Tensor], Tensor] | None, group: Group, stored: Tensor) -> Tensor:
+def cut_rows(cut: Callable[[Tensor], Tensor] | None, group: Group, stored: Tensor) -> Tensor:
+    """Cut a matrix, or a bias, by its rows."""
     return group.cut(stored if cut is None else cut(stored), 0)
 
 
-def _cut_width(cut: Callable[[Tensor], Tensor] | None, group: Group, stored: Tensor) -> Tensor:
+def cut_width(cut: Callable[[Tensor], Tensor] | None, group: Group, stored: Tensor) -> Tensor:
     """Cut a matrix by its width; a bias is the first process's alone, since results are added up."""
     whole = stored if cut is None else cut(stored)
     if whole.dim() > 1:

@@ -17,6 +17,7 @@ from vllm.ops.activations import Clamp, activation
 from vllm.ops.matrix import Matrix
 from vllm.ops.moe import Routing
 from vllm.ops.mxfp4 import Unpacked
+from vllm.ops.parallel import ALONE, Group
 from vllm.ops.rows import mean
 from vllm.weights import Window
 
@@ -80,10 +81,12 @@ class MoE(nn.Module):
         activation: str,
         clamp: Clamp | None = None,
         correction: Exact | None = None,
+        group: Group = ALONE,
     ) -> None:
         """`parts` are what the checkpoint has of all experts; `matrices` are theirs, of gate and up and of down; `correction`
-        is added to the scores that experts are chosen by."""
+        is added to the scores that experts are chosen by; each process of `group` has a share of every expert's inner elements."""
         super().__init__()
+        self.group = group
         self.router = router
         self.parts = tuple(parts)
         self.routing = routing
@@ -106,7 +109,8 @@ class MoE(nn.Module):
 
     def mix(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         """Add up what each token's experts make of it."""
-        return ops.moe(x, weights, ids, self.gate_up, self.down, activation=self.activation, clamp=self.clamp)
+        y = ops.moe(x, weights, ids, self.gate_up, self.down, activation=self.activation, clamp=self.clamp)
+        return self.group.add_up(y)
 
     def windows(self) -> Iterator[Window]:
         matrices = {"gate_up": self.gate_up, "down": self.down}

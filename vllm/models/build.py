@@ -29,6 +29,7 @@ from vllm.layers.blocks import (
     SandwichBeside,
     Single,
     Together,
+    announce_norms,
 )
 from vllm.layers.embedding import Embedding, Head, OwnOrTied, Positions, Sum, TiedLinear, TokenInput, TokenTypes, Waves
 from vllm.layers.linear import Linear, Part, scaled, split
@@ -143,9 +144,12 @@ class Builder:
         norm = self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity()
         if spec.lanes is not None:
             entry, norm = build_lanes_input(self, entry, spec.lanes), build_lanes_output(self, norm, spec.lanes)
+        blocks = self.passed([self.layer(index, layer) for index, layer in enumerate(spec.layers)])
+        if self.placement.group.size > 1:
+            announce_norms(blocks, norm)
         return Transformer(
             entry,
-            self.passed([self.layer(index, layer) for index, layer in enumerate(spec.layers)]),
+            blocks,
             norm,
             self.head(tokens) if self.pooler is None else self.pooler,
             ignored_names=ignored,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from vllm.errors import ConfigError
-from vllm.layers.linear import Linear, Part
+from vllm.layers.linear import Linear, Part, cut_rows, cut_width, split
 from vllm.layers.mlp import ExpertPart, GuidedMoE, InputMoE, Mlp, MoE, NarrowMoE, NormedRouter, SharedMoE
 from vllm.layers.norm import PlainRmsNorm
 from vllm.layers.recurrent import Exact
 from vllm.models.spec import MoeSpec
 from vllm.ops.moe import Routing
+from vllm.ops.parallel import Group
 
 if TYPE_CHECKING:
     from vllm.models.build import Builder, Index
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
 def build_experts(builder: Builder, index: Index, moe: MoeSpec) -> nn.Module:
     """Make a layer's experts, and the network that every token passes beside them."""
-    if builder.placement.group.size > 1:
-        raise ConfigError("mixtures of experts can't be shared among processes; use tensor_parallel_size=1")
+    if builder.placement.group.size > 1 and moe.layout == "mxfp4":
+        raise ConfigError("experts in mxfp4 can't be shared among processes; use tensor_parallel_size=1")
     builder.check_activation(moe.activation)
     chosen = _chosen(builder, index, moe)
     return _with_shared(builder, index, moe, chosen) if moe.shared_width else chosen
@@ -49,18 +51,20 @@ def _chosen(builder: Builder, index: Index, moe: MoeSpec) -> MoE:
         scales = Exact(moe.num_experts, name=builder.name("expert_scales", index), placement=builder.placement)
         kind = partial(GuidedMoE, scales)
     read = moe.latent or width
+    group = builder.placement.group
+    inner = group.share(moe.width, "an expert's inner elements")
     return kind(
         router,
-        [part for expert in range(moe.num_experts) for part in _parts(builder, index, moe, expert)],
+        [_share(part, group) for expert in range(moe.num_experts) for part in _parts(builder, index, moe, expert)],
         (
             experts(
                 moe.num_experts,
-                (1 + moe.gated) * moe.width,
+                (1 + moe.gated) * inner,
                 read,
                 bias=moe.bias,
                 gated=moe.gated and moe.clamp is None,
             ),
-            experts(moe.num_experts, read, moe.width, bias=moe.bias),
+            experts(moe.num_experts, read, inner, bias=moe.bias),
         ),
         routing=Routing(
             moe.top_k,
@@ -75,6 +79,7 @@ def _chosen(builder: Builder, index: Index, moe: MoeSpec) -> MoE:
         activation=moe.activation,
         clamp=moe.clamp,
         correction=correction,
+        group=group,
     )
 
 
@@ -88,13 +93,13 @@ def _around(builder: Builder, index: Index, moe: MoeSpec) -> tuple[Linear, Linea
 def _with_shared(builder: Builder, index: Index, moe: MoeSpec, chosen: MoE) -> SharedMoE:
     width = builder.spec.width
     if "shared_gate_up" in builder.spec.names:
-        up = [Part(builder.name("shared_gate_up", index), 2 * moe.shared_width)]
+        up = split(builder.name("shared_gate_up", index), 2 * (moe.shared_width,))
     else:
         roles = ("shared_gate", "shared_up") if moe.gated else ("shared_up",)
         up = [Part(builder.name(role, index), moe.shared_width) for role in roles]
     shared = Mlp(
-        builder.linear(width, up, False, activation=moe.activation, gated=moe.gated),
-        builder.linear(moe.shared_width, [builder.branch_end("shared_down", index)], False),
+        builder.linear(width, up, False, activation=moe.activation, gated=moe.gated, shard="rows"),
+        builder.linear(moe.shared_width, [builder.branch_end("shared_down", index)], False, shard="width"),
     )
     gate = [Part(builder.name("shared_router", index), 1)] if moe.shared_gate else []
     return SharedMoE(chosen, shared, Linear(width, gate, builder.placement.unquantized) if gate else None)
@@ -122,26 +127,28 @@ def _parts(builder: Builder, index: Index, moe: MoeSpec, expert: int) -> Iterato
     kind: Literal["rows", "mxfp4"] = "mxfp4" if moe.layout == "mxfp4" else "rows"
     transposed = moe.layout in ("transposed", "turns")
     yield ExpertPart(down, expert, "down", 0, width, _cut(expert, transposed), kind)
-    if moe.layout in ("stacked", "transposed"):
+    whole = builder.placement.group.size == 1
+    if moe.layout in ("stacked", "transposed") and whole:
         yield ExpertPart(gate_up, expert, "gate_up", 0, 2 * inner, _cut(expert, transposed))
         return
     for half in (0, 1):
-        yield ExpertPart(gate_up, expert, "gate_up", half * inner, inner, _cut(expert, transposed, half), kind)
+        run = slice(half, None, 2) if moe.layout in ("turns", "mxfp4") else slice(half * inner, (half + 1) * inner)
+        yield ExpertPart(gate_up, expert, "gate_up", half * inner, inner, _cut(expert, transposed, run), kind)
         if moe.bias:
             biases = f"{gate_up}_bias"
-            yield ExpertPart(biases, expert, "gate_up", half * inner, inner, _cut(expert, False, half), "biases")
+            yield ExpertPart(biases, expert, "gate_up", half * inner, inner, _cut(expert, False, run), "biases")
     if moe.bias:
         yield ExpertPart(f"{down}_bias", expert, "down", 0, width, _cut(expert, False), "biases")
 
 
-def _cut(expert: int, transposed: bool, half: int | None = None) -> Callable[[Tensor], Tensor]:
-    """Return what takes an expert's rows out of a tensor of all experts': all of them, or every other one."""
-    return partial(_take, expert, transposed, half)
+def _cut(expert: int, transposed: bool, run: slice | None = None) -> Callable[[Tensor], Tensor]:
+    """Return what takes an expert's rows, or some of them, out of a tensor of all experts'."""
+    return partial(_take, expert, transposed, run)
 
 
-def _take(expert: int, transposed: bool, half: int | None, stored: Tensor) -> Tensor:
+def _take(expert: int, transposed: bool, run: slice | None, stored: Tensor) -> Tensor:
     rows = stored[expert].T if transposed else stored[expert]
-    return rows if half is None else rows[half::2]
+    return rows if run is None else rows[run]
 
 
 def _take_rows(num_experts: int, expert: int, stored: Tensor) -> Tensor:
@@ -150,3 +157,13 @@ def _take_rows(num_experts: int, expert: int, stored: Tensor) -> Tensor:
 
 def _take_columns(num_experts: int, expert: int, stored: Tensor) -> Tensor:
     return _take_rows(num_experts, expert, stored).T
+
+
+def _share(part: ExpertPart, group: Group) -> ExpertPart:
+    """Return a process's share of a part: some of the inner elements of every expert."""
+    if group.size == 1:
+        return part
+    if part.matrix == "down":
+        return replace(part, cut=partial(cut_width, part.cut, group))
+    first, rows = part.first // group.size, part.rows // group.size
+    return replace(part, first=first, rows=rows, cut=partial(cut_rows, part.cut, group))

@@ -124,7 +124,10 @@ def choose(logits: Tensor, controls: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Find each row's greatest logit and where it is, on a GPU; see `ops.triton.sampling`.  [R, V] -> [R], [R] int32"""
+    """Find each row's greatest logit, NaN if it holds one, and where it is, of equal ones the first.  [R, V] -> [R], [R] int32"""
+    if not logits.is_cuda:
+        places = torch.from_numpy(logits.numpy().argmax(axis=1))
+        return logits.gather(1, places[:, None])[:, 0], places.to(torch.int32)
     found: tuple[Tensor, Tensor] = _gpu("sampling").greatest(logits)
     return found
 

@@ -21,14 +21,30 @@ from vllm.logging import get_logger
 logger = get_logger(__name__)
 
 
+@dataclass(slots=True)
+class NextNorm:
+    """The root mean square norm that reads a sum next.  Whoever adds up may make it too, while the numbers are at hand."""
+
+    weight: Tensor
+    eps: float
+    offset: float
+    made: tuple[Tensor, Tensor] | None = None
+    """A sum, and the norm of it"""
+
+    def take(self, x: Tensor) -> Tensor | None:
+        """Return the norm of x, if it was made with x."""
+        made, self.made = self.made, None
+        return made[1] if made is not None and made[0] is x else None
+
+
 class Shortcut(Protocol):
     """A way for small tensors that is faster than torch's; see `ops.triton.peers`."""
 
     def takes(self, x: Tensor) -> bool:
         """Return whether such a tensor may go that way.  All processes come to the same answer."""
 
-    def add_up(self, x: Tensor) -> Tensor:
-        """Add up what the processes have; `x` keeps what this one has."""
+    def add_up(self, x: Tensor, norm: NextNorm | None = None) -> Tensor:
+        """Add up what the processes have, and make the norm of it; `x` keeps what this one has."""
 
     def abandon(self) -> None:
         """End whatever waits for the other processes."""
@@ -59,10 +75,10 @@ class Group:
         """Return this process's share of a tensor."""
         return x.chunk(self.size, dim)[self.rank]
 
-    def add_up(self, x: Tensor) -> Tensor:
-        """Add up what the processes have.  `x` is not used any more."""
+    def add_up(self, x: Tensor, norm: NextNorm | None = None) -> Tensor:
+        """Add up what the processes have.  `x` is not used any more; `norm` reads the sum next."""
         if self.shortcut is not None and self.shortcut.takes(x):
-            return self.shortcut.add_up(x)
+            return self.shortcut.add_up(x, norm)
         if self.size > 1:
             _distributed().all_reduce(x)
         return x
@@ -77,6 +93,17 @@ class Group:
         )  # its old name
         gather(parts, x.contiguous())
         return parts.unflatten(0, (self.size, len(x))).transpose(0, 1).flatten(1)
+
+    def greatest(self, peaks: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Find each row's greatest number, NaN if there is one, and the least id that has it, from what each process found in
+        its share.  [R] float32, [R] int32 -> the same"""
+        if self.size == 1:
+            return peaks, ids
+        pairs = self.side_by_side(torch.stack((peaks.view(torch.int32), ids), dim=1)).unflatten(1, (-1, 2))
+        all_peaks, all_ids = pairs[..., 0].contiguous().view(torch.float32), pairs[..., 1]
+        best = all_peaks.amax(dim=1)
+        on_top = (all_peaks == best[:, None]) | all_peaks.isnan()
+        return best, torch.where(on_top, all_ids, torch.iinfo(torch.int32).max).amin(dim=1)
 
     def of_first(self, x: Tensor) -> Tensor:
         """Give all processes what the first one has, in place."""

@@ -89,6 +89,17 @@ class DeviceSampler(Sampler):
 
         return Choosing(chosen, finish)
 
+    def settle(self, peaks: Tensor, tokens: Tensor) -> Choosing:
+        wait = fetch(peaks, tokens)
+
+        def finish() -> Sampled:
+            found, ids = wait()
+            errors: list[str | None] = [None] * len(ids)
+            mark(errors, found.tolist(), UNSOUND)
+            return Sampled(of_sound(ids.tolist(), errors), [None] * len(ids), errors)
+
+        return Choosing(tokens, finish)
+
     def prompt_logprobs(
         self, hidden: Tensor, targets: Tensor, num_logprobs: int, logits_fn: Callable[[Tensor], Tensor]
     ) -> list[TokenLogprobs]:

@@ -154,6 +154,16 @@ class Sampler:
         self._asks[slot] = False
         self._controls[slot] = 0
 
+    def asks(self, slots: list[int]) -> bool:
+        """Return whether one of some slots asks for more than the greatest logit."""
+        return any(self._asks[slot] for slot in slots)
+
+    def settle(self, peaks: Tensor, tokens: Tensor) -> Choice:
+        """Take the greatest logits of R rows that do not ask for more, and their tokens.  [R], [R]"""
+        errors: list[str | None] = [None] * len(tokens)
+        mark(errors, peaks.tolist(), UNSOUND)
+        return Sampled(of_sound(tokens.tolist(), errors), [None] * len(errors), errors)
+
     def sample(self, logits: Tensor, slots: list[int], lengths: list[int], tokens: Tensor) -> Sampled:
         """Choose the next token of R rows.  [R, V] float32 contiguous, [R], [R], [num_slots, L]
 
@@ -163,7 +173,7 @@ class Sampler:
         """
         assert logits.shape == (len(slots), self.vocab_size)
         errors: list[str | None] = [None] * len(slots)
-        if not any(self._asks[slot] for slot in slots):
+        if not self.asks(slots):
             best, peaks = greatest(logits)
             mark(errors, peaks, UNSOUND)
             return Sampled(of_sound(best, errors), [None] * len(slots), errors)

@@ -50,6 +50,15 @@ class Logits:
                 lambda rows: head(ops.gather(every, self._rows[:rows])), max_rows, every.device
             )
 
+    @property
+    def is_gathered(self) -> bool:
+        """Whether `greatest` is faster than to look for the greatest of all logits."""
+        return self.head.is_gathered
+
+    def greatest(self, hidden: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Find the greatest logit of some rows of the last hidden states, and its token.  -> [R], [R] int32"""
+        return self.head.greatest(select(hidden, rows))
+
     def compute(self, hidden: Tensor, rows: list[int]) -> Tensor:
         """Compute the logits of some rows of the last hidden states; the next call overwrites them.  -> [R, V] float32"""
         if self._recording is None:

@@ -71,8 +71,12 @@ class Generation:
         wanting = [index for index, row in enumerate(batch.rows) if row.wants_token]
         if not wanting:
             return None
-        logits = self.logits.compute(hidden, [packed.last[index] for index in wanting])
+        last = [packed.last[index] for index in wanting]
         counts = [self.tables.sequences[batch.rows[index].slot].num_candidates for index in wanting]
+        slots = [batch.rows[index].slot for index in wanting]
+        if self.logits.is_gathered and not any(counts) and not self.sampler.asks(slots):
+            return wanting, self._keep(batch, wanting, self.sampler.settle(*self.logits.greatest(hidden, last)))
+        logits = self.logits.compute(hidden, last)
         beams = [place for place, count in enumerate(counts) if count]
         plain = [place for place, count in enumerate(counts) if not count]
         if beams:
@@ -94,8 +98,15 @@ class Generation:
 
     def _sample(self, batch: Batch, rows: list[int], logits: Tensor) -> Choice:
         """Choose the rows' next tokens, and write them behind those they have.  …, [n], [n, V]"""
-        slots = [batch.rows[index].slot for index in rows]
-        ends = [batch.rows[index].start + batch.rows[index].count for index in rows]
-        choice = self.sampler.sample(logits, slots, ends, self.tables.tokens)
-        self.tables.store.append(slots, ends, choice.tokens)
+        return self._keep(batch, rows, self.sampler.sample(logits, *_ends(batch, rows), self.tables.tokens))
+
+    def _keep(self, batch: Batch, rows: list[int], choice: Choice) -> Choice:
+        """Write the rows' tokens behind those they have."""
+        self.tables.store.append(*_ends(batch, rows), choice.tokens)
         return choice
+
+
+def _ends(batch: Batch, rows: list[int]) -> tuple[list[int], list[int]]:
+    """Return the slots of rows, and how many tokens they have."""
+    slots = [batch.rows[index].slot for index in rows]
+    return slots, [batch.rows[index].start + batch.rows[index].count for index in rows]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vllm.ops.norms import rms_norm
+from vllm.ops.parallel import NextNorm
 from vllm.ops.triton.peers import Peers
 
 WIDTH = 24
@@ -27,6 +29,10 @@ def steps_of(dtype: torch.dtype) -> list[torch.Tensor]:
     return steps
 
 
+def weight_of(dtype: torch.dtype) -> torch.Tensor:
+    return torch.linspace(-1, 2, WIDTH).to(dtype)
+
+
 def take_part(rank: int, size: int, folder: Path, dtype: torch.dtype, end: Connection) -> None:
     torch.set_num_threads(1)
     count = Peers.num_bytes(size)
@@ -42,7 +48,14 @@ def take_part(rank: int, size: int, folder: Path, dtype: torch.dtype, end: Conne
         if number % 5 == 3:  # part of longer rows
             mine = torch.cat((mine, mine), dim=1)[:, :WIDTH]
         assert peers.takes(mine)
-        found.append(peers.add_up(mine))
+        if number % 3 == 0:
+            found.append(peers.add_up(mine))
+            continue
+        norm = NextNorm(weight_of(dtype), 1e-5, float(number % 2))
+        found.append(peers.add_up(mine, norm))
+        normed = norm.take(found[-1])
+        assert normed is not None and norm.take(found[-1]) is None
+        torch.testing.assert_close(normed, rms_norm(found[-1], norm.weight, 1e-5, norm.offset), rtol=2e-3, atol=2e-3)
     assert not peers.takes(found[0][:, 2:]), "rows of another width"
     end.send([each.numpy() for each in found])
 

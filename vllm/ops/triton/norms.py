@@ -54,6 +54,16 @@ def _warps(padded: int) -> int:
 
 
 @triton.jit
+def normalized(values, weight, width, eps, offset, OFFSET: tl.constexpr):
+    """Divide a row by its root mean square and multiply with offset + weight.  Beyond `width` both are 0."""
+    wide = values.to(tl.float32)
+    wide = wide * (1 / tl.sqrt(tl.sum(wide * wide, 0) / width + eps))
+    if OFFSET:
+        return (wide * (offset + weight.to(tl.float32))).to(values.dtype)
+    return (wide.to(values.dtype).to(tl.float32) * weight.to(tl.float32)).to(values.dtype)
+
+
+@triton.jit
 def _rms_norm(
     x, weight, residual, out, heads, x_row, x_head, eps, offset,
     D: tl.constexpr, D_PADDED: tl.constexpr, OFFSET: tl.constexpr, RESIDUAL: tl.constexpr, EARLY: tl.constexpr,
@@ -63,14 +73,9 @@ def _rms_norm(
     program = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, D_PADDED)
     inside = d < D
-    wide = tl.load(x + program // heads * x_row + program % heads * x_head + d, inside, 0.0).to(tl.float32)
-    wide = wide * (1 / tl.sqrt(tl.sum(wide * wide, 0) / D + eps))
-    w = tl.load(weight + d, inside, 0.0)
+    values = tl.load(x + program // heads * x_row + program % heads * x_head + d, inside, 0.0)
     dtype: tl.constexpr = out.dtype.element_ty
-    if OFFSET:
-        y = (wide * (offset + w.to(tl.float32))).to(dtype)
-    else:
-        y = (wide.to(dtype).to(tl.float32) * w.to(tl.float32)).to(dtype)
+    y = normalized(values, tl.load(weight + d, inside, 0.0), D, eps, offset, OFFSET)
     if RESIDUAL:
         y = (tl.load(residual + program * D + d, inside, 0.0).to(tl.float32) + y.to(tl.float32)).to(dtype)
     tl.store(out + program * D + d, y, inside)

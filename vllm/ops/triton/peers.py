@@ -21,7 +21,9 @@ from torch import Tensor
 
 from vllm.env import forbid_multicast
 from vllm.logging import get_logger
+from vllm.ops.parallel import NextNorm
 from vllm.ops.triton.early import early, let_next_start, wait_for_last
+from vllm.ops.triton.norms import normalized
 
 logger = get_logger(__name__)
 _ROWS = 512
@@ -62,17 +64,22 @@ class Peers:
             self._width = row_bytes
         return fits and row_bytes == self._width  # what is emptied is as wide as what was sent before
 
-    def add_up(self, x: Tensor) -> Tensor:
-        """Add up what the ranks have; it is the same to the bit everywhere.  [T, D] -> [T, D]"""
+    def add_up(self, x: Tensor, norm: NextNorm | None = None) -> Tensor:
+        """Add up what the ranks have, and make the norm of it; both are the same to the bit everywhere.  [T, D] -> [T, D]"""
         width = x.shape[1]
         bits = torch.int32 if x.dtype == torch.float32 else torch.int16
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        normed = out if norm is None else torch.empty_like(out)
+        weight, eps, offset = (out, 0.0, 0.0) if norm is None else (norm.weight, norm.eps, norm.offset)
         padded = triton.next_power_of_2(width)
         _add_up[(len(x),)](
-            x.view(bits), out, self._addresses, self._turns, self._abandoned, x.stride(0), width,
+            x.view(bits), out, normed, weight, self._addresses, self._turns, self._abandoned, x.stride(0), width, eps, offset,
+            NORM=norm is not None, OFFSET=offset != 0.0,
             RANK=self.rank, RANKS=self.size, ROWS=_ROWS, STRIDE=_ROW_BYTES // x.itemsize, TURNS=_TURNS,
             EMPTY=_EMPTY[bits], PADDED=padded, num_warps=min(max(padded // 512, 1), 8), **early(x.device),
         )  # fmt: skip
+        if norm is not None:
+            norm.made = out, normed
         return out
 
     def abandon(self) -> None:
@@ -102,15 +109,18 @@ def meet(rank: int, size: int, device: torch.device) -> Peers | None:
 
 @triton.jit
 def _add_up(
-    x, out, addresses, turns, abandoned, x_row, width,
+    x, out, normed, weight, addresses, turns, abandoned, x_row, width, eps, offset,
+    NORM: tl.constexpr, OFFSET: tl.constexpr,
     RANK: tl.constexpr, RANKS: tl.constexpr, ROWS: tl.constexpr, STRIDE: tl.constexpr, TURNS: tl.constexpr,
     EMPTY: tl.constexpr, PADDED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     let_next_start(EARLY)
-    wait_for_last(EARLY)
     row = tl.program_id(0)
     d = tl.arange(0, PADDED)
     inside = d < width
+    if NORM:
+        w = tl.load(weight + d, inside, 0.0)
+    wait_for_last(EARLY)
     bits: tl.constexpr = x.dtype.element_ty
     dtype: tl.constexpr = out.dtype.element_ty
     mine = tl.load(x + row.to(tl.int64) * x_row + d, inside, 0)
@@ -137,5 +147,8 @@ def _add_up(
             total += theirs.to(dtype, bitcast=True).to(tl.float32)
             place = here + ((read * RANKS + rank) * ROWS + row) * STRIDE
             tl.store(place + d, tl.full([PADDED], EMPTY, bits), inside)
-    tl.store(out + row.to(tl.int64) * width + d, total.to(dtype), inside)
+    summed = total.to(dtype)
+    tl.store(out + row.to(tl.int64) * width + d, summed, inside)
+    if NORM:
+        tl.store(normed + row.to(tl.int64) * width + d, normalized(summed, w, width, eps, offset, OFFSET), inside)
     tl.store(turns + row, (turn + 1) % TURNS)
