@@ -35,6 +35,8 @@ _PROGRAMS = 264
 _COLUMNS = 64
 _LEAST_STEPS = 4
 _FINISH = 1024
+_AT_ONCE = 8192
+"""Rows that are rounded at a time, which takes a few times their memory."""
 _NUMBERS = {"int8": torch.int8, "fp8": FLOAT8, "int4": torch.uint8}
 
 
@@ -78,9 +80,13 @@ class QuantizedMatrix(Matrix):
 
     def put(self, first: int, content: Tensor) -> None:
         """Round rows, on the device, and keep them.  [rows, width]"""
+        for part in content.split(_AT_ONCE):
+            self._put(first, part.to(self.shape.device))
+            first += len(part)
+
+    def _put(self, first: int, content: Tensor) -> None:
         assert self.shape.format is not None
         rows = slice(first, first + len(content))
-        content = content.to(self.shape.device)
         numbers, scales = quantize(F.pad(content, (0, -content.shape[1] % _STEP)), self.shape.format)
         if self.shape.format == "int4":
             self.scales[:, rows] = scales.t()
@@ -161,7 +167,7 @@ def _multiply(x: Tensor, numbers: Tensor, scales: Tensor, rows: int) -> Tensor:
     _multiply_few[(*grid, pieces)](
         x, numbers, scales, parts, len(x), rows, x.shape[1], x.stride(0), numbers.stride(0), steps, each, INT4=is_int4,
         M=tile, N=_COLUMNS, STEP=_STEP, GROUP=GROUP, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        num_warps=4 if tile <= 64 else 8, num_stages=4 if tile <= 64 else 3, **early(x.device),
+        num_warps=4 if tile <= 64 else 8, num_stages=max(2, min(4, 192 // tile)), **early(x.device),
     )  # fmt: skip
     return parts
 
