@@ -17,7 +17,7 @@ FORMATS = ["int8", "int4", "fp8"]
 
 @pytest.mark.parametrize("format", FORMATS)
 @given(
-    tokens=st.sampled_from([1, 2, 17, 40]),
+    tokens=st.sampled_from([1, 2, 17, 40, 64]),
     size=st.tuples(st.integers(1, 70), st.integers(1, 300) | st.sampled_from([128, 640, 1024])),
     around=st.tuples(st.booleans(), st.sampled_from([None, "silu", "gated gelu", "gated relu2"]), st.booleans()),
     dtypes=st.sampled_from([(torch.float32, None), (torch.float16, None), (torch.float16, torch.float32)]),
@@ -57,7 +57,7 @@ def test_products(
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         if many:
-            patch.setattr(quantized, "_FEW", 0)
+            patch.setitem(quantized._FEW, format, 0)
         found = matrix.multiply(x, **options)  # type: ignore[arg-type]
     torch.testing.assert_close(found, dense.multiply(x, **options), rtol=tolerance, atol=tolerance)  # type: ignore[arg-type]
 

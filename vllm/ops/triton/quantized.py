@@ -28,14 +28,15 @@ from vllm.ops.triton.matrix import multiply_rows
 from vllm.weights import Place, TensorPlace
 
 _STEP = 128
-_FEW = 256
-"""Rows that are multiplied with numbers widened in registers."""
+_FEW = {"int8": 256, "fp8": 256, "int4": 64}
+"""Rows that are multiplied with numbers widened in registers: on an H100 more take less time the other way."""
 _PROGRAMS = 264
 """Two for each processor of the largest device there is."""
-_COLUMNS = 64
 _LEAST_STEPS = 4
 _FINISH = 1024
-_NUMBERS = {"int8": torch.int8, "fp8": FLOAT8, "int4": torch.uint8}
+_AT_ONCE = 8192
+"""Rows that are rounded at a time, which takes a few times their memory."""
+_NUMBERS = {"int8": torch.int8, "fp8": FLOAT8, "int4": torch.int8}
 
 
 def refuses(shape: MatrixShape) -> str | None:
@@ -78,14 +79,18 @@ class QuantizedMatrix(Matrix):
 
     def put(self, first: int, content: Tensor) -> None:
         """Round rows, on the device, and keep them.  [rows, width]"""
+        for part in content.split(_AT_ONCE):
+            self._put(first, part.to(self.shape.device))
+            first += len(part)
+
+    def _put(self, first: int, content: Tensor) -> None:
         assert self.shape.format is not None
         rows = slice(first, first + len(content))
-        content = content.to(self.shape.device)
         numbers, scales = quantize(F.pad(content, (0, -content.shape[1] % _STEP)), self.shape.format)
         if self.shape.format == "int4":
             self.scales[:, rows] = scales.t()
-            low, high = (numbers + 8).view(torch.uint8).unflatten(1, (-1, 2, _STEP // 2)).unbind(2)
-            self.numbers[rows] = (low | high << 4).flatten(1)
+            low, high = numbers.unflatten(1, (-1, 2, _STEP // 2)).unbind(2)
+            self.numbers[rows] = (low & 15 | high << 4).flatten(1)
         else:
             self.scales[rows] = scales
             self.numbers[rows] = numbers
@@ -98,8 +103,9 @@ class QuantizedMatrix(Matrix):
         residual: Tensor | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
+        assert self.shape.format is not None
         gated = self.shape.gated
-        if len(x) > _FEW:
+        if len(x) > _FEW[self.shape.format]:
             return multiply_rows(
                 x, self.widened(x.dtype), self.bias, gated=gated, activation=activation, residual=residual, dtype=dtype
             )
@@ -151,19 +157,28 @@ def _within(dtype: torch.dtype) -> tl.dtype:
 def _multiply(x: Tensor, numbers: Tensor, scales: Tensor, rows: int) -> Tensor:
     """Multiply few rows, in pieces along D.  [T, D] -> [pieces, T, N] float32"""
     is_int4 = scales.dim() == 2
-    tile = max(16, min(128, triton.next_power_of_2(len(x))))
+    tile = max(16, min(32 if x.dtype == torch.float32 else 128, triton.next_power_of_2(len(x))))
+    columns = 32 if is_int4 and tile == 64 else 128 if tile == 128 else 64
     steps = numbers.shape[1] * (2 if is_int4 else 1) // _STEP
-    grid = triton.cdiv(len(x), tile), triton.cdiv(rows, _COLUMNS)
+    grid = triton.cdiv(len(x), tile), triton.cdiv(rows, columns)
     pieces = max(1, min(_PROGRAMS // (grid[0] * grid[1]), steps // _LEAST_STEPS))
     each = triton.cdiv(steps, pieces)
     pieces = triton.cdiv(steps, each)
     parts = torch.empty(pieces, len(x), rows, dtype=torch.float32, device=x.device)
     _multiply_few[(*grid, pieces)](
         x, numbers, scales, parts, len(x), rows, x.shape[1], x.stride(0), numbers.stride(0), steps, each, INT4=is_int4,
-        M=tile, N=_COLUMNS, STEP=_STEP, GROUP=GROUP, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        num_warps=4 if tile <= 64 else 8, num_stages=4 if tile <= 64 else 3, **early(x.device),
+        M=tile, N=columns, STEP=_STEP, GROUP=GROUP, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        num_warps=4 if tile <= 64 else 8, num_stages=max(2, min(4, 192 // tile)), **early(x.device),
     )  # fmt: skip
     return parts
+
+
+@triton.jit
+def _scaled(numbers, scales, dtype: tl.constexpr):
+    """Multiply numbers of 4 bits with their scales.  In bfloat16 that rounds once, as it does by way of float32."""
+    if dtype == tl.bfloat16:
+        return numbers.to(dtype) * scales
+    return (numbers.to(tl.float32) * scales.to(tl.float32)).to(dtype)
 
 
 @triton.jit
@@ -188,14 +203,14 @@ def _multiply_few(
             pair = tl.load(matrix + step * (STEP // 2) + j[:, None], inside, 0)
             group = scales + (step * (STEP // GROUP) + j // GROUP)[:, None] * rows + n[None, :]
             k = step * STEP + j
-            low = ((pair & 15).to(tl.float32) - 8) * tl.load(group, inside, 0.0).to(tl.float32)
+            low = _scaled((pair << 4) >> 4, tl.load(group, inside, 0.0), dtype)
             values = tl.load(ours + k[None, :], alive & (k < width)[None, :], 0.0)
-            total = tl.dot(values, low.to(dtype), total, input_precision=PRECISION)
+            total = tl.dot(values, low, total, input_precision=PRECISION)
             k += STEP // 2
             group += STEP // 2 // GROUP * rows
-            high = ((pair >> 4).to(tl.float32) - 8) * tl.load(group, inside, 0.0).to(tl.float32)
+            high = _scaled(pair >> 4, tl.load(group, inside, 0.0), dtype)
             values = tl.load(ours + k[None, :], alive & (k < width)[None, :], 0.0)
-            total = tl.dot(values, high.to(dtype), total, input_precision=PRECISION)
+            total = tl.dot(values, high, total, input_precision=PRECISION)
         else:
             k = step * STEP + tl.arange(0, STEP)
             part = tl.load(matrix + k[:, None], inside, 0.0)
@@ -258,12 +273,12 @@ def _widen(
         )
         group = scales + (step * (STEP // GROUP) + j // GROUP)[None, :] * rows + n[:, None]
         k = step * STEP + j[None, :]
-        low = ((pair & 15).to(tl.float32) - 8) * tl.load(group, inside[:, None], 0.0).to(tl.float32)
-        tl.store(target + k, low.to(dtype), inside[:, None] & (k < width))
+        low = _scaled((pair << 4) >> 4, tl.load(group, inside[:, None], 0.0), dtype)
+        tl.store(target + k, low, inside[:, None] & (k < width))
         k += STEP // 2
         group += STEP // 2 // GROUP * rows
-        high = ((pair >> 4).to(tl.float32) - 8) * tl.load(group, inside[:, None], 0.0).to(tl.float32)
-        tl.store(target + k, high.to(dtype), inside[:, None] & (k < width))
+        high = _scaled(pair >> 4, tl.load(group, inside[:, None], 0.0), dtype)
+        tl.store(target + k, high, inside[:, None] & (k < width))
     else:
         k = step * STEP + tl.arange(0, STEP)[None, :]
         part = tl.load(numbers + n.to(tl.int64)[:, None] * numbers_row + k, inside[:, None], 0.0).to(tl.float32)
