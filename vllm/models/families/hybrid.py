@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from vllm.models.families.kin import with_own_rope
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of
 from vllm.models.spec import AttentionSpec, EntrySpec, HeadSpec, LayerSpec, MlpSpec, MoeSpec, TransformerSpec
 from vllm.models.spec_recurrent import Mamba2Spec, MambaSpec
@@ -94,6 +95,21 @@ def granitemoe(config: Any) -> TransformerSpec:
     """Granite with experts, in some models beside a network that every token passes."""
     moe = _granite_experts(config)
     return _granite(config, lambda index: LayerSpec(_granite_attention(config), moe))
+
+
+GRANITE_SWA_NAMES: Mapping[str, str] = {
+    **GRANITE_NAMES,
+    "router": f"{_LAYER}.block_sparse_moe.router",
+    "experts_gate_up": f"{_LAYER}.block_sparse_moe.experts.gate_up_proj",
+    "experts_down": f"{_LAYER}.block_sparse_moe.experts.down_proj",
+}
+
+
+def granitemoe_swa(config: Any) -> TransformerSpec:
+    """With experts, sinks, windows on some layers, and a rope for each layer, or none."""
+    moe, attention = _granite_experts(config), _granite_attention(config)
+    spec = _granite(config, lambda index: LayerSpec(with_own_rope(attention, config, index), moe))
+    return replace(spec, names=GRANITE_SWA_NAMES)
 
 
 def granitemoehybrid(config: Any) -> TransformerSpec:

@@ -9,7 +9,7 @@ from typing import Any
 from vllm.errors import ModelError
 from vllm.layers.rotary import Rope, Tempering
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of, typed_layer
-from vllm.models.spec import EntrySpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
+from vllm.models.spec import AttentionSpec, EntrySpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
 
 AFTER_NAMES: Mapping[str, str] = {
     **NAMES,
@@ -92,6 +92,44 @@ def granite(config: Any) -> TransformerSpec:
         head=HeadSpec(scale=1 / config.logits_scaling),
         branch_scale=config.residual_multiplier,
     )
+
+
+def granite_swa(config: Any) -> TransformerSpec:
+    """Granite with sinks, windows on some layers, and a rope for each layer, or none."""
+    spec = granite(config)
+    layers = (
+        replace(layer, mixer=with_own_rope(layer.attention, config, index)) for index, layer in enumerate(spec.layers)
+    )
+    return replace(spec, layers=tuple(layers))
+
+
+def with_own_rope(attention: AttentionSpec, config: Any, index: int) -> AttentionSpec:
+    """Return a layer's attention as granite's with windows have it."""
+    theta, rope = config.layer_rope_theta[index], attention.rope
+    assert rope is not None
+    own = replace(rope, theta=theta) if theta else None
+    return replace(attention, rope=own, window=typed_layer(config, index)["window"], sinks=True)
+
+
+HYPERCLOVAX_NAMES: Mapping[str, str] = {
+    **NAMES,
+    "norm1_after": "model.layers.{i}.post_norm1",
+    "norm2_after": "model.layers.{i}.post_norm2",
+}
+
+
+def hyperclovax(config: Any) -> TransformerSpec:
+    """Granite whose logits are multiplied, in most with norms behind its branches too."""
+    spec = replace(granite(config), head=HeadSpec(scale=config.logits_scaling))
+    if not config.use_post_norm:
+        return spec
+    if config.residual_multiplier != 1:
+        raise ModelError(
+            f"residual_multiplier={config.residual_multiplier} with use_post_norm: scaled norms behind branches are not "
+            "supported; use model_impl='transformers'"
+        )
+    layers = tuple(replace(layer, block="sandwich") for layer in spec.layers)
+    return replace(spec, layers=layers, names=HYPERCLOVAX_NAMES)
 
 
 def glm(config: Any) -> TransformerSpec:
