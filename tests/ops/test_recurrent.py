@@ -189,7 +189,8 @@ def test_rg_lru(kind: Any, width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "x_dtype, dtype", [(torch.float32,) * 2, (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2]
+    "x_dtype, dtype",
+    [(torch.float32,) * 2, (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2, (torch.float32, torch.float16)],
 )
 @pytest.mark.parametrize("order", ["gate_first", "norm_first"])
 @pytest.mark.parametrize("shape", [(5, 3, 7), (5, 2, 96), (5, 40)], ids=str)

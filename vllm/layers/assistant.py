@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
+from vllm import ops
 from vllm.layers.linear import Linear
 from vllm.layers.step import Step
-from vllm.ops.activations import gated_activation
 
 
 class Kept(nn.Module):
@@ -49,8 +48,8 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         narrow = self.down(x).chunk(len(self.ups), dim=1)
-        added = [up(part.contiguous()) for up, part in zip(self.ups, narrow, strict=True)]
-        y: Tensor = self.shared(x, added[0] if len(added) == 1 else torch.cat(added, dim=1))
+        added = [up(part) for up, part in zip(self.ups, narrow, strict=True)]
+        y: Tensor = self.shared(x, added[0] if len(added) == 1 else ops.side_by_side(*added))
         return y
 
 
@@ -62,7 +61,8 @@ class AdaptedGate(Adapted):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return gated_activation(super().forward(x), self.activation)
+        gate, up = super().forward(x).chunk(2, dim=1)
+        return ops.gate(up, gate, self.activation)
 
 
 class Assisted(nn.Module):
@@ -84,7 +84,7 @@ class Assisted(nn.Module):
         self.before_attention, self.before_ffn, self.before_mixer = norms
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        both = torch.cat((x, self.kept[0].result), dim=1)
+        both = ops.side_by_side(x, self.kept[0].result)
         y = self.ffn(self.before_ffn(self.attention(self.before_attention(both), step)))
         y = self.mixer(self.before_mixer(self.join(y, x)), step, x)
         return y

@@ -58,6 +58,7 @@ __all__ = [
     "rotary",
     "route",
     "selective_scan",
+    "side_by_side",
     "softcap",
 ]
 
@@ -109,6 +110,7 @@ layer_norm = _either(norms.layer_norm, native_rows.layer_norm, "norms")
 rms_norm = _either(norms.rms_norm, native_rows.rms_norm, "norms")
 rotary = _either(rotary_torch.rotary, native_rows.rotary, "rotary")
 moe = _either(moe_torch, moe_torch, "moe")
+side_by_side = _either(rows.side_by_side, native_rows.side_by_side)
 softcap = _either(rows.softcap, native_rows.softcap)
 causal_conv = _either(recurrent.causal_conv, native_recurrent.causal_conv)
 selective_scan = _either(recurrent.selective_scan, native_recurrent.selective_scan)

@@ -20,6 +20,11 @@ def multiply(x: Tensor, y: Tensor) -> Tensor:
     return x * y
 
 
+def side_by_side(first: Tensor, *others: Tensor) -> Tensor:
+    """Lay the rows of tensors side by side.  [T, A], [T, B], … -> [T, A + B + …]"""
+    return torch.cat((first, *others), dim=1)
+
+
 def gather(x: Tensor, ids: Tensor, scale: float = 1.0, offset: int = 0) -> Tensor:
     """Take rows ids + offset, times `scale`.  [V, D], [T] -> [T, D]"""
     found = torch.nn.functional.embedding(ids + offset if offset else ids, x)

@@ -129,6 +129,8 @@ def test_lookups_sums_and_caps(data: st.DataObject) -> None:
     assert torch.equal(rows.gather(table, ids, 2.5, 2), table[ids + 2] * 2.5)
     x, y = table[:count], strided(torch.randn(12, width).to(dtype))[:count]
     assert torch.equal(rows.add(x, y), x + y)
+    assert torch.equal(rows.multiply(x, y), x * y)
+    assert torch.equal(rows.side_by_side(x, y[:, :7], x), torch.cat((x, y[:, :7], x), dim=1))
     far = strided(30 * x)
     near(rows.softcap(far.clone(), 5.0), 5 * torch.tanh(far.float() / 5))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vllm.ops import recurrent as reference
 from vllm.ops.activations import CODES
 from vllm.ops.memory import empty
 from vllm.ops.native import TYPES, address, library
@@ -111,6 +112,8 @@ def gate(
     order: GateOrder = "gate_first",
 ) -> Tensor:
     """Multiply with activation(gate); with weights an rms norm of each group comes behind it, or before."""
+    if gate.dtype not in TYPES:  # x may be one for kernels all the same
+        return reference.gate(x, gate, activation, weight, eps, order)
     assert _side_by_side(x) and _side_by_side(gate) and x.dtype in {torch.float32, gate.dtype}
     groups = x.shape[1] if x.dim() == 3 else 1
     y = empty(*x.shape, dtype=gate.dtype)

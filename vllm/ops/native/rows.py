@@ -59,6 +59,20 @@ def multiply(x: Tensor, other: Tensor) -> Tensor:
     return _pairwise(library().multiply, x, other)
 
 
+def side_by_side(first: Tensor, *others: Tensor) -> Tensor:
+    """Lay the rows of tensors side by side.  [T, A], [T, B], … -> [T, A + B + …]"""
+    parts = (first, *others)
+    y = empty(len(first), sum(part.shape[1] for part in parts), dtype=first.dtype)
+    begin = 0
+    for part in parts:
+        to = y[:, begin : begin + part.shape[1]]
+        library().copy(
+            len(part), address(part), address(to), part.stride(0), y.stride(0), part.shape[1], TYPES[y.dtype]
+        )
+        begin += part.shape[1]
+    return y
+
+
 def softcap(x: Tensor, cap: float) -> Tensor:
     """Make x cap · tanh(x / cap), in place.  [T, D] -> [T, D]"""
     library().softcap(len(x), address(x), address(x), x.stride(0), x.stride(0), x.shape[1], cap, TYPES[x.dtype])

@@ -65,7 +65,7 @@ const Kernels kernels = {
     linear_prepare, linear_multiply, linear_shared, linear_own,
     check_finite, CHECK_RUN, quantize, quantize_own,
     attention_write, attention_attend, attention_shared, attention_own,
-    rms_norm, layer_norm, rotary, add_elements, multiply_elements, softcap, gather,
+    rms_norm, layer_norm, rotary, add_elements, multiply_elements, copy_elements, softcap, gather,
     causal_conv, scan_prepare, scan_run, delta_prepare, delta_run, rg_lru, gate,
     conv_own, scan_shared, scan_own, delta_shared, delta_own, gate_own,
 };

@@ -118,6 +118,7 @@ struct RotaryArgs {
 // Functions of single elements; what each operation reads:
 //   add_elements        y = x + other
 //   multiply_elements   y = x · other
+//   copy_elements       y = x
 //   softcap             y = scale · tanh(x / scale)
 //   gather              y = scale · row ids[i] + id_offset of x
 struct ElementArgs {
@@ -235,7 +236,7 @@ struct Kernels {
     Phase attention_write, attention_attend;
     int64_t (*attention_shared)(const AttentionArgs&, int threads);
     int64_t (*attention_own)(const AttentionArgs&);
-    Phase rms_norm, layer_norm, rotary, add_elements, multiply_elements, softcap, gather;
+    Phase rms_norm, layer_norm, rotary, add_elements, multiply_elements, copy_elements, softcap, gather;
     Phase causal_conv, scan_prepare, scan_run, delta_prepare, delta_run, rg_lru, gate;
     int64_t (*conv_own)(const ConvArgs&);
     int64_t (*scan_shared)(const ScanArgs&);      // scratch for 16 rows

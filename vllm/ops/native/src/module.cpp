@@ -267,6 +267,15 @@ PyObject* multiply(PyObject*, PyObject* const* values, Py_ssize_t count) {
     return pairwise(values, count, kernels->multiply_elements);
 }
 
+PyObject* copy(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Operation op{};
+    ElementArgs& a = op.args.element;
+    int64_t rows;
+    if (!Reader(values, count).all(rows, a.x, a.y, a.x_stride, a.y_stride, a.width, a.type)) return nullptr;
+    op.phase = kernels->copy_elements;
+    return issue({op}, rows);
+}
+
 PyObject* softcap(PyObject*, PyObject* const* values, Py_ssize_t count) {
     Operation op{};
     ElementArgs& a = op.args.element;
@@ -375,6 +384,7 @@ PyMethodDef methods[] = {
     {"rotary", (PyCFunction)(void*)rotary, METH_FASTCALL, "Turn pairs of elements of q and k, in place."},
     {"add", (PyCFunction)(void*)add, METH_FASTCALL, "y = x + other"},
     {"multiply", (PyCFunction)(void*)multiply, METH_FASTCALL, "y = x · other"},
+    {"copy", (PyCFunction)(void*)copy, METH_FASTCALL, "y = x"},
     {"causal_conv", (PyCFunction)(void*)causal_conv, METH_FASTCALL, "Weigh each channel's last elements."},
     {"selective_scan", (PyCFunction)(void*)selective_scan, METH_FASTCALL, "Run a state space over the tokens of each row."},
     {"gated_delta", (PyCFunction)(void*)gated_delta, METH_FASTCALL, "Run a delta net over the tokens of each row."},

@@ -147,6 +147,13 @@ INLINE void pair_rows(const ElementArgs& a, const Worker& me, F join) {
 }
 
 template <class T>
+INLINE void copy_rows(const ElementArgs& a, const Worker& me) {
+    each_piece(me, a.width, [&](int64_t row, int64_t begin, int64_t end) INLINE_LAMBDA {
+        memcpy((T*)a.y + row * a.y_stride + begin, (const T*)a.x + row * a.x_stride + begin, (end - begin) * sizeof(T));
+    });
+}
+
+template <class T>
 INLINE void softcap_rows(const ElementArgs& a, const Worker& me) {
     each_piece(me, a.width, [&](int64_t row, int64_t begin, int64_t end) INLINE_LAMBDA {
         const T* x = (const T*)a.x + row * a.x_stride;
@@ -184,6 +191,11 @@ void multiply_elements(const Args& args, const Worker& me) {
     const ElementArgs& a = args.element;
     auto join = [](vec x, vec y) INLINE_LAMBDA { return mul(x, y); };
     a.type == BFLOAT16 ? pair_rows<bf16>(a, me, join) : pair_rows<float>(a, me, join);
+}
+
+void copy_elements(const Args& args, const Worker& me) {
+    const ElementArgs& a = args.element;
+    a.type == BFLOAT16 ? copy_rows<bf16>(a, me) : copy_rows<float>(a, me);
 }
 
 void softcap(const Args& args, const Worker& me) {
