@@ -326,7 +326,12 @@ def internvl(maker: Maker) -> tuple[Any, Any]:
         start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
     )
     images = pil("got_ocr2", "GotOcr2ImageProcessorPil")(
-        size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=4
+        size={"height": 32, "width": 32},
+        crop_to_patches=True,
+        min_patches=1,
+        max_patches=4,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
     )
     config = transformers.InternVLConfig(
         text_config=maker.text("qwen2"),

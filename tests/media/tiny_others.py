@@ -157,4 +157,20 @@ def minicpmv4_6(maker: Maker) -> tuple[Any, Any]:
     return config, seeing(kind, images, maker, "MiniCPMV4_6VideoProcessor", {"patch_size": 8, "scale_resolution": 32})
 
 
-OTHERS = (fuyu, blip_2, deepseek_vl_hybrid, glm4v_moe, kimi_k25, phi4_multimodal, minicpmv4_6)
+def llama4(maker: Maker) -> tuple[Any, Any]:
+    images = transformers.Llama4ImageProcessor(size={"height": 32, "width": 32}, max_patches=4)
+    vision = {**VISION, "vision_output_dim": 48, "projector_input_dim": 48, "projector_output_dim": 48}
+    text = {"intermediate_size_mlp": 96, "num_local_experts": 4, "num_experts_per_tok": 1, "attention_chunk_size": 32}
+    text |= {"interleave_moe_layer_step": 2, "no_rope_layers": [1, 0], "moe_layers": [1]}
+    config = transformers.Llama4Config(
+        text_config=maker.text("llama4_text", **text),
+        vision_config={**vision, "intermediate_size": 256},
+        image_token_index=maker.id("<|patch|>"),
+        boi_token_index=maker.id("<|image_start|>"),
+        eoi_token_index=maker.id("<|image_end|>"),
+        architectures=["Llama4ForConditionalGeneration"],
+    )
+    return config, transformers.Llama4Processor(images, maker.tokenizer, patch_size=8)
+
+
+OTHERS = (fuyu, blip_2, deepseek_vl_hybrid, glm4v_moe, kimi_k25, phi4_multimodal, minicpmv4_6, llama4)

@@ -25,6 +25,7 @@ from vllm.inputs.media.assemble import load_processor
 from vllm.inputs.media.fetch import Fetcher, Reach
 from vllm.inputs.media.item import MediaItem, Prepared, Sound
 from vllm.inputs.media.places import filled, placed, spliced
+from vllm.inputs.media.sound import at_rate
 from vllm.inputs.media.tensors import array_of
 from vllm.inputs.tokenizer import Tokenizer
 from vllm.messages import Media, Modality
@@ -196,7 +197,7 @@ class MediaProcessor:
         key = _key(item, {})
         with self._lock:
             extractor = self._extractor
-            sound = Sound(_at_rate(item.data, int(extractor.sampling_rate)), int(extractor.sampling_rate))
+            sound = Sound(at_rate(item.data, int(extractor.sampling_rate)), int(extractor.sampling_rate))
             found = extractor(sound.samples, sampling_rate=sound.rate, return_tensors="pt")
         return Media("audio", key, [], {name: array_of(value) for name, value in found.items()})
 
@@ -309,7 +310,7 @@ class MediaProcessor:
 
     def _resampled(self, sound: Sound) -> np.ndarray:
         """Return samples at the model's rate."""
-        return _at_rate(sound, self._rate())
+        return at_rate(sound, self._rate())
 
 
 class _Listener:
@@ -347,19 +348,3 @@ def _is_number(value: Any) -> bool:
     return hasattr(value, "shape") or (
         isinstance(value, (list, tuple)) and np.asarray(value, dtype=object).dtype != object
     )
-
-
-def _at_rate(sound: Sound, rate: int) -> np.ndarray:
-    """Return a sound's samples at another rate.  -> [N] float32"""
-    if sound.rate == rate:
-        return sound.samples  # type: ignore[no-any-return]
-    return _resample(sound.samples, max(1, round(len(sound.samples) * rate / sound.rate)))
-
-
-def _resample(samples: np.ndarray, count: int) -> np.ndarray:
-    """Return as many samples of the same sound, through its spectrum.  [N] -> [count]"""
-    spectrum = np.fft.rfft(samples.astype(np.float64))
-    kept = np.zeros(count // 2 + 1, dtype=complex)
-    shared = min(len(spectrum), len(kept))
-    kept[:shared] = spectrum[:shared]
-    return (np.fft.irfft(kept, count) * (count / len(samples))).astype(np.float32)

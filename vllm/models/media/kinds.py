@@ -27,8 +27,15 @@ KINDS: Mapping[str, MediaSpec] = {
     "Glm4vMoeForConditionalGeneration": replace(_SPATIAL, text="glm4_moe"),
     "GraniteSpeechForConditionalGeneration": MediaSpec(_HEARS, reads="forward"),
     "Idefics3ForConditionalGeneration": MediaSpec(),
+    "InternVLChatModel": MediaSpec(
+        processor="vllm.inputs.media.internvl:InternVL",
+        module="InternVLForConditionalGeneration",
+        layout="internvl_chat",
+        text="named",
+    ),
     "InternVLForConditionalGeneration": MediaSpec(),
     "Kimi_K25ForConditionalGeneration": MediaSpec(_BOTH),
+    "Llama4ForConditionalGeneration": MediaSpec(reads="forward"),
     "LlavaForConditionalGeneration": MediaSpec(),
     "LlavaNextForConditionalGeneration": MediaSpec(),
     "LlavaNextVideoForConditionalGeneration": MediaSpec(_BOTH),
@@ -50,7 +57,7 @@ KINDS: Mapping[str, MediaSpec] = {
     "Qwen3VLForConditionalGeneration": _SPATIAL,
     "Qwen3VLMoeForConditionalGeneration": replace(_SPATIAL, text="qwen3_moe"),
     "SmolVLMForConditionalGeneration": MediaSpec(),
-    "VoxtralForConditionalGeneration": MediaSpec(_HEARS),
+    "VoxtralForConditionalGeneration": MediaSpec(_HEARS, processor="vllm.inputs.media.voxtral:Voxtral"),
     "VipLlavaForConditionalGeneration": MediaSpec(),
 }
 

@@ -41,6 +41,10 @@ class MediaSpec:
     tower: str = ""
     """Where a module is that is made of the config, as "package.module:name"; its weights are those of the checkpoint whose names
     begin with "tower."  None: transformers' model"""
+    module: str = ""
+    """transformers' class with the tower, where it is called otherwise than the architecture"""
+    layout: str = ""
+    """Which function of `layouts` gives a checkpoint's tensors transformers' names; none: transformers reads them"""
     text: str = ""
     """Which function of `texts` makes a decoder of the text part's config; none: the family of its model type"""
 
