@@ -21,7 +21,7 @@ from vllm.models.media.kinds import KINDS
 LENGTH = 5
 GREEDY = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True, logprobs=1)
 RATE = 16000
-NO_TEXTS = ("paligemma", "mllama", "chameleon", "blip_2")
+NO_TEXTS = ("paligemma", "mllama", "chameleon", "blip_2", "instructblip")
 """Whose processors write tokens of their own into texts without pictures, or refuse those"""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import transformers
@@ -9,7 +10,7 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 
-from tests.media.tiny import ROPE, VISION, Maker, pil, seeing
+from tests.media.tiny import QWEN_VIDEOS, ROPE, VISION, Maker, pil, qwen_ids, qwen_images, seeing
 
 
 def fuyu(maker: Maker) -> tuple[Any, Any]:
@@ -173,4 +174,36 @@ def llama4(maker: Maker) -> tuple[Any, Any]:
     return config, transformers.Llama4Processor(images, maker.tokenizer, patch_size=8)
 
 
-OTHERS = (fuyu, blip_2, deepseek_vl_hybrid, glm4v_moe, kimi_k25, phi4_multimodal, minicpmv4_6, llama4)
+def instructblip(maker: Maker) -> tuple[Any, Any]:
+    images = pil("blip", "BlipImageProcessorPil")(size={"height": 32, "width": 32})
+    former = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.InstructBlipConfig(
+        vision_config=VISION,
+        qformer_config={**former, "vocab_size": maker.vocab_size},
+        text_config=maker.text("llama"),
+        num_query_tokens=4,
+        image_token_index=maker.id("<image>"),
+        architectures=["InstructBlipForConditionalGeneration"],
+    )
+    own = copy.deepcopy(maker.tokenizer)
+    return config, transformers.InstructBlipProcessor(images, maker.tokenizer, own, num_query_tokens=4)
+
+
+def qwen3_5(maker: Maker) -> tuple[Any, Any]:
+    vision = {"depth": 2, "hidden_size": 64, "out_hidden_size": 64, "num_heads": 4, "intermediate_size": 96}
+    text = maker.text("qwen3_5_text", layer_types=["linear_attention", "full_attention"])
+    text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+    text |= {"linear_value_head_dim": 8, "linear_conv_kernel_dim": 4}
+    text |= {"rope_parameters": {**ROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0}}
+    config = transformers.Qwen3_5Config(
+        text_config=text,
+        vision_config={**vision, "patch_size": 8, "num_position_embeddings": 64},
+        architectures=["Qwen3_5ForConditionalGeneration"],
+        **qwen_ids(maker),
+    )
+    return config, seeing("Qwen3VLProcessor", qwen_images(), maker, "Qwen3VLVideoProcessor", QWEN_VIDEOS)
+
+
+OTHERS = (fuyu, blip_2, instructblip, deepseek_vl_hybrid, glm4v_moe, kimi_k25, phi4_multimodal, minicpmv4_6, llama4) + (
+    qwen3_5,
+)

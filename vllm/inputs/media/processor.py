@@ -105,7 +105,8 @@ class MediaProcessor:
             )
         if self.config.together:
             return self._together(text or "", items, options, add_special_tokens, where)
-        prepared = [self._prepare(item, options, where) for item in items]
+        read = text or "" if self.config.reads_text else ""
+        prepared = [self._prepare(item, options, where, read) for item in items]
         if self.config.prompts != "pieces":
             tokens = self._read_by_processor(text, items, options, add_special_tokens, where)
         elif token_ids is None:
@@ -232,20 +233,20 @@ class MediaProcessor:
 
     # ── one item ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _prepare(self, item: MediaItem, options: Mapping[str, Any], where: str) -> Prepared:
-        key = _key(item, options)
+    def _prepare(self, item: MediaItem, options: Mapping[str, Any], where: str, text: str = "") -> Prepared:
+        key = _key(item, {**options, "text": text} if text else options)
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
-            prepared = self._process(key, item, options, where)
+            prepared = self._process(key, item, options, where, text)
             self._known[key] = prepared
             self._num_bytes += prepared.num_bytes
             while self._num_bytes > self.config.cache_bytes and len(self._known) > 1:
                 self._num_bytes -= self._known.popitem(last=False)[1].num_bytes
         return prepared
 
-    def _process(self, key: bytes, item: MediaItem, options: Mapping[str, Any], where: str) -> Prepared:
+    def _process(self, key: bytes, item: MediaItem, options: Mapping[str, Any], where: str, text: str) -> Prepared:
         if hasattr(item.data, "is_floating_point"):
             assert self.tokenizer is not None
             stand_in = self.tokenizer.decode([self.config.token_ids[item.modality]], False) * len(item.data)
@@ -259,7 +260,7 @@ class MediaProcessor:
             given["sampling_rate"] = self._rate()
         given[_ARGUMENTS[item.modality]] = [self._raw(item)]
         if self.config.prompts not in ("apart", "framed"):
-            given["text"] = self.placeholder(item.modality, where)
+            given["text"] = text or self.placeholder(item.modality, where)
         found = self._call(processor, item.modality, where, **given)
         features = {
             name: array_of(value) for name, value in found.items() if name not in _OF_TEXT and _is_number(value)

@@ -21,6 +21,8 @@ class MediaSpec:
     """Field of the config with further tokens of a medium that are the tower's to embed, such as the marks of its rows"""
     prompts: Prompts = "pieces"
     """How transformers' processor fills prompts in"""
+    reads_text: bool = False
+    """The tower reads a prompt's text too"""
     notices: str = ""
     """A feature of pictures that sounds are heard differently with, if their prompt has pictures: the tower gets it then, empty"""
     options: Mapping[str, Any] = field(default_factory=dict)
