@@ -281,6 +281,8 @@ class MediaConfig:
     """Further tokens of media whose embeddings are the tower's"""
     prompts: Prompts = "pieces"
     """How the processor fills prompts in"""
+    reads_text: bool = False
+    """What a medium becomes depends on its prompt's text"""
     notices: str = ""
     """A feature of pictures that the sounds of their prompt get, empty"""
     whole_prompt: bool = False

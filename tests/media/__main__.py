@@ -18,6 +18,7 @@ from tests.media.cases import GREEDY, LENGTH, cases_of, check, narrow
 from tests.media.makers import FAMILIES, FOREIGN, save_media_checkpoint
 from tests.media.test_models import make
 from vllm.models.foreign_names import UNFIT
+from vllm.models.media.kinds import PAIRS
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- by python -m tests.media --write -->", "<!-- end of media -->"
@@ -26,18 +27,27 @@ NOT_HERE = {
     **UNFIT,
     "DeepseekVLV2ForCausalLM": _CODE,
     "GLM4VForCausalLM": f"{_CODE}; Glm4vForConditionalGeneration is the later model",
-    "H2OVLChatModel": _CODE,
-    "InternVLChatModel": f"{_CODE}; InternVLForConditionalGeneration is the same model in transformers' layout",
-    "Llama4ForConditionalGeneration": "computed by transformers' module, which fails by itself in 5.24; not compared",
+    "H2OVLChatModel": "its pictures are cut at several scales, which is not here; the tower is that of InternVLChatModel",
     "MiniCPMO": _CODE,
-    "MiniCPMV": _CODE,
-    "MolmoForCausalLM": _CODE,
-    "NVLM_D_Model": _CODE,
+    "MiniCPMV": f"{_CODE}; MiniCPMV4_6ForConditionalGeneration is the later model",
+    "MolmoForCausalLM": f"{_CODE}; of Molmo2ForConditionalGeneration too, pictures see each other across a prompt",
+    "NVLM_D_Model": "transformers' InternVL has no projector of a width of its own, nor tags between tiles",
     "Phi3VForCausalLM": _CODE,
     "QwenVLForConditionalGeneration": _CODE,
     "UltravoxModel": _CODE,
 }
 """Names that people may look for, and why they are not here"""
+_TOWERS = "transformers' towers | each text and picture, to 1e-4 (`tests/media/test_embedders.py`)"
+_TOKENS = "family, transformers' tower | each token, to 1e-4 (`tests/media/test_embedders.py`)"
+_ALIKE = "family, transformers' tower | in all ways (`tests/media/test_layouts.py`)"
+ELSEWHERE = {
+    **dict.fromkeys(PAIRS, _TOWERS),
+    "ColPaliForRetrieval": _TOKENS,
+    "ColQwen2ForRetrieval": _TOKENS,
+    "InternVLChatModel": _ALIKE,
+    "VoxtralForConditionalGeneration": _ALIKE,
+}
+"""What other tests compare"""
 
 
 def ways_of(name: str, folder: Path) -> Iterator[str]:
@@ -90,6 +100,8 @@ def rows(names: list[str], place: Path, raises: bool) -> Iterator[str]:
     for architecture, name, route, ways_text in sorted(found):
         text = ways_text.replace("|", "/").replace("<", "(").replace(">", ")").replace("`", "'")
         yield f"| `{architecture}` | {name} | {route} | {text} |"
+    for architecture, way in sorted(ELSEWHERE.items()):
+        yield f"| `{architecture}` | | {way} |"
     for architecture, reason in sorted(NOT_HERE.items()):
         yield f"| `{architecture}` | | not here | {reason} |"
     yield ""

@@ -15,15 +15,19 @@ Make = Callable[[Maker], tuple[Any, Any]]
 
 FAMILIES: dict[str, Make] = {make.__name__: make for make in (*tiny.SEEING, *tiny_others.OTHERS, *tiny_sounds.SOUNDS)}
 """Those whose text is computed here"""
+BY_THEMSELVES: dict[str, Make] = {"voxtral": tiny_sounds.voxtral}
+"""Those that transformers' processors can't be asked about"""
 FOREIGN: dict[str, Make] = {make.__name__: make for make in tiny.FOREIGN}
 """Those that transformers' modules compute"""
 EMBEDDERS: dict[str, Make] = {make.__name__: make for make in tiny_embedders.EMBEDDERS}
-MAKERS: dict[str, Make] = {**FAMILIES, **FOREIGN, **EMBEDDERS}
+MAKERS: dict[str, Make] = {**FAMILIES, **FOREIGN, **EMBEDDERS, **BY_THEMSELVES}
 
 SOUNDS = tuple(make.__name__ for make in tiny_sounds.SOUNDS)
 """Those that hear"""
 NEEDS = {
-    **dict.fromkeys(("pixtral", "mistral3", "llava_next_video", "kimi_k25", "fuyu", "phi4_multimodal"), "torchvision"),
+    **dict.fromkeys(
+        ("pixtral", "mistral3", "llava_next_video", "kimi_k25", "fuyu", "phi4_multimodal", "llama4"), "torchvision"
+    ),
     "granite_speech": "torchaudio",
 }
 """Those whose processors transformers has beside another package only"""

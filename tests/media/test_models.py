@@ -14,7 +14,7 @@ import torch
 import transformers
 from PIL import Image
 
-from tests.media.cases import GREEDY, LENGTH, cases_of, check, narrow
+from tests.media.cases import GREEDY, LENGTH, RATE, cases_of, check, narrow, wave
 from tests.media.makers import FAMILIES, FOREIGN, NEEDS
 from tests.media.tiny import Maker, has_torchvision, picture
 from vllm import LLM, SamplingParams
@@ -107,6 +107,30 @@ def test_a_preempted_prompt_is_seen_again(media_checkpoint: Callable[[str], Path
         together = llm.generate(prompts, params, use_tqdm=False)
         assert llm.llm_engine.core.stats().num_preemptions > 0
     assert [output.outputs[0].token_ids for output in together] == alone
+
+
+@pytest.mark.skipif(not has_torchvision(), reason="its processor needs torchvision")
+def test_a_sound_beside_pictures_is_heard_in_another_way(media_checkpoint: Callable[[str], Path]) -> None:
+    folder = media_checkpoint("phi4_multimodal")
+    processor = load_processor(folder)
+    kind: Any = transformers.Phi4MultimodalForCausalLM
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    sound, look = wave(20000), picture(40, 30)
+    options = {"max_new_tokens": LENGTH, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
+    asked = [
+        ("Hear <|audio|> now", {"audio": [sound]}),
+        ("See <image>, hear <|audio|>", {"image": [look], "audio": [sound]}),
+    ]
+    with make(folder, max_num_batched_tokens=64) as llm:
+        for text, media in asked:
+            given = {"images" if name == "image" else name: value for name, value in media.items()}
+            inputs = dict(processor(text=text, return_tensors="pt", sampling_rate=RATE, **given))
+            takes = inspect.signature(model.forward).parameters
+            with torch.inference_mode():
+                expected = model.generate(**{name: inputs[name] for name in inputs if name in takes}, **options)
+            data = {**media, "audio": [(sound, RATE)]}
+            output = llm.generate({"prompt": text, "multi_modal_data": data}, GREEDY, use_tqdm=False)[0]
+            assert [*output.prompt_token_ids, *output.outputs[0].token_ids] == expected[0].tolist()
 
 
 @pytest.mark.skipif(not has_torchvision(), reason="transformers' processors of videos need torchvision")

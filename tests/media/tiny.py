@@ -224,7 +224,7 @@ def llava_onevision(maker: Maker) -> tuple[Any, Any]:
 ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 
 
-def _qwen_ids(maker: Maker) -> dict[str, int]:
+def qwen_ids(maker: Maker) -> dict[str, int]:
     return {
         "image_token_id": maker.id("<|image_pad|>"),
         "video_token_id": maker.id("<|video_pad|>"),
@@ -233,14 +233,14 @@ def _qwen_ids(maker: Maker) -> dict[str, int]:
     }
 
 
-def _qwen_images(**changes: Any) -> Any:
+def qwen_images(**changes: Any) -> Any:
     sizes = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
     return pil("qwen2_vl", "Qwen2VLImageProcessorPil")(
         patch_size=8, merge_size=2, temporal_patch_size=2, size=sizes, **changes
     )
 
 
-_QWEN_VIDEOS: dict[str, Any] = {
+QWEN_VIDEOS: dict[str, Any] = {
     "patch_size": 8,
     "merge_size": 2,
     "temporal_patch_size": 2,
@@ -254,9 +254,9 @@ def qwen2_vl(maker: Maker) -> tuple[Any, Any]:
         text_config=maker.text("qwen2_vl_text", rope_parameters=ROPE),
         vision_config=vision,
         architectures=["Qwen2VLForConditionalGeneration"],
-        **_qwen_ids(maker),
+        **qwen_ids(maker),
     )
-    return config, seeing("Qwen2VLProcessor", _qwen_images(), maker, "Qwen2VLVideoProcessor", _QWEN_VIDEOS)
+    return config, seeing("Qwen2VLProcessor", qwen_images(), maker, "Qwen2VLVideoProcessor", QWEN_VIDEOS)
 
 
 def qwen2_5_vl(maker: Maker) -> tuple[Any, Any]:
@@ -266,9 +266,9 @@ def qwen2_5_vl(maker: Maker) -> tuple[Any, Any]:
         text_config=maker.text("qwen2_5_vl_text", rope_parameters=ROPE),
         vision_config=vision,
         architectures=["Qwen2_5_VLForConditionalGeneration"],
-        **_qwen_ids(maker),
+        **qwen_ids(maker),
     )
-    return config, seeing("Qwen2_5_VLProcessor", _qwen_images(), maker, "Qwen2VLVideoProcessor", _QWEN_VIDEOS)
+    return config, seeing("Qwen2_5_VLProcessor", qwen_images(), maker, "Qwen2VLVideoProcessor", QWEN_VIDEOS)
 
 
 def qwen3_vl(maker: Maker) -> tuple[Any, Any]:
@@ -287,9 +287,9 @@ def _qwen3_vl(maker: Maker, name: str, text: str, **changes: Any) -> tuple[Any, 
         text_config=maker.text(text, rope_parameters={**ROPE, "mrope_interleaved": True}, **changes),
         vision_config=vision,
         architectures=[f"{name}ForConditionalGeneration"],
-        **_qwen_ids(maker),
+        **qwen_ids(maker),
     )
-    return config, seeing("Qwen3VLProcessor", _qwen_images(), maker, "Qwen3VLVideoProcessor", _QWEN_VIDEOS)
+    return config, seeing("Qwen3VLProcessor", qwen_images(), maker, "Qwen3VLVideoProcessor", QWEN_VIDEOS)
 
 
 def gemma3(maker: Maker) -> tuple[Any, Any]:
@@ -326,7 +326,12 @@ def internvl(maker: Maker) -> tuple[Any, Any]:
         start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
     )
     images = pil("got_ocr2", "GotOcr2ImageProcessorPil")(
-        size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=4
+        size={"height": 32, "width": 32},
+        crop_to_patches=True,
+        min_patches=1,
+        max_patches=4,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
     )
     config = transformers.InternVLConfig(
         text_config=maker.text("qwen2"),

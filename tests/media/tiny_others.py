@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import transformers
@@ -9,7 +10,7 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 
-from tests.media.tiny import ROPE, VISION, Maker, pil, seeing
+from tests.media.tiny import QWEN_VIDEOS, ROPE, VISION, Maker, pil, qwen_ids, qwen_images, seeing
 
 
 def fuyu(maker: Maker) -> tuple[Any, Any]:
@@ -157,4 +158,52 @@ def minicpmv4_6(maker: Maker) -> tuple[Any, Any]:
     return config, seeing(kind, images, maker, "MiniCPMV4_6VideoProcessor", {"patch_size": 8, "scale_resolution": 32})
 
 
-OTHERS = (fuyu, blip_2, deepseek_vl_hybrid, glm4v_moe, kimi_k25, phi4_multimodal, minicpmv4_6)
+def llama4(maker: Maker) -> tuple[Any, Any]:
+    images = transformers.Llama4ImageProcessor(size={"height": 32, "width": 32}, max_patches=4)
+    vision = {**VISION, "vision_output_dim": 48, "projector_input_dim": 48, "projector_output_dim": 48}
+    text = {"intermediate_size_mlp": 96, "num_local_experts": 4, "num_experts_per_tok": 1, "attention_chunk_size": 32}
+    text |= {"interleave_moe_layer_step": 2, "no_rope_layers": [1, 0], "moe_layers": [1]}
+    config = transformers.Llama4Config(
+        text_config=maker.text("llama4_text", **text),
+        vision_config={**vision, "intermediate_size": 256},
+        image_token_index=maker.id("<|patch|>"),
+        boi_token_index=maker.id("<|image_start|>"),
+        eoi_token_index=maker.id("<|image_end|>"),
+        architectures=["Llama4ForConditionalGeneration"],
+    )
+    return config, transformers.Llama4Processor(images, maker.tokenizer, patch_size=8)
+
+
+def instructblip(maker: Maker) -> tuple[Any, Any]:
+    images = pil("blip", "BlipImageProcessorPil")(size={"height": 32, "width": 32})
+    former = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.InstructBlipConfig(
+        vision_config=VISION,
+        qformer_config={**former, "vocab_size": maker.vocab_size},
+        text_config=maker.text("llama"),
+        num_query_tokens=4,
+        image_token_index=maker.id("<image>"),
+        architectures=["InstructBlipForConditionalGeneration"],
+    )
+    own = copy.deepcopy(maker.tokenizer)
+    return config, transformers.InstructBlipProcessor(images, maker.tokenizer, own, num_query_tokens=4)
+
+
+def qwen3_5(maker: Maker) -> tuple[Any, Any]:
+    vision = {"depth": 2, "hidden_size": 64, "out_hidden_size": 64, "num_heads": 4, "intermediate_size": 96}
+    text = maker.text("qwen3_5_text", layer_types=["linear_attention", "full_attention"])
+    text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+    text |= {"linear_value_head_dim": 8, "linear_conv_kernel_dim": 4}
+    text |= {"rope_parameters": {**ROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0}}
+    config = transformers.Qwen3_5Config(
+        text_config=text,
+        vision_config={**vision, "patch_size": 8, "num_position_embeddings": 64},
+        architectures=["Qwen3_5ForConditionalGeneration"],
+        **qwen_ids(maker),
+    )
+    return config, seeing("Qwen3VLProcessor", qwen_images(), maker, "Qwen3VLVideoProcessor", QWEN_VIDEOS)
+
+
+OTHERS = (fuyu, blip_2, instructblip, deepseek_vl_hybrid, glm4v_moe, kimi_k25, phi4_multimodal, minicpmv4_6, llama4) + (
+    qwen3_5,
+)

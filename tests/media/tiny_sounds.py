@@ -49,4 +49,15 @@ def granite_speech(maker: Maker) -> tuple[Any, Any]:
     return config, transformers.GraniteSpeechProcessor(sounds, maker.tokenizer)
 
 
+def voxtral(maker: Maker) -> tuple[Any, Any]:
+    """With the extractor for a processor, as transformers' needs another package's tokenizer."""
+    config = transformers.VoxtralConfig(
+        audio_config={"model_type": "voxtral_encoder", **ENCODER, "intermediate_size": 256},
+        text_config=maker.text("llama"),
+        audio_token_id=maker.id("[AUDIO]"),
+        architectures=["VoxtralForConditionalGeneration"],
+    )
+    return config, transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=2, n_fft=400, hop_length=160)
+
+
 SOUNDS = (qwen2_audio, granite_speech)

@@ -250,6 +250,7 @@ def _media(args: EngineArgs, hf_config: Any) -> MediaConfig | None:
         {**(media.options if media is not None else {}), **args.mm_processor_kwargs},
         beside=media.tokens_beside(hf_config) if media is not None else (),
         prompts=media.prompts if media is not None else prompts,
+        reads_text=media is not None and media.reads_text,
         notices=media.notices if media is not None else "",
         whole_prompt=media is not None and media.sees == "prompt",
         processor=media.processor if media is not None else "",

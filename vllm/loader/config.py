@@ -73,7 +73,7 @@ def read_config(
     of transformers' class.
     Raises ModelError if the file is missing, damaged or not understood, ConfigError for an override without effect.
     """
-    raw = translated(_read_model_json(path))
+    raw = translated(_read_model_json(path), path)
     plain = None if hf_overrides or by_transformers else plain_config(raw, path)
     config = plain or _config_of_transformers(
         path, raw, hf_overrides, _Code(trust_remote_code, code_revision), own_architectures

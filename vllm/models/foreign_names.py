@@ -223,7 +223,6 @@ WITHOUT_CACHE: frozenset[str] = frozenset(
 
 _NEEDS_PIXELS = "transformers' module wants the picture again with every token"
 UNFIT: dict[str, str] = {
-    "InstructBlipForConditionalGeneration": _NEEDS_PIXELS,
     "InstructBlipVideoForConditionalGeneration": _NEEDS_PIXELS,
 }
 """Models that take media and can't be computed, and why."""

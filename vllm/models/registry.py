@@ -383,7 +383,7 @@ def _parse(name: str, config: Any) -> Architecture | None:
         head = next((head for end, head in HEADS.items() if name.endswith(end)), "generate")
         return Architecture(name, _base(name), _registered[name], head)
     if name in KINDS:
-        head = next(head for end, head in HEADS.items() if name.endswith(end))
+        head = "token_embed" if name.endswith("ForRetrieval") else "generate"
         body = "vllm.models.media.build:text_spec"
         return Architecture(name, _base(name), body, head, both_ways=KINDS[name].sees == "all")
     if name in ARCHITECTURES:

@@ -292,7 +292,7 @@ def _fill(config: EngineConfig, model: Transformer, files: list[Path], progress:
         return
     found: Iterator[tuple[str, Tensor]] = itertools.chain(tensors(files, progress=progress), _head_tensors(config))
     if model.seeing is not None:
-        found = text_tensors(found, model.seeing.tower.width)
+        found = text_tensors(found, model.seeing.tower.width, {window.name for window in model.windows()})
     fill(model.windows(), found, model.ignored_names, where=config.model.path, prefixes=(model.base_prefix,))
 
 

@@ -25,6 +25,7 @@ from vllm.inputs.media.assemble import load_processor
 from vllm.inputs.media.fetch import Fetcher, Reach
 from vllm.inputs.media.item import MediaItem, Prepared, Sound
 from vllm.inputs.media.places import filled, placed, spliced
+from vllm.inputs.media.sound import at_rate
 from vllm.inputs.media.tensors import array_of
 from vllm.inputs.tokenizer import Tokenizer
 from vllm.messages import Media, Modality
@@ -104,7 +105,8 @@ class MediaProcessor:
             )
         if self.config.together:
             return self._together(text or "", items, options, add_special_tokens, where)
-        prepared = [self._prepare(item, options, where) for item in items]
+        read = text or "" if self.config.reads_text else ""
+        prepared = [self._prepare(item, options, where, read) for item in items]
         if self.config.prompts != "pieces":
             tokens = self._read_by_processor(text, items, options, add_special_tokens, where)
         elif token_ids is None:
@@ -196,7 +198,7 @@ class MediaProcessor:
         key = _key(item, {})
         with self._lock:
             extractor = self._extractor
-            sound = Sound(_at_rate(item.data, int(extractor.sampling_rate)), int(extractor.sampling_rate))
+            sound = Sound(at_rate(item.data, int(extractor.sampling_rate)), int(extractor.sampling_rate))
             found = extractor(sound.samples, sampling_rate=sound.rate, return_tensors="pt")
         return Media("audio", key, [], {name: array_of(value) for name, value in found.items()})
 
@@ -231,20 +233,20 @@ class MediaProcessor:
 
     # ── one item ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _prepare(self, item: MediaItem, options: Mapping[str, Any], where: str) -> Prepared:
-        key = _key(item, options)
+    def _prepare(self, item: MediaItem, options: Mapping[str, Any], where: str, text: str = "") -> Prepared:
+        key = _key(item, {**options, "text": text} if text else options)
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
-            prepared = self._process(key, item, options, where)
+            prepared = self._process(key, item, options, where, text)
             self._known[key] = prepared
             self._num_bytes += prepared.num_bytes
             while self._num_bytes > self.config.cache_bytes and len(self._known) > 1:
                 self._num_bytes -= self._known.popitem(last=False)[1].num_bytes
         return prepared
 
-    def _process(self, key: bytes, item: MediaItem, options: Mapping[str, Any], where: str) -> Prepared:
+    def _process(self, key: bytes, item: MediaItem, options: Mapping[str, Any], where: str, text: str) -> Prepared:
         if hasattr(item.data, "is_floating_point"):
             assert self.tokenizer is not None
             stand_in = self.tokenizer.decode([self.config.token_ids[item.modality]], False) * len(item.data)
@@ -258,7 +260,7 @@ class MediaProcessor:
             given["sampling_rate"] = self._rate()
         given[_ARGUMENTS[item.modality]] = [self._raw(item)]
         if self.config.prompts not in ("apart", "framed"):
-            given["text"] = self.placeholder(item.modality, where)
+            given["text"] = text or self.placeholder(item.modality, where)
         found = self._call(processor, item.modality, where, **given)
         features = {
             name: array_of(value) for name, value in found.items() if name not in _OF_TEXT and _is_number(value)
@@ -309,7 +311,7 @@ class MediaProcessor:
 
     def _resampled(self, sound: Sound) -> np.ndarray:
         """Return samples at the model's rate."""
-        return _at_rate(sound, self._rate())
+        return at_rate(sound, self._rate())
 
 
 class _Listener:
@@ -347,19 +349,3 @@ def _is_number(value: Any) -> bool:
     return hasattr(value, "shape") or (
         isinstance(value, (list, tuple)) and np.asarray(value, dtype=object).dtype != object
     )
-
-
-def _at_rate(sound: Sound, rate: int) -> np.ndarray:
-    """Return a sound's samples at another rate.  -> [N] float32"""
-    if sound.rate == rate:
-        return sound.samples  # type: ignore[no-any-return]
-    return _resample(sound.samples, max(1, round(len(sound.samples) * rate / sound.rate)))
-
-
-def _resample(samples: np.ndarray, count: int) -> np.ndarray:
-    """Return as many samples of the same sound, through its spectrum.  [N] -> [count]"""
-    spectrum = np.fft.rfft(samples.astype(np.float64))
-    kept = np.zeros(count // 2 + 1, dtype=complex)
-    shared = min(len(spectrum), len(kept))
-    kept[:shared] = spectrum[:shared]
-    return (np.fft.irfft(kept, count) * (count / len(samples))).astype(np.float32)

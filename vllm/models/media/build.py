@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,17 +69,22 @@ def load_seeing(architecture: str, media: MediaSpec, config: Any, placement: Pla
     return Seeing(tower, len(deep), media.sees in ("medium", "prompt"))
 
 
-def text_tensors(tensors: Iterable[tuple[str, Tensor]], width: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield a checkpoint's tensors, those of the text part, of that width, under the names they have in a model of text."""
+def text_tensors(
+    tensors: Iterable[tuple[str, Tensor]], width: int, wanted: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield a checkpoint's tensors, those of the text part, of that width, under the names they have in a model of text.
+
+    `wanted` are the names that the model has places for.
+    """
     for name, tensor in tensors:
-        if name.endswith("lm_head.weight"):
-            yield "lm_head.weight", tensor
+        if name.endswith(_HEADS):
+            yield name.rpartition("language_model.")[2] if name.endswith(".output.weight") else "lm_head.weight", tensor
             continue
         prefix = next((prefix for prefix in _TEXT_PREFIXES if name.startswith(prefix)), "")
         name = "model." + name.removeprefix(prefix) if prefix else name
         for theirs, ours in _EXPERTS:
             name = name.replace(theirs, ours)
-        yield from _apart(name, tensor, width)
+        yield from [(name, tensor)] if name in wanted else _apart(name, tensor, width)
 
 
 def _apart(name: str, tensor: Tensor, width: int) -> Iterator[tuple[str, Tensor]]:
@@ -111,5 +116,6 @@ _TEXT_PREFIXES = (
     "llm.model.",
 )
 """Where checkpoints have their text part, longest first."""
+_HEADS = ("lm_head.weight", "language_model.output.weight")  # the second is internlm2's
 _EXPERTS = ((".experts.fc1.weight", ".experts.gate_up_proj"), (".experts.fc2.weight", ".experts.down_proj"))
 """What aria calls the matrices of its experts"""

@@ -27,8 +27,16 @@ KINDS: Mapping[str, MediaSpec] = {
     "Glm4vMoeForConditionalGeneration": replace(_SPATIAL, text="glm4_moe"),
     "GraniteSpeechForConditionalGeneration": MediaSpec(_HEARS, reads="forward"),
     "Idefics3ForConditionalGeneration": MediaSpec(),
+    "InstructBlipForConditionalGeneration": MediaSpec(prompts="bare", reads_text=True),
+    "InternVLChatModel": MediaSpec(
+        processor="vllm.inputs.media.internvl:InternVL",
+        module="InternVLForConditionalGeneration",
+        layout="internvl_chat",
+        text="named",
+    ),
     "InternVLForConditionalGeneration": MediaSpec(),
     "Kimi_K25ForConditionalGeneration": MediaSpec(_BOTH),
+    "Llama4ForConditionalGeneration": MediaSpec(reads="forward"),
     "LlavaForConditionalGeneration": MediaSpec(),
     "LlavaNextForConditionalGeneration": MediaSpec(),
     "LlavaNextVideoForConditionalGeneration": MediaSpec(_BOTH),
@@ -49,8 +57,9 @@ KINDS: Mapping[str, MediaSpec] = {
     "Qwen2_5_VLForConditionalGeneration": _SPATIAL,
     "Qwen3VLForConditionalGeneration": _SPATIAL,
     "Qwen3VLMoeForConditionalGeneration": replace(_SPATIAL, text="qwen3_moe"),
+    "Qwen3_5ForConditionalGeneration": _SPATIAL,
     "SmolVLMForConditionalGeneration": MediaSpec(),
-    "VoxtralForConditionalGeneration": MediaSpec(_HEARS),
+    "VoxtralForConditionalGeneration": MediaSpec(_HEARS, processor="vllm.inputs.media.voxtral:Voxtral"),
     "VipLlavaForConditionalGeneration": MediaSpec(),
 }
 

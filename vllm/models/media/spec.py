@@ -21,6 +21,8 @@ class MediaSpec:
     """Field of the config with further tokens of a medium that are the tower's to embed, such as the marks of its rows"""
     prompts: Prompts = "pieces"
     """How transformers' processor fills prompts in"""
+    reads_text: bool = False
+    """The tower reads a prompt's text too"""
     notices: str = ""
     """A feature of pictures that sounds are heard differently with, if their prompt has pictures: the tower gets it then, empty"""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -41,6 +43,10 @@ class MediaSpec:
     tower: str = ""
     """Where a module is that is made of the config, as "package.module:name"; its weights are those of the checkpoint whose names
     begin with "tower."  None: transformers' model"""
+    module: str = ""
+    """transformers' class with the tower, where it is called otherwise than the architecture"""
+    layout: str = ""
+    """Which function of `layouts` gives a checkpoint's tensors transformers' names; none: transformers reads them"""
     text: str = ""
     """Which function of `texts` makes a decoder of the text part's config; none: the family of its model type"""
 

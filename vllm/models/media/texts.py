@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from vllm.errors import ModelError
 from vllm.models.families import kin, moe
 from vllm.models.families.llama import attention_of, decoder_of
 from vllm.models.spec import HeadSpec, LayerSpec, MoeSpec, TransformerSpec
@@ -33,6 +34,17 @@ def glm4_moe(config: Any) -> TransformerSpec:
     """Glm4 with experts, without norms on q and k."""
     config.use_qk_norm = False
     return moe.glm4_moe(config)
+
+
+def named(config: Any) -> TransformerSpec:
+    """What the text part says that it is."""
+    from vllm.models.registry import family_of
+
+    (name,) = config.architectures
+    family = family_of(name)
+    if family is None:
+        raise ModelError(f"a text part that is a {name} is of no family here")
+    return family(config)  # type: ignore[no-any-return]
 
 
 def cohere2(config: Any) -> TransformerSpec:

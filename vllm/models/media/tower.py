@@ -22,6 +22,7 @@ from vllm.loader.files import weight_files
 from vllm.loader.fill import fill
 from vllm.loader.read import tensors
 from vllm.messages import Array, Media, Modality
+from vllm.models.media import layouts
 from vllm.models.media.reading import Reader, read, replace_text, taken
 from vllm.models.media.spec import MediaSpec
 from vllm.names import named
@@ -146,15 +147,16 @@ def load_tower(architecture: str, media: MediaSpec, config: Any, folder: Path | 
     """
     import transformers
 
-    kind: Any = getattr(transformers, architecture, None)
+    kind: Any = getattr(transformers, media.module or architecture, None)
     if kind is None:
         raise ModelError(f"{architecture} is not known to transformers {transformers.__version__}")
     missing: list[str] = []
     dtype = placement.dtype
     options = {"dtype": dtype} | ({"attn_implementation": media.attention} if media.attention else {})
     try:
-        if folder is None:
+        if folder is None or media.layout:
             module = kind._from_config(_without_text(config), **options)
+            missing = _filled(module, media.layout, folder) if folder is not None else []
         else:
             with _in_silence():  # it would warn of all that is of the text part
                 module, found = kind.from_pretrained(
@@ -173,6 +175,16 @@ def load_tower(architecture: str, media: MediaSpec, config: Any, folder: Path | 
     replace_text(module, Reader(width, dtype) if media.reads == "forward" else nn.Identity(), media.decoder)
     tokens = media.tokens(config) if media.reads == "forward" else {}
     return Tower(module.to(placement.device).eval().requires_grad_(False), width, dtype, placement.device, tokens)
+
+
+def _filled(module: Any, layout: str, folder: Path) -> list[str]:
+    """Fill a module with a checkpoint's tensors; return the names that are missing, those of the text part aside."""
+    found = getattr(layouts, layout)(tensors(weight_files(folder)))
+    state = {name: tensor.to(module.dtype) for name, tensor in found}
+    lacking = module.load_state_dict(state, strict=False)
+    if lacking.unexpected_keys:
+        raise ModelError(f"{folder}: the tower has no place for {', '.join(lacking.unexpected_keys[:5])}")
+    return sorted(name for name in lacking.missing_keys if "language_model." not in name and name != "lm_head.weight")
 
 
 @contextmanager

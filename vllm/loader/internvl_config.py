@@ -1,0 +1,61 @@
+"""The configuration of InternVL as it was published, in the words of transformers' InternVL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vllm.errors import ModelError
+
+_VISION = {
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "hidden_act": "hidden_act",
+    "norm_type": "norm_type",
+    "layer_norm_eps": "layer_norm_eps",
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "qkv_bias": "attention_bias",
+    "qk_normalization": "use_qk_norm",
+}
+"""Field of the published vision_config → what transformers calls it"""
+
+
+def internvl_chat(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what the config.json of an InternVLChatModel says.  Raises ModelError for what its mathematics is not known of."""
+    if content.get("ps_version", "v2") != "v2":
+        raise ModelError(f"{folder}: ps_version={content['ps_version']!r}: pixels are shuffled as in version 2 only")
+    vision, text = content.get("vision_config") or {}, content.get("llm_config") or {}
+    names = text.get("architectures") or []
+    if not names:
+        raise ModelError(f"{folder}: llm_config names no architecture; fetch config.json again")
+    text_type = "llama" if text.get("model_type") == "internlm2" else text.get("model_type")  # it has the same fields
+    return {
+        "architectures": content.get("architectures"),
+        "model_type": "internvl",
+        "dtype": content.get("torch_dtype") or content.get("dtype"),
+        "downsample_ratio": content.get("downsample_ratio", 0.5),
+        "vision_feature_layer": content.get("select_layer", -1),
+        "image_token_id": _token(folder, "<IMG_CONTEXT>"),
+        "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
+        "vision_config": {ours: vision[theirs] for theirs, ours in _VISION.items() if theirs in vision},
+        "text_config": {**text, "model_type": text_type, "architectures": names},
+    }
+
+
+def _token(folder: Path, word: str) -> int:
+    """Return the id of a token that was added to a vocabulary."""
+    for name in ("added_tokens.json", "tokenizer.json", "tokenizer_config.json"):
+        try:
+            found = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError):
+            continue
+        ids = {name: index for name, index in found.items() if isinstance(index, int)}
+        ids |= {entry["content"]: entry["id"] for entry in found.get("added_tokens", [])}
+        ids |= {entry["content"]: int(index) for index, entry in found.get("added_tokens_decoder", {}).items()}
+        if word in ids:
+            return ids[word]
+    raise ModelError(f"{folder}: its tokenizer has no {word}; put tokenizer.json beside the weights")

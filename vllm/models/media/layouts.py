@@ -1,0 +1,43 @@
+"""Checkpoints that have their own names for what is a tower of transformers: their tensors, under transformers' names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import Tensor
+
+_INTERNVL: Mapping[str, str] = {
+    "vision_model.embeddings.class_embedding": "model.vision_tower.embeddings.cls_token",
+    "vision_model.embeddings.position_embedding": "model.vision_tower.embeddings.position_embeddings",
+    "vision_model.embeddings.patch_embedding.": "model.vision_tower.embeddings.patch_embeddings.projection.",
+    "vision_model.encoder.layers.": "model.vision_tower.encoder.layer.",
+    "mlp1.0.": "model.multi_modal_projector.layer_norm.",
+    "mlp1.1.": "model.multi_modal_projector.linear_1.",
+    "mlp1.3.": "model.multi_modal_projector.linear_2.",
+}
+_INTERNVL_LAYER: Mapping[str, str] = {
+    ".attn.proj.": ".attention.projection_layer.",
+    ".attn.q_norm.": ".attention.q_norm.",
+    ".attn.k_norm.": ".attention.k_norm.",
+    ".norm1.": ".layernorm_before.",
+    ".norm2.": ".layernorm_after.",
+    ".ls1": ".lambda_1",
+    ".ls2": ".lambda_2",
+}
+
+
+def internvl_chat(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """InternVL as it was published: q, k and v of a layer are one tensor, one after the other."""
+    for name, tensor in tensors:
+        begin = next((begin for begin in _INTERNVL if name.startswith(begin)), None)
+        if begin is None:
+            continue
+        name = _INTERNVL[begin] + name.removeprefix(begin)
+        for theirs, ours in _INTERNVL_LAYER.items():
+            name = name.replace(theirs, ours)
+        before, is_qkv, after = name.partition(".attn.qkv.")
+        if not is_qkv:
+            yield name, tensor
+            continue
+        for part, each in zip("qkv", tensor.chunk(3), strict=True):
+            yield f"{before}.attention.{part}_proj.{after}", each
