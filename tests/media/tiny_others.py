@@ -204,6 +204,40 @@ def qwen3_5(maker: Maker) -> tuple[Any, Any]:
     return config, seeing("Qwen3VLProcessor", qwen_images(), maker, "Qwen3VLVideoProcessor", QWEN_VIDEOS)
 
 
+def cohere2_vision(maker: Maker) -> tuple[Any, Any]:
+    maker.name(
+        boi_token="<|START_OF_IMG|>", eoi_token="<|END_OF_IMG|>", image_token="<|IMG_PATCH|>",
+        img_line_break_token="<|IMG_LINE_BREAK|>",
+    )  # fmt: skip
+    images = transformers.Cohere2VisionImageProcessor(size={"height": 32, "width": 32}, patch_size=2, max_patches=4)
+    config = transformers.Cohere2VisionConfig(
+        text_config=maker.text("cohere2", sliding_window=24),
+        vision_config={**VISION, "model_type": "siglip_vision_model", "vision_use_head": False},
+        alignment_intermediate_size=96,
+        image_token_id=maker.id("<|IMG_PATCH|>"),
+        architectures=["Cohere2VisionForConditionalGeneration"],
+    )
+    return config, transformers.Cohere2VisionProcessor(images, maker.tokenizer)
+
+
+def idefics2(maker: Maker) -> tuple[Any, Any]:
+    images = pil("idefics2", "Idefics2ImageProcessorPil")(
+        size={"shortest_edge": 16, "longest_edge": 32}, do_image_splitting=False
+    )
+    perceiver = {"hidden_size": 64, "resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2}
+    perceiver |= {"resampler_head_dim": 16, "num_key_value_heads": 2}
+    config = transformers.Idefics2Config(
+        text_config=maker.text("mistral", sliding_window=None),
+        vision_config=VISION,
+        perceiver_config=perceiver,
+        image_token_id=maker.id("<image>"),
+        architectures=["Idefics2ForConditionalGeneration"],
+    )
+    return config, transformers.Idefics2Processor(images, maker.tokenizer, image_seq_len=4)
+
+
 OTHERS = (fuyu, blip_2, instructblip, deepseek_vl_hybrid, glm4v_moe, kimi_k25, phi4_multimodal, minicpmv4_6, llama4) + (
     qwen3_5,
+    cohere2_vision,
+    idefics2,
 )

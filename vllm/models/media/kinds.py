@@ -17,6 +17,7 @@ KINDS: Mapping[str, MediaSpec] = {
     "AriaForConditionalGeneration": MediaSpec(text="aria"),
     "AyaVisionForConditionalGeneration": MediaSpec(text="cohere2"),
     "Blip2ForConditionalGeneration": MediaSpec(prompts="bare"),
+    "Cohere2VisionForConditionalGeneration": MediaSpec(text="cohere2"),
     "ColPaliForRetrieval": MediaSpec({"image": "vlm_config.image_token_id"}, prompts="framed", sees="all"),
     "ColQwen2ForRetrieval": MediaSpec({"image": "vlm_config.image_token_id"}, prompts="framed", positions="spatial"),
     "DeepseekVLForConditionalGeneration": MediaSpec(),
@@ -26,6 +27,7 @@ KINDS: Mapping[str, MediaSpec] = {
     "Glm4vForConditionalGeneration": replace(_SPATIAL, text="glm4"),
     "Glm4vMoeForConditionalGeneration": replace(_SPATIAL, text="glm4_moe"),
     "GraniteSpeechForConditionalGeneration": MediaSpec(_HEARS, reads="forward"),
+    "Idefics2ForConditionalGeneration": MediaSpec(prompts="whole"),
     "Idefics3ForConditionalGeneration": MediaSpec(),
     "InstructBlipForConditionalGeneration": MediaSpec(prompts="bare", reads_text=True),
     "InternVLChatModel": MediaSpec(
