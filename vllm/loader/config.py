@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.loader.foreign_config import translated
+from vllm.loader.internvl_config import internvl_chat
 from vllm.loader.plain_config import PlainConfig, plain_config
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def read_config(
     of transformers' class.
     Raises ModelError if the file is missing, damaged or not understood, ConfigError for an override without effect.
     """
-    raw = translated(_read_model_json(path), path)
+    raw = translated(_read_model_json(path))
+    if raw.get("model_type") == "internvl_chat":
+        raw = internvl_chat(raw, path)
     plain = None if hf_overrides or by_transformers else plain_config(raw, path)
     config = plain or _config_of_transformers(
         path, raw, hf_overrides, _Code(trust_remote_code, code_revision), own_architectures

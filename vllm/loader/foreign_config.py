@@ -7,10 +7,7 @@ such a config.json says can be read without that code where the mathematics is k
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from vllm.loader.internvl_config import internvl_chat
 
 _MODEL_TYPES: Mapping[str, str] = {
     "kimi_k2": "deepseek_v3",
@@ -33,16 +30,11 @@ _FIELDS: Mapping[str, Mapping[str, str]] = {"jais": _GPT2, "nomic_bert": _GPT2}
 _GATED_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "glu": "sigmoid"}
 
 
-def translated(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the content of a folder's config.json in the words of transformers; itself where it is in them.
-
-    Raises ModelError for what its mathematics is not known of.
-    """
+def translated(content: dict[str, Any]) -> dict[str, Any]:
+    """Return config.json's content in the words of transformers; itself where it is in them."""
     model_type = content.get("model_type")
     if not isinstance(model_type, str):
         return content
-    if model_type == "internvl_chat":
-        return internvl_chat(content, folder)
     content = {**content, "model_type": _MODEL_TYPES.get(model_type, model_type)}
     older = _FIELDS.get(model_type, {})
     content = {older.get(name, name): value for name, value in content.items()}
