@@ -32,6 +32,7 @@ def specs_of(kind: str, size: int) -> tuple[CacheSpec, ...]:
     return {"full": (FULL,), "window": (FULL, window), "state": (state,), "hybrid": (FULL, state)}[kind]
 
 
+LONGEST = 32
 KEYS = [b"a", b"b", b"c", b"d"]
 STEMS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 9, 9], [4, 3, 2, 1] * 3]
 
@@ -86,7 +87,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget = max(budget, 3) if whole else budget
         specs = specs_of(kind, size)
         blocks = [num_blocks, *(max(8, num_blocks - 2) for _ in specs[1:])]
-        limits = {"max_num_seqs": seqs, "max_num_batched_tokens": budget, "max_model_len": 32}
+        limits = {"max_num_seqs": seqs, "max_num_batched_tokens": budget, "max_model_len": LONGEST}
         self.toy = Toy(
             blocks, specs=specs, prefix_caching=caching, policy=policy, depth=depth, whole_media=whole, **limits
         )
@@ -141,6 +142,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         name = f"r{self.count}"
         self.count += 1
         prompt, self.media[name] = illustrated(stem, pictures)
+        length = min(length, LONGEST - len(prompt))
         self.toy.add(name, prompt, length, n=n, temperature=1.0, seed=self.count, end=3, media=self.media[name])
         self.plain[name] = (prompt, length, n)
 

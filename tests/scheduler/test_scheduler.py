@@ -333,6 +333,19 @@ def test_a_fault_that_passes_costs_nothing_where_there_was_company() -> None:
     assert toy.tokens == {("a", 0): generate([1, 2, 3], 5, 1), ("b", 0): generate([4, 5], 5, 2)}
 
 
+def test_who_fails_beside_one_that_has_been_aborted_is_not_blamed() -> None:
+    toy = Toy(depth=2)
+    toy.add("a", PROMPT[:4], 5, seed=1)
+    toy.add("b", PROMPT[:3], 5, seed=2)
+    toy.fault = lambda batch: any(toy.worker.slots[row.slot].sequence.seed == 2 for row in batch.rows)
+    for _ in range(2):  # both are under way
+        toy.compute(toy.scheduler.schedule() or pytest.fail("there is work"))
+    toy.scheduler.abort("b")
+    toy.run()
+    assert toy.finished["a", 0].error is None
+    assert toy.tokens["a", 0] == generate(PROMPT[:4], 5, seed=1)
+
+
 def test_who_is_aborted_while_it_is_tried_alone_holds_nobody_up() -> None:
     toy = Toy(20)
     for name in "ab":

@@ -382,10 +382,10 @@ class Scheduler:
         Its requests give everything back and are computed again, half of them at a time and nobody beside them, until a
         step of one row fails: that one ends with the error.  The others notice nothing.
         """
-        alive = [request for request in self._inflight.pop() if request.status is not Status.FINISHED]
-        failed = {request: request.num_computed for request in alive}
+        computed = self._inflight.pop()
+        failed = {one: one.num_computed for one in computed if one.status is not Status.FINISHED}
         self._begin_again()
-        if len(failed) > 1:
+        if len(computed) > 1:  # though of all but one it may be that they have ended meanwhile
             self._suspects.split(failed)
             return []
         return [self._fail(request, error) for request in failed]

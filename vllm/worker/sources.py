@@ -52,8 +52,7 @@ class SourceStates:
     def apply(self, batch: Batch, sequences: Mapping[int, Sequence]) -> None:
         """Forget and encode what a batch says."""
         for key in batch.forget:
-            if source := self._held.pop(key, None):  # a step that failed may never have encoded it
-                self._free += source.blocks
+            self._forget(key)
         media = [sequences[job.slot].media[job.index] for job in batch.encode]
         if media:
             self._encode(media)
@@ -64,6 +63,8 @@ class SourceStates:
         self._place(counts, [self._held[sequences[row.slot].media[0].key] for row in batch.rows])
 
     def _encode(self, media: Several[Media]) -> None:
+        for one in media:
+            self._forget(one.key)  # the batch that was to do so may have failed
         lengths = [one.length for one in media]
         sources = [_Source(length, self._take(-(-length // self.block_size))) for length in lengths]
         firsts = [0, *accumulate(lengths[:-1])]
@@ -72,6 +73,10 @@ class SourceStates:
         self._place(lengths, sources)
         self.model.read(result, self.step)
         self._held |= {one.key: source for one, source in zip(media, sources, strict=True)}
+
+    def _forget(self, key: bytes) -> None:
+        if source := self._held.pop(key, None):  # a step that failed may never have encoded it
+            self._free += source.blocks
 
     def _take(self, count: int) -> list[int]:
         return [self._free.pop() for _ in range(count)]
