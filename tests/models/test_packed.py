@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,15 @@ def test_what_a_module_cannot_do_packed_it_does_alone(tmp_path: Path, caplog: py
         assert not isinstance(entry_of(llm), PackedDecoder)
         assert "one request at a time, since its rope_type 'dynamic'" in caplog.text
         assert len(llm.generate(PROMPTS[0], GREEDY, use_tqdm=False)[0].outputs[0].token_ids) == 8
+
+
+def test_a_model_that_is_closed_gives_its_weights_back(tmp_path: Path) -> None:
+    llm = load(tmp_path, "nanochat")
+    module = weakref.ref(entry_of(llm).module)
+    llm.close()
+    del llm
+    gc.collect()
+    assert module() is None, "transformers' table of attentions still holds it"
 
 
 def test_a_predicate_that_is_no_window_is_refused() -> None:

@@ -9,8 +9,10 @@ predicate that the module's masks are made of.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -93,7 +95,7 @@ class PackedDecoder(nn.Module):
 
     def _call(self, ids: Tensor, positions: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the logits of some of the tokens.  -> [n, V]"""
-        options: dict[str, Any] = {self._cache_name: _cache(), "use_cache": True}
+        options: dict[str, Any] = {self._cache_name: _through()(), "use_cache": True}
         if self._takes_rows and rows is not None:
             options["logits_to_keep"] = rows
         found: Tensor = self.module(input_ids=ids[None], position_ids=positions[None], **options).logits[0]
@@ -104,7 +106,14 @@ class PackedDecoder(nn.Module):
         from transformers import AttentionInterface, AttentionMaskInterface
 
         name = f"paged_{next(_numbers)}"
-        AttentionInterface.register(name, self._attend)
+        decoder = weakref.ref(self)  # the interface outlives the model, and must not keep its weights
+
+        def attend(*given: Any, **options: Any) -> tuple[Tensor, None]:
+            found = decoder()
+            assert found is not None, "the module is called by its decoder alone"
+            return found._attend(*given, **options)
+
+        AttentionInterface.register(name, attend)
         AttentionMaskInterface.register(name, _mask)
         self.module.set_attn_implementation(name)
 
@@ -189,8 +198,9 @@ def _mask(*, mask_function: Callable[..., Any], **options: Any) -> _Mask:
     return _Mask.of(mask_function)
 
 
-def _cache() -> Any:
-    """Return a cache that keeps nothing and gives a step's keys and values back."""
+@functools.cache
+def _through() -> Any:
+    """Return the class of caches that keep nothing and give a step's keys and values back; transformers is imported when it is used."""
     from transformers import DynamicCache
 
     class Through(DynamicCache):
@@ -202,7 +212,7 @@ def _cache() -> Any:
         def get_seq_length(self, *args: Any, **options: Any) -> int:
             return 0
 
-    return Through()
+    return Through
 
 
 def _refuse_moving_frequencies(config: Any) -> None:

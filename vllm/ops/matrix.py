@@ -6,6 +6,7 @@ checkpoint's parts lie, or quantized.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,28 @@ class Matrix(nn.Module):
     def look_up(self, ids: Tensor, scale: float = 1.0, offset: int = 0) -> Tensor:
         """Return rows ids + offset, times `scale`.  [T] -> [T, D]"""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class RowsPlace:
+    """Rows of a matrix that takes them over in a form of its own."""
+
+    matrix: MatrixShape
+    first: int
+    rows: int
+    take: Callable[[int, Tensor], None]
+    """Takes the first row's number, and the rows."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows, self.matrix.width)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.matrix.dtype
+
+    def put(self, part: Tensor) -> None:
+        self.take(self.first, part)
 
 
 class DenseMatrix(Matrix):

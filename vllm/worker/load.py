@@ -209,7 +209,6 @@ def _whole_prompts(scheduler: SchedulerConfig) -> SchedulerConfig:
 
 def _step(tables: SlotTables, memory: _CacheMemory, groups: tuple[CacheGroup, ...], caches: dict[int, Any]) -> Step:
     """Make the buffers that every step is written to."""
-    group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
     return Step(
         tables.store.token_ids,
         tables.store.token_types,
@@ -220,11 +219,16 @@ def _step(tables: SlotTables, memory: _CacheMemory, groups: tuple[CacheGroup, ..
             )
             for group in groups
         ),
-        tuple(caches[layer] for layer in range(len(caches))),
-        tuple(group_of[layer] for layer in range(len(caches))),
+        *_by_layer(groups, caches),
         memory.attention,
         tables.rows,
     )
+
+
+def _by_layer(groups: tuple[CacheGroup, ...], caches: dict[int, Any]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """Return the layers' caches and the number of each one's group, in call order."""
+    group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
+    return tuple(caches[layer] for layer in range(len(caches))), tuple(group_of[layer] for layer in range(len(caches)))
 
 
 def _most_blocks(spec: CacheSpec, tables: SlotTables) -> int:
@@ -239,15 +243,9 @@ def _sources(
     assert model.encoder is not None, "layers that attend to sources, and no encoder"
     size, groups = memory.config.block_size, group_layers(model.encoder_cache_specs)
     most, most_sources, blocks = _encoder_sizes(model.encoder, memory, scheduler)
-    caches = memory.allocate_shared(groups, blocks)
+    caches, group_of = _by_layer(groups, memory.allocate_shared(groups, blocks))
     plans = tuple(memory.attention.plan(most_sources, most, -(-model.encoder.longest // size)) for _ in groups)
-    group_of = {layer: number for number, group in enumerate(groups) for layer in group.layers}
-    encoder = replace(
-        step,
-        plans=plans,
-        caches=tuple(caches[layer] for layer in range(len(caches))),
-        group_of=tuple(group_of[layer] for layer in range(len(caches))),
-    )
+    encoder = replace(step, plans=plans, caches=caches, group_of=group_of)
     return SourceStates(model, step, num_blocks, size, encoder)
 
 

@@ -22,6 +22,7 @@ from vllm.messages import Batch, Media, Sequence
 from vllm.ops.attention import CachePlan, Layout
 from vllm.ops.memory import tensor_of
 from vllm.ops.staging import sent
+from vllm.worker.tables import scratch_table
 
 
 @dataclass(slots=True)
@@ -89,9 +90,8 @@ class SourceStates:
         rows = Rows()
         rows.place([_row(one, first) for one, first in zip(media, firsts, strict=True)], ())
         size = self.block_size
-        counts = [-(-length // size) for length in lengths]
-        starts = [NULL_BLOCK + 1 + sum(counts[:index]) for index in range(len(counts))]
-        layout = Layout(*_columns(firsts, [0] * len(media), lengths), _table(starts, counts), size)
+        table = torch.from_numpy(scratch_table(lengths, size, -(-max(lengths) // size)))
+        layout = Layout(*_columns(firsts, [0] * len(media), lengths), table, size)
         for plan in self._encoder_step.plans:
             plan.place(layout)
         positions = sent(np.concatenate([np.arange(length) for length in lengths]), device)
@@ -114,13 +114,6 @@ class SourceStates:
 
 def _row(one: Media, first: int) -> StepRow:
     return StepRow(0, first, 0, one.length, one.length, True, [one])
-
-
-def _table(starts: list[int], counts: list[int]) -> Tensor:
-    """Return block tables of neighbouring blocks.  -> [R, B] int32"""
-    width = np.arange(max(counts), dtype=np.int32)
-    table = np.array(starts, dtype=np.int32)[:, None] + width
-    return torch.from_numpy(np.where(width < np.array(counts)[:, None], table, np.int32(NULL_BLOCK)))
 
 
 def _columns(first: list[int], start: list[int], count: list[int]) -> tuple[Tensor, Tensor, Tensor]:

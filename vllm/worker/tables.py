@@ -86,7 +86,7 @@ class SlotTables:
             self._lay_types(rows)
         firsts = _column([stop - row.count for row, stop in zip(rows, stops, strict=True)])
         starts, counts = _column([row.start for row in rows]), _column([row.count for row in rows])
-        tables += [self._scratch_table(rows, width)] * self._num_scratch
+        tables += [scratch_table([row.count for row in rows], self.block_size, width)] * self._num_scratch
         media = self._runs(rows) if self.whole_media else None
         for plan, table in zip(plans, tables, strict=False):
             plan.place(Layout(firsts, starts, counts, torch.from_numpy(table), self.block_size, media))
@@ -129,13 +129,6 @@ class SlotTables:
             parts.append(nothing if known is None else known[row.start : row.start + row.count])
         self.store.lay_types(np.concatenate(parts))
 
-    def _scratch_table(self, rows: list[Row], width: int) -> np.ndarray:
-        """Give each row as many blocks as it has tokens for, one row's behind the other's.  -> [R, width]"""
-        counts = [-(-row.count // self.block_size) for row in rows]
-        firsts = np.array([*accumulate(counts[:-1], initial=NULL_BLOCK + 1)], dtype=np.int32)
-        table = firsts[:, None] + np.arange(width, dtype=np.int32)
-        return np.where(np.arange(width) < np.array(counts)[:, None], table, np.int32(NULL_BLOCK))
-
     def _apply_row(self, row: Row) -> None:
         if row.tokens:
             end = row.start + row.count
@@ -152,6 +145,14 @@ class SlotTables:
         """Return the prompt tokens that the row's hidden states predict: those at [start + 1, start + count]."""
         sequence = self.sequences[row.slot]
         return self.tokens[row.slot, row.start + 1 : min(row.start + row.count + 1, sequence.num_prompt)]
+
+
+def scratch_table(lengths: list[int], block_size: int, width: int) -> np.ndarray:
+    """Give each row of a step as many blocks as it has tokens for, one row's behind the other's.  -> [R, width] int32"""
+    counts = [-(-length // block_size) for length in lengths]
+    firsts = np.array([*accumulate(counts[:-1], initial=NULL_BLOCK + 1)], dtype=np.int32)
+    table = firsts[:, None] + np.arange(width, dtype=np.int32)
+    return np.where(np.arange(width) < np.array(counts)[:, None], table, np.int32(NULL_BLOCK))
 
 
 def _column(values: list[int]) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vllm.ops.activations import CODES
-from vllm.ops.matrix import Matrix, MatrixShape
+from vllm.ops.matrix import Matrix, MatrixShape, RowsPlace
 from vllm.ops.memory import Arena, empty
 from vllm.ops.native import TYPES, address, library
 from vllm.ops.native.rows import gather
@@ -72,7 +72,7 @@ class NativeMatrix(Matrix):
         self._made: _Table | None = None
 
     def place(self, first: int, rows: int) -> Place:
-        return _RowsPlace(self, first, rows)
+        return RowsPlace(self.shape, first, rows, self.put)
 
     def bias_place(self, first: int, rows: int) -> Place:
         assert self.bias is not None
@@ -146,24 +146,6 @@ class NativeMatrix(Matrix):
             groups = np.concatenate([_groups(part, self.shape, columns) for part in parts])
             self._made = _Table(groups, None if self.bias is None else _lanes(self.bias.numpy(), parts))
         return self._made
-
-
-@dataclass(frozen=True, slots=True)
-class _RowsPlace:
-    matrix: NativeMatrix
-    first: int
-    rows: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.rows, self.matrix.shape.width)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.matrix.shape.dtype
-
-    def put(self, part: Tensor) -> None:
-        self.matrix.put(self.first, part)
 
 
 _arena = Arena()

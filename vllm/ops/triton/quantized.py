@@ -11,8 +11,6 @@ and does what comes after.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 import triton
@@ -20,7 +18,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from vllm.ops.activations import CODES
-from vllm.ops.matrix import Matrix, MatrixShape
+from vllm.ops.matrix import Matrix, MatrixShape, RowsPlace
 from vllm.ops.quantized import FLOAT8, GROUP, quantize
 from vllm.ops.triton.activations import activate
 from vllm.ops.triton.early import early, let_next_start, wait_for_last
@@ -71,7 +69,7 @@ class QuantizedMatrix(Matrix):
         self.bias = kept(shape.rows, dtype=shape.dtype).zero_() if shape.bias else None
 
     def place(self, first: int, rows: int) -> Place:
-        return _RowsPlace(self, first, rows)
+        return RowsPlace(self.shape, first, rows, self.put)
 
     def bias_place(self, first: int, rows: int) -> Place:
         assert self.bias is not None
@@ -129,24 +127,6 @@ class QuantizedMatrix(Matrix):
             N=32, STEP=_STEP, GROUP=GROUP, num_warps=4,
         )  # fmt: skip
         return out
-
-
-@dataclass(frozen=True, slots=True)
-class _RowsPlace:
-    matrix: QuantizedMatrix
-    first: int
-    rows: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.rows, self.matrix.shape.width)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.matrix.shape.dtype
-
-    def put(self, part: Tensor) -> None:
-        self.matrix.put(self.first, part)
 
 
 def _within(dtype: torch.dtype) -> tl.dtype:
