@@ -156,7 +156,7 @@ def attention_backend(
     if device.type == "cpu" and native.library() is not None:
         backends.insert(0, NativeAttention())
     if device.type == "cuda" and not media:
-        backends.insert(0, _gpu("attention").TritonAttention(device))
+        backends.insert(0, _gpu_attention(device))
     reasons = []
     for backend in backends:
         found = [reason for spec in specs if (reason := backend.refuses(spec, dtype, block_size, quantized))]
@@ -164,6 +164,13 @@ def attention_backend(
             return backend
         reasons.append(found[0])
     raise ConfigError("; ".join(reasons))
+
+
+def _gpu_attention(device: torch.device) -> AttentionBackend:
+    kind: Callable[[torch.device], AttentionBackend] = _gpu("attention").TritonAttention
+    if _gpu("flashinfer").installed(device):
+        kind = _gpu("flashinfer").FlashInferAttention
+    return kind(device)
 
 
 def matrix(shape: MatrixShape) -> Matrix:

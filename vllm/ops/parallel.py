@@ -134,15 +134,15 @@ def join(rank: int, size: int, device: torch.device, meeting: str) -> Group:
             device_id=device if device.type == "cuda" else None,
         )
     group = Group(rank, size)
-    return group if device.type == "cpu" or size == 1 else Group(rank, size, _shortcut(group, device))
+    return group if device.type == "cpu" or size == 1 else Group(rank, size, _shortcut(group, device, meeting))
 
 
-def _shortcut(group: Group, device: torch.device) -> Shortcut | None:
+def _shortcut(group: Group, device: torch.device, meeting: str) -> Shortcut | None:
     """Return the way over each other's memory, if all GPUs of the group have it."""
     from vllm.ops.triton.peers import meet
 
     try:
-        shortcut = meet(group.rank, group.size, device)
+        shortcut = meet(group.rank, group.size, device, meeting)
     except (RuntimeError, ImportError, AttributeError) as error:
         logger.warning("the GPUs can't write into each other's memory, so steps are slower: %s", error)
         shortcut = None

@@ -89,10 +89,10 @@ class Peers:
             torch.cuda.current_stream().synchronize()
 
 
-def meet(rank: int, size: int, device: torch.device) -> Peers | None:
+def meet(rank: int, size: int, device: torch.device, meeting: str) -> Peers | None:
     """Make the memory of this rank known to the others of torch's group.  None where a GPU can't reach another's memory.
 
-    Nobody may add up before all have met.
+    Nobody may add up before all have met.  `meeting` is a name that no other group of this process had.
     """
     others = [torch.device("cuda", other) for other in range(size) if other != rank]
     if not all(torch.cuda.can_device_access_peer(device, other) for other in others):
@@ -101,9 +101,10 @@ def meet(rank: int, size: int, device: torch.device) -> Peers | None:
     import torch.distributed._symmetric_memory as symmetric
 
     own = symmetric.empty(Peers.num_bytes(size), dtype=torch.uint8, device=device)
-    world = torch.distributed.group.WORLD
-    assert world is not None, "torch's group is met first"
-    handle = symmetric.rendezvous(own, world)
+    # torch remembers groups by names, which it gives again: the second one of a process would wait at the first one's store
+    store = torch.distributed.PrefixStore("peers", torch.distributed.distributed_c10d._get_default_store())
+    symmetric._SymmetricMemory.set_group_info(meeting, rank, size, store)
+    handle = symmetric._SymmetricMemory.rendezvous(own, meeting)
     return Peers(rank, handle.buffer_ptrs, own)
 
 
