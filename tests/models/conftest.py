@@ -168,7 +168,7 @@ def _recorded(model: Transformer, step: Step) -> Tensor:
     spare = torch.ones(3, dtype=torch.int64)
     fields = ("token_ids", "token_types", "positions")
     longer = replace(step, **{name: torch.cat((getattr(step, name), spare)) for name in fields})
-    program = record(lambda rows: model(longer.first(rows)), len(longer.token_ids), torch.device("cpu"))
+    program = record(lambda rows: model(longer.first(rows)), len(longer.token_ids))
     assert program is not None
     return program.run(len(step.token_ids))
 

@@ -15,7 +15,7 @@ import torch
 
 from vllm.errors import ConfigError
 from vllm.kv_cache.spec import NULL_BLOCK
-from vllm.ops.attention import AttentionBackend, CachePlan, Layout
+from vllm.ops.attention import AttentionBackend, CachePlan, Form, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ class ChunkedPlan:
         self.size = size
 
     @property
-    def replayable(self) -> bool:
-        """Whether a recorded computation can be run for the step it was last placed for."""
-        return self.pieces.replayable
+    def form(self) -> Form | None:
+        """The form of the step it was last placed for, its rows cut to pieces."""
+        return self.pieces.form
 
     def place(self, layout: Layout) -> None:
         """Prepare for a step."""

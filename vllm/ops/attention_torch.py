@@ -70,7 +70,7 @@ class Tiles:
 class TorchPlan:
     """What the layers of one cache group share in a step."""
 
-    replayable = False
+    form = None
     layout: Layout
     blocks: Tensor
     """[T] the block that each token is written to"""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.ops.paged import Paged, Shape, reference
-from vllm.ops.triton import flashinfer
+from vllm.ops.triton import attention, flashinfer
 
 CPU = torch.device("cpu")
 
@@ -59,6 +59,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> type[Wrapper]:
     stand_in.BatchPrefillWithPagedKVCacheWrapper = Wrapper  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flashinfer", stand_in)
     monkeypatch.setattr(flashinfer, "_LEAST_TOKENS", 20)
+    monkeypatch.setattr(attention, "_MOST_TOKENS", 20)
     monkeypatch.setattr(Wrapper, "runs", 0)
     return Wrapper
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vllm.kv_cache.spec import PagedSpec
-from vllm.ops.attention import AttentionOptions, Layout
+from vllm.ops.attention import AttentionOptions, Form, Layout
 from vllm.ops.memory import empty, zeros
 from vllm.ops.native import TYPES, address, library
 
@@ -40,7 +40,7 @@ class NativeCache:
 class NativePlan:
     """Where the tokens of a step are.  The kernels read it through one address, which stays the same."""
 
-    replayable = True
+    form = Form.ANY
 
     def __init__(self) -> None:
         self._facts = np.zeros(1, dtype=_PLAN)

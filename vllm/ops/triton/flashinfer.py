@@ -125,7 +125,7 @@ class FlashInferAttention(TritonAttention):
 
     def _run_tiles(self, qkv: Qkv, cache: PagedCache, plan: TritonPlan, options: AttentionOptions, out: Tensor) -> None:
         assert isinstance(plan, FlashInferPlan), "plans are this backend's own"
-        if self._works and plan.num_long >= _LEAST_TOKENS and _takes(qkv[0], cache, options):
+        if self._works and plan.form is None and plan.num_long >= _LEAST_TOKENS and _takes(qkv[0], cache, options):
             try:
                 wrapper = plan.wrapper(qkv[0], cache, options)
                 _run(wrapper, qkv[0], cache, plan.long_tokens, out)
