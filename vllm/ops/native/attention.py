@@ -18,7 +18,7 @@ from vllm.ops.native import TYPES, address, library
 
 _PAGE = 16  # tokens
 _LANES = 16
-_MOST_WIDTH = 512
+_MOST_WIDTH = 1024
 _MEMORY_PAGE = 4096  # bytes; a page of 16 tokens that lies across two of them costs two lookups
 
 _PLAN = np.dtype(
