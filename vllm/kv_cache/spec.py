@@ -38,6 +38,11 @@ class Full:
 
 
 @dataclass(frozen=True, slots=True)
+class Latent(Full):
+    """Attention to one vector of every earlier token: its first `value_dim` elements are the value, all of them the key."""
+
+
+@dataclass(frozen=True, slots=True)
 class Window(Full):
     """Attention to the last `size` tokens, the token itself included."""
 

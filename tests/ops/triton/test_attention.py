@@ -88,7 +88,7 @@ def test_wide_heads_fit_too(width: int) -> None:
 
 
 def test_a_group_of_more_heads_than_a_tile_has_rows_is_cut() -> None:
-    shape = Shape(150, 1, 160, value_dim=64)
+    shape = Shape(150, 1, 160, value_dim=64, latent=True)
     paged = Paged(TritonAttention(CPU), shape, [shape.draw(40, torch.float32)])
     got = torch.cat([paged.step({0: (0, 38)})[0], paged.step({0: (38, 39)})[0], paged.step({0: (39, 40)})[0]])
     torch.testing.assert_close(got.double(), reference(shape, *paged.sequences[0]), rtol=1e-5, atol=1e-5)

@@ -212,20 +212,15 @@ class TritonAttention:
         self, spec: PagedSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
     ) -> PagedCache:
         """Return one layer's cache, zeroed."""
-
-        def paged(width: int) -> Tensor:
-            return torch.zeros(num_blocks, spec.kv_heads, block_size, width, dtype=dtype, device=self.device)
-
-        return PagedCache(paged(spec.head_dim), paged(spec.value_dim))
+        return PagedCache.zeroed(spec, num_blocks, block_size, dtype, self.device)
 
     def block_bytes(self, spec: PagedSpec, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
         """Return the bytes of a block of one layer's cache."""
-        return block_size * spec.kv_heads * (spec.head_dim + spec.value_dim) * dtype.itemsize
+        return PagedCache.block_bytes(spec, block_size, dtype)
 
     def copy_block(self, cache: PagedCache, source: int, target: int) -> None:
         """Copy one block of one layer's cache."""
-        cache.keys[target] = cache.keys[source]
-        cache.values[target] = cache.values[source]
+        cache.copy_block(source, target)
 
     def plan(self, rows: int, tokens: int, blocks: int) -> TritonPlan:
         """Return a plan that has yet to be placed."""
@@ -327,6 +322,7 @@ def write(k: Tensor, v: Tensor, cache: PagedCache, places: Tensor) -> None:
         places,
         *k.stride()[:2],
         *v.stride()[:2],
+        VALUE=cache.values.stride(2),
         S=block_size,
         G=kv_heads,
         G_PADDED=triton.next_power_of_2(kv_heads),
@@ -368,7 +364,7 @@ def _launch(
         plan.max_rows,
         options.scale * _LOG2_E, options.softcap * _LOG2_E, options.scale / options.softcap if options.softcap else 0.0,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2],
-        G=kv_heads, GROUP=tiling.group, HEADS=tiling.heads, TOKENS=1 if single else tiling.tokens, LONG=not single,
+        VALUE=cache.values.stride(2), G=kv_heads, GROUP=tiling.group, HEADS=tiling.heads, TOKENS=1 if single else tiling.tokens, LONG=not single,
         S=block_size,
         E=width, E_PADDED=triton.next_power_of_2(width), EV=value_width, EV_PADDED=triton.next_power_of_2(value_width),
         M=tiling.rows, N=tiling.keys, WINDOW=options.window or 0, CAUSAL=options.causal,

@@ -11,7 +11,7 @@ from vllm.ops.triton.early import let_next_start, wait_for_last
 @triton.jit
 def write_kernel(
     k, v, keys, values, places, k_token, k_head, v_token, v_head,
-    S: tl.constexpr, G: tl.constexpr, G_PADDED: tl.constexpr,
+    VALUE: tl.constexpr, S: tl.constexpr, G: tl.constexpr, G_PADDED: tl.constexpr,
     E: tl.constexpr, E_PADDED: tl.constexpr, EV: tl.constexpr, EV_PADDED: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -28,7 +28,7 @@ def write_kernel(
     tl.store(keys + target * E + e, tl.load(k + token * k_token + head * k_head + e, mask), mask)
     e = tl.arange(0, EV_PADDED)[None, :]
     mask = (head < G) & (e < EV)
-    tl.store(values + target * EV + e, tl.load(v + token * v_token + head * v_head + e, mask), mask)
+    tl.store(values + target * VALUE + e, tl.load(v + token * v_token + head * v_head + e, mask), mask)
 
 
 @triton.jit
@@ -36,8 +36,8 @@ def attend_kernel(
     q, k, v, keys, values, out, parts, width, rows, table, tile_rows, tile_firsts, slopes, bias, sinks,
     max_rows, scale, softcap, inner_scale,
     q_token, q_head, k_token, k_head, v_token, v_head, out_token, out_head,
-    G: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr, LONG: tl.constexpr, S: tl.constexpr,
-    E: tl.constexpr, E_PADDED: tl.constexpr, EV: tl.constexpr, EV_PADDED: tl.constexpr,
+    VALUE: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr,
+    LONG: tl.constexpr, S: tl.constexpr, E: tl.constexpr, E_PADDED: tl.constexpr, EV: tl.constexpr, EV_PADDED: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, WINDOW: tl.constexpr, CAUSAL: tl.constexpr,
     SOFTCAP: tl.constexpr, SLOPES: tl.constexpr, BIAS: tl.constexpr, REACH: tl.constexpr, SINKS: tl.constexpr,
     SPLITS: tl.constexpr, WRITES: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
@@ -96,7 +96,7 @@ def attend_kernel(
             where = (block * G + kv_head) * S + start % S
             tl.store(keys + where * E + e, tl.load(k + first * k_token + kv_head * k_head + e, e < E, 0.0), e < E)
             tl.store(
-                values + where * EV + ev, tl.load(v + first * v_token + kv_head * v_head + ev, ev < EV, 0.0), ev < EV
+                values + where * VALUE + ev, tl.load(v + first * v_token + kv_head * v_head + ev, ev < EV, 0.0), ev < EV
             )
         tl.debug_barrier()
     for chunk in tl.range(begin, end):
@@ -134,7 +134,7 @@ def attend_kernel(
         weights = tl.exp2(scores - peak[:, None])
         fade = tl.exp2(highest - peak)
         total = total * fade + tl.sum(weights, 1)
-        chunk_values = tl.load(values + where[:, None] * EV + ev[None, :], known[:, None] & (ev < EV)[None, :], 0.0)
+        chunk_values = tl.load(values + where[:, None] * VALUE + ev[None, :], known[:, None] & (ev < EV)[None, :], 0.0)
         result = result * fade[:, None]
         result = tl.dot(weights.to(chunk_values.dtype), chunk_values, result, input_precision=PRECISION)
         highest = peak
