@@ -34,17 +34,18 @@ NOT_HERE = {
     "NVLM_D_Model": "transformers' InternVL has no projector of a width of its own, nor tags between tiles",
     "Phi3VForCausalLM": _CODE,
     "QwenVLForConditionalGeneration": _CODE,
-    "UltravoxModel": _CODE,
 }
 """Names that people may look for, and why they are not here"""
 _TOWERS = "transformers' towers | each text and picture, to 1e-4 (`tests/media/test_embedders.py`)"
 _TOKENS = "family, transformers' tower | each token, to 1e-4 (`tests/media/test_embedders.py`)"
 _ALIKE = "family, transformers' tower | in all ways (`tests/media/test_layouts.py`)"
+_OWN = "family, transformers' encoder, own projector | in all ways, with its mathematics written plainly"
 ELSEWHERE = {
     **dict.fromkeys(PAIRS, _TOWERS),
     "ColPaliForRetrieval": _TOKENS,
     "ColQwen2ForRetrieval": _TOKENS,
     "InternVLChatModel": _ALIKE,
+    "UltravoxModel": f"{_OWN} (`tests/media/test_ultravox.py`)",
     "VoxtralForConditionalGeneration": _ALIKE,
 }
 """What other tests compare"""

@@ -61,6 +61,12 @@ KINDS: Mapping[str, MediaSpec] = {
     "Qwen3VLMoeForConditionalGeneration": replace(_SPATIAL, text="qwen3_moe"),
     "Qwen3_5ForConditionalGeneration": _SPATIAL,
     "SmolVLMForConditionalGeneration": MediaSpec(),
+    "UltravoxModel": MediaSpec(
+        {"audio": "audio_token_id"},
+        processor="vllm.inputs.media.ultravox:Ultravox",
+        tower="vllm.models.media.ultravox:Ear",
+        layout="ultravox",
+    ),
     "VoxtralForConditionalGeneration": MediaSpec(_HEARS, processor="vllm.inputs.media.voxtral:Voxtral"),
     "VipLlavaForConditionalGeneration": MediaSpec(),
 }
