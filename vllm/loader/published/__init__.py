@@ -13,6 +13,8 @@ from typing import Any
 from vllm.names import named
 
 _KINDS: Mapping[str, str] = {
+    "NVLM_D": "internvl:nvlm_d",
+    "h2ovl_chat": "internvl:internvl_chat",
     "internvl_chat": "internvl:internvl_chat",
     "ultravox": "ultravox:ultravox",
 }

@@ -43,6 +43,17 @@ def internvl_chat(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, 
             yield f"{before}.attention.{part}_proj.{after}", each
 
 
+def nvlm_d(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """NVLM-D: InternVL's encoder, and a projector under its published names."""
+    for name, tensor in tensors:
+        if name.startswith("mlp1."):
+            yield f"tower.{name}", tensor
+        else:
+            yield from (
+                ("tower." + name.removeprefix("model."), part) for name, part in internvl_chat([(name, tensor)])
+            )
+
+
 def _by_prefix(names: Mapping[str, str]) -> Callable[[Iterable[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]]:
     """Return the layout of a checkpoint whose tensors are called as the tower's but for how their names begin."""
 
