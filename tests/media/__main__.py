@@ -30,7 +30,6 @@ NOT_HERE = {
     "MiniCPMO": _CODE,
     "MiniCPMV": f"{_CODE}; MiniCPMV4_6ForConditionalGeneration is the later model",
     "MolmoForCausalLM": f"{_CODE}; of Molmo2ForConditionalGeneration too, pictures see each other across a prompt",
-    "Phi3VForCausalLM": _CODE,
     "QwenVLForConditionalGeneration": _CODE,
 }
 """Names that people may look for, and why they are not here"""
@@ -45,6 +44,7 @@ ELSEWHERE = {
     "H2OVLChatModel": f"{_OWN} (`tests/media/test_tiles.py`)",
     "InternVLChatModel": _ALIKE,
     "NVLM_D": f"{_OWN} (`tests/media/test_tiles.py`)",
+    "Phi3VForCausalLM": f"{_OWN} (`tests/media/test_phi3_v.py`)",
     "UltravoxModel": f"{_OWN} (`tests/media/test_ultravox.py`)",
     "VoxtralForConditionalGeneration": _ALIKE,
 }

@@ -42,6 +42,8 @@ class Published:
     see: See
     see_several: See | None = None
     """For a medium that is not the only one of its prompt, where that matters"""
+    is_apart: bool = False
+    """Pieces of text are tokenized each by itself"""
 
     @torch.inference_mode()
     def case(self, text: str, media: Sequence[Any]) -> Case:
@@ -50,12 +52,20 @@ class Published:
         assert len(others) == len(media)
         see = self.see_several if self.see_several is not None and len(media) > 1 else self.see
         seen = [see(one) for one in media]
-        whole = before + "".join(stand_in + after for (stand_in, _), after in zip(seen, others, strict=True))
-        ids = self.tokenizer(whole, return_tensors="pt")["input_ids"]
+        parts = [
+            before,
+            *(part for (stand_in, _), after in zip(seen, others, strict=True) for part in (stand_in, after)),
+        ]
+        ids = torch.tensor([self.ids(parts) if self.is_apart else self.ids(["".join(parts)])])
         embeds = self.text.get_input_embeddings()(ids.clamp(max=self.text.config.vocab_size - 1))
         if seen:
             embeds[ids == self.token] = torch.cat([embeddings for _, embeddings in seen])
         return Case(text, list(media), ids[0].tolist(), *said(self.text, embeds))
+
+    def ids(self, parts: Sequence[str]) -> list[int]:
+        """Return the tokens of texts, and of what stands for media between them."""
+        encoded = [self.tokenizer(part, add_special_tokens=not index % 2) for index, part in enumerate(parts)]
+        return [token for each in encoded for token in each["input_ids"]]
 
 
 def said(model: Any, embeds: Tensor) -> tuple[list[int], Tensor]:

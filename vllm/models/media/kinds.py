@@ -55,6 +55,9 @@ KINDS: Mapping[str, MediaSpec] = {
     "NVLM_D_Model": _NVLM,
     "Ovis2ForConditionalGeneration": MediaSpec(beside="visual_indicator_token_ids", reads="forward"),
     "PaliGemmaForConditionalGeneration": MediaSpec(sees="prompt", prompts="bare"),
+    "Phi3VForCausalLM": MediaSpec(
+        processor="vllm.inputs.media.phi3_v:Phi3V", tower="vllm.models.media.phi3_v:Eye", layout="phi3_v"
+    ),
     "Phi4MultimodalForCausalLM": MediaSpec(
         {"image": "vision_config.image_token_id", "audio": "audio_config.audio_token_id"},
         reads="forward",

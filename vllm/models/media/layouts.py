@@ -66,6 +66,12 @@ def _by_prefix(names: Mapping[str, str]) -> Callable[[Iterable[tuple[str, Tensor
     return layout
 
 
+phi3_v = _by_prefix(
+    {
+        "model.vision_embed_tokens.img_processor.vision_model.": "tower.img_processor.",
+        "model.vision_embed_tokens.": "tower.",
+    }
+)
 ultravox = _by_prefix(
     {
         "audio_tower.": "tower.audio_tower.",
