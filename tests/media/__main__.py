@@ -27,24 +27,25 @@ NOT_HERE = {
     **UNFIT,
     "DeepseekVLV2ForCausalLM": _CODE,
     "GLM4VForCausalLM": f"{_CODE}; Glm4vForConditionalGeneration is the later model",
-    "H2OVLChatModel": "its pictures are cut at several scales, which is not here; the tower is that of InternVLChatModel",
     "MiniCPMO": _CODE,
     "MiniCPMV": f"{_CODE}; MiniCPMV4_6ForConditionalGeneration is the later model",
     "MolmoForCausalLM": f"{_CODE}; of Molmo2ForConditionalGeneration too, pictures see each other across a prompt",
-    "NVLM_D_Model": "transformers' InternVL has no projector of a width of its own, nor tags between tiles",
-    "Phi3VForCausalLM": _CODE,
     "QwenVLForConditionalGeneration": _CODE,
-    "UltravoxModel": _CODE,
 }
 """Names that people may look for, and why they are not here"""
 _TOWERS = "transformers' towers | each text and picture, to 1e-4 (`tests/media/test_embedders.py`)"
 _TOKENS = "family, transformers' tower | each token, to 1e-4 (`tests/media/test_embedders.py`)"
 _ALIKE = "family, transformers' tower | in all ways (`tests/media/test_layouts.py`)"
+_OWN = "family, transformers' encoder, own projector | in all ways, with its mathematics written plainly"
 ELSEWHERE = {
     **dict.fromkeys(PAIRS, _TOWERS),
     "ColPaliForRetrieval": _TOKENS,
     "ColQwen2ForRetrieval": _TOKENS,
+    "H2OVLChatModel": f"{_OWN} (`tests/media/test_tiles.py`)",
     "InternVLChatModel": _ALIKE,
+    "NVLM_D": f"{_OWN} (`tests/media/test_tiles.py`)",
+    "Phi3VForCausalLM": f"{_OWN} (`tests/media/test_phi3_v.py`)",
+    "UltravoxModel": f"{_OWN} (`tests/media/test_ultravox.py`)",
     "VoxtralForConditionalGeneration": _ALIKE,
 }
 """What other tests compare"""

@@ -23,7 +23,7 @@ from vllm.layers.pooler import Pooler
 from vllm.layers.step import Step
 from vllm.layers.transformer import Transformer
 from vllm.loader.dummy import fill_dummy
-from vllm.loader.files import weight_files
+from vllm.loader.files import all_weight_files
 from vllm.loader.fill import fill
 from vllm.loader.read import check_files, tensors
 from vllm.logging import get_logger
@@ -78,7 +78,8 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     settings = config.model
     dtype, device = getattr(torch, settings.dtype), _device(config, rank)
     group = join(rank, config.tensor_parallel_size, device, meeting)
-    files = [] if settings.load_format == "dummy" else weight_files(Path(settings.path), settings.load_format)
+    is_dummy = settings.load_format == "dummy"
+    files = [] if is_dummy else all_weight_files(Path(settings.path), settings.hf_config, settings.load_format)
     check_files(files)
     free = group.least(free_memory(config.device), device)
     placement, folder = Placement(dtype, device, settings.quantization, group), Path(settings.path)
@@ -89,7 +90,7 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
         settings.pooling,
         folder,
         impl=settings.model_impl,
-        dummy=settings.load_format == "dummy",
+        dummy=is_dummy,
     ).eval()
     groups = _Groups.of(model)
     scheduler = _whole_prompts(config.scheduler) if model.whole_prompts else config.scheduler

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,6 +23,24 @@ def filled(
     text: str, items: Sequence[MediaItem], prepared: Sequence[Prepared], marks: Mapping[Modality, str], where: str
 ) -> str:
     """Put the stand-ins in the places of the placeholders, which `marks` names.  Raises RequestError."""
+    return "".join(pieces(text, items, prepared, marks, where))
+
+
+def numbers_left_out(text: str, pattern: str, mark: str, where: str) -> str:
+    """Put a mark in the place of placeholders with numbers, which count from 1.  Raises RequestError."""
+    numbers = [int(number) for number in re.findall(pattern, text)]
+    if numbers != list(range(1, len(numbers) + 1)):
+        raise RequestError(
+            f"{where}: its placeholders have the numbers {', '.join(map(str, numbers))}; number them from 1 in their order",
+            "prompt",
+        )
+    return re.sub(pattern, mark, text)
+
+
+def pieces(
+    text: str, items: Sequence[MediaItem], prepared: Sequence[Prepared], marks: Mapping[Modality, str], where: str
+) -> list[str]:
+    """Return a text's parts before, between and after its placeholders, and the stand-ins between them."""
     queues = _queues(items, prepared)
     parts, at = [], 0
     while True:
@@ -36,7 +55,7 @@ def filled(
     for modality, left in queues.items():
         if left:
             raise _wrong_count(where, modality, marks[modality], text.count(marks[modality]), items)
-    return "".join([*parts, text[at:]])
+    return [*parts, text[at:]]
 
 
 def spliced(

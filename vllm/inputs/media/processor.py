@@ -24,7 +24,7 @@ from vllm.errors import ModelError, RequestError
 from vllm.inputs.media.assemble import load_processor
 from vllm.inputs.media.fetch import Fetcher, Reach
 from vllm.inputs.media.item import MediaItem, Prepared, Sound
-from vllm.inputs.media.places import filled, placed, spliced
+from vllm.inputs.media.places import filled, numbers_left_out, pieces, placed, spliced
 from vllm.inputs.media.sound import at_rate
 from vllm.inputs.media.tensors import array_of
 from vllm.inputs.tokenizer import Tokenizer
@@ -47,6 +47,12 @@ class OwnProcessor(Protocol):
 
         `data` is as in `MediaItem`.  Whatever it raises is told to the sender.
         """
+
+    # It may have more:
+    #
+    # alone: Mapping[str, Any]           options of an item that has no other beside it, unless somebody says otherwise
+    # numbered: Mapping[Modality, str]   patterns of placeholders with a number, which people write too
+    # apart: bool                        texts between media are tokenized each by itself, with special tokens
 
 
 class MediaProcessor:
@@ -96,7 +102,7 @@ class MediaProcessor:
         self.check([item.modality for item in items], where)
         if self.tokenizer is None:
             raise RequestError(f"{where} has media, but the engine runs without a tokenizer", "multi_modal_data")
-        options = {**self.config.options, **options}
+        options = {**(self._alone_options if len(items) == 1 else {}), **self.config.options, **options}
         if self.config.prompts in ("apart", "framed"):
             return self._alone(text, items, options, where)
         if token_ids is not None and (self.config.together or self.config.prompts != "pieces"):
@@ -110,11 +116,23 @@ class MediaProcessor:
         if self.config.prompts != "pieces":
             tokens = self._read_by_processor(text, items, options, add_special_tokens, where)
         elif token_ids is None:
-            marks = self._marks(items, where)
-            tokens = self.tokenizer.encode(filled(text or "", items, prepared, marks, where), add_special_tokens)
+            tokens = self._filled(text or "", items, prepared, add_special_tokens, where)
         else:
             tokens = spliced(token_ids, items, prepared, self._marks(items, where), self.tokenizer, where)
         return tokens, placed(tokens, items, prepared, self.config, self.tokenizer, where)
+
+    def _filled(
+        self, text: str, items: Sequence[MediaItem], prepared: Sequence[Prepared], add_special_tokens: bool, where: str
+    ) -> list[int]:
+        """Return the tokens of a text with stand-ins in the places of its placeholders."""
+        assert self.tokenizer is not None
+        marks = self._marks(items, where)
+        for modality, pattern in getattr(self._own, "numbered", {}).items():
+            text = numbers_left_out(text, pattern, self.placeholder(modality, where), where)
+        if not getattr(self._own, "apart", False):
+            return self.tokenizer.encode(filled(text, items, prepared, marks, where), add_special_tokens)
+        parts = pieces(text, items, prepared, marks, where)
+        return [token for index, part in enumerate(parts) for token in self.tokenizer.encode(part, index % 2 == 0)]
 
     def _marks(self, items: Sequence[MediaItem], where: str) -> dict[Modality, str]:
         """Return what marks the places of items, by modality."""
@@ -283,6 +301,11 @@ class MediaProcessor:
             return None
         made: OwnProcessor = named(self.config.processor)(self.folder)
         return made
+
+    @property
+    def _alone_options(self) -> Mapping[str, Any]:
+        """How an item is prepared that has no other beside it, unless somebody says otherwise."""
+        return getattr(self._own, "alone", {})
 
     def placeholder(self, modality: Modality, where: str = "the prompt") -> str:
         """Return what marks the place of a medium in a prompt; "" where the processor finds it by itself."""

@@ -13,6 +13,16 @@ _SPATIAL = MediaSpec(_BOTH, positions="spatial")
 
 _HEARS: Mapping[Modality, str] = {"audio": "audio_token_id"}
 
+_INTERNVL = MediaSpec(
+    processor="vllm.inputs.media.internvl:InternVL",
+    module="InternVLForConditionalGeneration",
+    layout="internvl_chat",
+    text="named",
+)
+_NVLM = MediaSpec(
+    processor="vllm.inputs.media.internvl:NVLM", tower="vllm.models.media.nvlm:Eye", layout="nvlm_d", text="named"
+)
+
 KINDS: Mapping[str, MediaSpec] = {
     "AriaForConditionalGeneration": MediaSpec(text="aria"),
     "AyaVisionForConditionalGeneration": MediaSpec(text="cohere2"),
@@ -27,15 +37,11 @@ KINDS: Mapping[str, MediaSpec] = {
     "Glm4vForConditionalGeneration": replace(_SPATIAL, text="glm4"),
     "Glm4vMoeForConditionalGeneration": replace(_SPATIAL, text="glm4_moe"),
     "GraniteSpeechForConditionalGeneration": MediaSpec(_HEARS, reads="forward"),
+    "H2OVLChatModel": replace(_INTERNVL, processor="vllm.inputs.media.internvl:H2OVL"),
     "Idefics2ForConditionalGeneration": MediaSpec(prompts="whole"),
     "Idefics3ForConditionalGeneration": MediaSpec(),
     "InstructBlipForConditionalGeneration": MediaSpec(prompts="bare", reads_text=True),
-    "InternVLChatModel": MediaSpec(
-        processor="vllm.inputs.media.internvl:InternVL",
-        module="InternVLForConditionalGeneration",
-        layout="internvl_chat",
-        text="named",
-    ),
+    "InternVLChatModel": _INTERNVL,
     "InternVLForConditionalGeneration": MediaSpec(),
     "Kimi_K25ForConditionalGeneration": MediaSpec(_BOTH),
     "Llama4ForConditionalGeneration": MediaSpec(reads="forward"),
@@ -45,8 +51,13 @@ KINDS: Mapping[str, MediaSpec] = {
     "LlavaOnevisionForConditionalGeneration": MediaSpec(_BOTH),
     "MiniCPMV4_6ForConditionalGeneration": MediaSpec(_BOTH, prompts="whole"),
     "Mistral3ForConditionalGeneration": MediaSpec(),
+    "NVLM_D": _NVLM,
+    "NVLM_D_Model": _NVLM,
     "Ovis2ForConditionalGeneration": MediaSpec(beside="visual_indicator_token_ids", reads="forward"),
     "PaliGemmaForConditionalGeneration": MediaSpec(sees="prompt", prompts="bare"),
+    "Phi3VForCausalLM": MediaSpec(
+        processor="vllm.inputs.media.phi3_v:Phi3V", tower="vllm.models.media.phi3_v:Eye", layout="phi3_v"
+    ),
     "Phi4MultimodalForCausalLM": MediaSpec(
         {"image": "vision_config.image_token_id", "audio": "audio_config.audio_token_id"},
         reads="forward",
@@ -61,6 +72,12 @@ KINDS: Mapping[str, MediaSpec] = {
     "Qwen3VLMoeForConditionalGeneration": replace(_SPATIAL, text="qwen3_moe"),
     "Qwen3_5ForConditionalGeneration": _SPATIAL,
     "SmolVLMForConditionalGeneration": MediaSpec(),
+    "UltravoxModel": MediaSpec(
+        {"audio": "audio_token_id"},
+        processor="vllm.inputs.media.ultravox:Ultravox",
+        tower="vllm.models.media.ultravox:Ear",
+        layout="ultravox",
+    ),
     "VoxtralForConditionalGeneration": MediaSpec(_HEARS, processor="vllm.inputs.media.voxtral:Voxtral"),
     "VipLlavaForConditionalGeneration": MediaSpec(),
 }

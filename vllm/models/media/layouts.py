@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -41,3 +41,41 @@ def internvl_chat(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, 
             continue
         for part, each in zip("qkv", tensor.chunk(3), strict=True):
             yield f"{before}.attention.{part}_proj.{after}", each
+
+
+def nvlm_d(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """NVLM-D: InternVL's encoder, and a projector under its published names."""
+    for name, tensor in tensors:
+        if name.startswith("mlp1."):
+            yield f"tower.{name}", tensor
+        else:
+            yield from (
+                ("tower." + name.removeprefix("model."), part) for name, part in internvl_chat([(name, tensor)])
+            )
+
+
+def _by_prefix(names: Mapping[str, str]) -> Callable[[Iterable[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]]:
+    """Return the layout of a checkpoint whose tensors are called as the tower's but for how their names begin."""
+
+    def layout(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors:
+            begin = next((begin for begin in names if name.startswith(begin)), None)
+            if begin is not None:
+                yield names[begin] + name.removeprefix(begin), tensor
+
+    return layout
+
+
+phi3_v = _by_prefix(
+    {
+        "model.vision_embed_tokens.img_processor.vision_model.": "tower.img_processor.",
+        "model.vision_embed_tokens.": "tower.",
+    }
+)
+ultravox = _by_prefix(
+    {
+        "audio_tower.": "tower.audio_tower.",
+        "model.encoder.": "tower.audio_tower.",  # in whisper's own repository
+        "multi_modal_projector.": "tower.multi_modal_projector.",
+    }
+)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vllm.errors import ModelError
 from vllm.layers.placement import Placement
-from vllm.loader.files import weight_files
+from vllm.loader.files import all_weight_files, weight_files
 from vllm.loader.fill import fill
 from vllm.loader.read import tensors
 from vllm.messages import Array, Media, Modality
@@ -208,7 +208,9 @@ def load_own_tower(media: MediaSpec, config: Any, folder: Path | None, placement
     module = named(media.tower)(config).to(device=placement.device, dtype=placement.dtype).eval().requires_grad_(False)
     if folder is not None:
         windows = [Window(f"tower.{name}", TensorPlace(tensor)) for name, tensor in module.state_dict().items()]
-        fill(windows, tensors(weight_files(folder)), ("*",), where=str(folder))
+        found = tensors(all_weight_files(folder, config))
+        found = getattr(layouts, media.layout)(found) if media.layout else found
+        fill(windows, found, ("*",), where=str(folder))
     return Tower(module, config.get_text_config().hidden_size, placement.dtype, placement.device, {})
 
 
