@@ -13,6 +13,7 @@ steps go on counting.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -101,10 +102,13 @@ def meet(rank: int, size: int, device: torch.device, meeting: str) -> Peers | No
     import torch.distributed._symmetric_memory as symmetric
 
     own = symmetric.empty(Peers.num_bytes(size), dtype=torch.uint8, device=device)
-    # torch remembers groups by names, which it gives again: the second one of a process would wait at the first one's store
+    # torch keeps what it knows of a group by a name that it gives again: the second one of a process would wait at the first one's store
+    world = torch.distributed.group.WORLD
+    c10d: Any = torch._C._distributed_c10d
+    c10d._register_process_group(meeting, world)
     store = torch.distributed.PrefixStore("peers", torch.distributed.distributed_c10d._get_default_store())
-    symmetric._SymmetricMemory.set_group_info(meeting, rank, size, store)
-    handle = symmetric._SymmetricMemory.rendezvous(own, meeting)
+    c10d._SymmetricMemory.set_group_info(meeting, rank, size, store)
+    handle = c10d._SymmetricMemory.rendezvous(own, meeting)
     return Peers(rank, handle.buffer_ptrs, own)
 
 
