@@ -28,7 +28,6 @@ NOT_HERE = {
     "DeepseekVLV2ForCausalLM": _CODE,
     "GLM4VForCausalLM": f"{_CODE}; Glm4vForConditionalGeneration is the later model",
     "MiniCPMO": _CODE,
-    "MiniCPMV": f"{_CODE}; MiniCPMV4_6ForConditionalGeneration is the later model",
     "MolmoForCausalLM": f"{_CODE}; of Molmo2ForConditionalGeneration too, pictures see each other across a prompt",
     "QwenVLForConditionalGeneration": _CODE,
 }
@@ -43,6 +42,7 @@ ELSEWHERE = {
     "ColQwen2ForRetrieval": _TOKENS,
     "H2OVLChatModel": f"{_OWN} (`tests/media/test_tiles.py`)",
     "InternVLChatModel": _ALIKE,
+    "MiniCPMV": f"{_OWN} (`tests/media/test_minicpm_v.py`; 2.5, 2.6, 4.0 and 4.5)",
     "NVLM_D": f"{_OWN} (`tests/media/test_tiles.py`)",
     "Phi3VForCausalLM": f"{_OWN} (`tests/media/test_phi3_v.py`)",
     "UltravoxModel": f"{_OWN} (`tests/media/test_ultravox.py`)",

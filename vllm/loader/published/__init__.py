@@ -16,6 +16,7 @@ _KINDS: Mapping[str, str] = {
     "NVLM_D": "internvl:nvlm_d",
     "h2ovl_chat": "internvl:internvl_chat",
     "internvl_chat": "internvl:internvl_chat",
+    "minicpmv": "minicpm_v:minicpm_v",
     "phi3_v": "phi3_v:phi3_v",
     "ultravox": "ultravox:ultravox",
 }

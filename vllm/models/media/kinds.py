@@ -49,6 +49,9 @@ KINDS: Mapping[str, MediaSpec] = {
     "LlavaNextForConditionalGeneration": MediaSpec(),
     "LlavaNextVideoForConditionalGeneration": MediaSpec(_BOTH),
     "LlavaOnevisionForConditionalGeneration": MediaSpec(_BOTH),
+    "MiniCPMV": MediaSpec(
+        processor="vllm.inputs.media.minicpm_v:MiniCPMV", tower="vllm.models.media.minicpm_v:Eye", layout="minicpm_v"
+    ),
     "MiniCPMV4_6ForConditionalGeneration": MediaSpec(_BOTH, prompts="whole"),
     "Mistral3ForConditionalGeneration": MediaSpec(),
     "NVLM_D": _NVLM,

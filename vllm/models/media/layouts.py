@@ -66,6 +66,7 @@ def _by_prefix(names: Mapping[str, str]) -> Callable[[Iterable[tuple[str, Tensor
     return layout
 
 
+minicpm_v = _by_prefix({"vpm.": "tower.vpm.", "resampler.": "tower.resampler."})
 phi3_v = _by_prefix(
     {
         "model.vision_embed_tokens.img_processor.vision_model.": "tower.img_processor.",
