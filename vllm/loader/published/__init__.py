@@ -14,6 +14,7 @@ from vllm.names import named
 
 _KINDS: Mapping[str, str] = {
     "NVLM_D": "internvl:nvlm_d",
+    "deepseek_vl_v2": "deepseek_vl_v2:deepseek_vl_v2",
     "h2ovl_chat": "internvl:internvl_chat",
     "internvl_chat": "internvl:internvl_chat",
     "minicpmv": "minicpm_v:minicpm_v",

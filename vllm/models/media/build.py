@@ -113,6 +113,7 @@ _TEXT_PREFIXES = (
     "language_model.",
     "model.text_model.",
     "text_model.",
+    "language.model.",
     "llm.model.",
 )
 """Where checkpoints have their text part, longest first."""

@@ -32,6 +32,12 @@ KINDS: Mapping[str, MediaSpec] = {
     "ColQwen2ForRetrieval": MediaSpec({"image": "vlm_config.image_token_id"}, prompts="framed", positions="spatial"),
     "DeepseekVLForConditionalGeneration": MediaSpec(),
     "DeepseekVLHybridForConditionalGeneration": MediaSpec(),
+    "DeepseekVLV2ForCausalLM": MediaSpec(
+        processor="vllm.inputs.media.deepseek_vl_v2:DeepseekVLV2",
+        tower="vllm.models.media.deepseek_vl_v2:Eye",
+        layout="deepseek_vl_v2",
+        text="named",
+    ),
     "FuyuForCausalLM": MediaSpec(prompts="bare", options={"return_legacy_image_output": False}),
     "Gemma3ForConditionalGeneration": MediaSpec(sees="medium"),
     "Glm4vForConditionalGeneration": replace(_SPATIAL, text="glm4"),
