@@ -195,3 +195,23 @@ class Head(nn.Module):
         if self.scale != 1.0:
             logits = logits * self.scale
         return ops.softcap(logits, self.softcap) if self.softcap else logits
+
+
+class MaskedHead(Head):
+    """Logits of which those of some tokens are the lowest that there are.  [R, D] -> [R, V]"""
+
+    never: Tensor
+
+    def __init__(
+        self, never: Tensor, project: nn.Module, vocabulary: nn.Module, softcap: float, scale: float = 1.0
+    ) -> None:
+        """`never`: [n] int64, those tokens; the rest as above."""
+        super().__init__(project, vocabulary, softcap, scale)
+        self.register_buffer("never", never, persistent=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden).index_fill_(1, self.never, torch.finfo(torch.float32).min)
+
+    @property
+    def is_gathered(self) -> bool:
+        return False

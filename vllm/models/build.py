@@ -31,7 +31,18 @@ from vllm.layers.blocks import (
     Together,
     announce_norms,
 )
-from vllm.layers.embedding import Embedding, Head, OwnOrTied, Positions, Sum, TiedLinear, TokenInput, TokenTypes, Waves
+from vllm.layers.embedding import (
+    Embedding,
+    Head,
+    MaskedHead,
+    OwnOrTied,
+    Positions,
+    Sum,
+    TiedLinear,
+    TokenInput,
+    TokenTypes,
+    Waves,
+)
 from vllm.layers.linear import Linear, Part, scaled, split
 from vllm.layers.mlp import Mlp, SparseGate
 from vllm.layers.norm import LayerNorm, RmsNorm
@@ -200,17 +211,19 @@ class Builder:
         project: nn.Module = nn.Identity()
         if spec.entry.width:
             project = Linear(spec.width, [Part(spec.names["project_out"], spec.entry.width)], self.placement)
+        never = torch.tensor(spec.head.never, dtype=torch.int64, device=self.placement.device)
+        kind: Callable[..., Head] = partial(MaskedHead, never) if spec.head.never else Head
+        make = partial(kind, project, softcap=spec.head.softcap, scale=spec.head.scale)
         if spec.tied and spec.head.bias_name is None:
             tied = TiedLinear(tokens, self.placement)
             if spec.head.own_or_tied:
-                either = OwnOrTied(spec.names["head"], tied, self.placement)
-                return Head(project, either, spec.head.softcap, spec.head.scale)
-            return Head(project, tied, spec.head.softcap, spec.head.scale)
+                return make(vocabulary=OwnOrTied(spec.names["head"], tied, self.placement))
+            return make(vocabulary=tied)
         cut = partial(functional.normalize, dim=-1) if spec.head.unit_rows else None
         name = spec.names["embed" if spec.tied else "head"]
         parts = [Part(name, spec.entry.vocab_size, cut, spec.head.bias_name)]
         vocabulary = Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
-        return Head(project, vocabulary, spec.head.softcap, spec.head.scale)
+        return make(vocabulary=vocabulary)
 
     def layer(self, index: int, layer: LayerSpec) -> nn.Module:
         if self.spec.lanes is not None:
