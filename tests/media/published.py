@@ -23,8 +23,8 @@ from tests.media.tiny import Maker
 from vllm import LLM
 from vllm.models.media.tower import Tower
 
-See = Callable[[Any], tuple[str, Tensor]]
-"""From a medium to the text that takes its place, and the embeddings of that text's tokens that are the medium's"""
+See = Callable[..., tuple[str, Tensor]]
+"""From a medium, and its number where that counts, to the text that takes its place, and the embeddings of that text's tokens that are the medium's"""
 
 
 @dataclass
@@ -44,6 +44,8 @@ class Published:
     """For a medium that is not the only one of its prompt, where that matters"""
     is_apart: bool = False
     """Pieces of text are tokenized each by itself"""
+    counts: bool = False
+    """What stands for a medium has its number"""
 
     @torch.inference_mode()
     def case(self, text: str, media: Sequence[Any]) -> Case:
@@ -51,7 +53,7 @@ class Published:
         before, *others = text.split(self.mark)
         assert len(others) == len(media)
         see = self.see_several if self.see_several is not None and len(media) > 1 else self.see
-        seen = [see(one) for one in media]
+        seen = [see(one, index) if self.counts else see(one) for index, one in enumerate(media)]
         parts = [
             before,
             *(part for (stand_in, _), after in zip(seen, others, strict=True) for part in (stand_in, after)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -198,20 +197,21 @@ class Head(nn.Module):
         return ops.softcap(logits, self.softcap) if self.softcap else logits
 
 
-class PartialHead(Head):
-    """Logits of which those of unused tokens are -inf.  [R, D] -> [R, V]"""
+class MaskedHead(Head):
+    """Logits of which those of some tokens are the lowest that there are.  [R, D] -> [R, V]"""
 
-    unused: Tensor
+    never: Tensor
 
-    def __init__(self, unused: Sequence[int], device: torch.device, *args: Any) -> None:
-        """`unused`: the tokens; the rest as above."""
-        super().__init__(*args)
-        self.register_buffer("unused", torch.tensor(unused, device=device), persistent=False)
+    def __init__(
+        self, never: Tensor, project: nn.Module, vocabulary: nn.Module, softcap: float, scale: float = 1.0
+    ) -> None:
+        """`never`: [n] int64, those tokens; the rest as above."""
+        super().__init__(project, vocabulary, softcap, scale)
+        self.register_buffer("never", never, persistent=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden).index_fill_(1, self.never, torch.finfo(torch.float32).min)
 
     @property
     def is_gathered(self) -> bool:
-        """It looks at all logits in any case."""
         return False
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden).index_fill(1, self.unused, float("-inf"))

@@ -34,8 +34,8 @@ from vllm.layers.blocks import (
 from vllm.layers.embedding import (
     Embedding,
     Head,
+    MaskedHead,
     OwnOrTied,
-    PartialHead,
     Positions,
     Sum,
     TiedLinear,
@@ -211,19 +211,19 @@ class Builder:
         project: nn.Module = nn.Identity()
         if spec.entry.width:
             project = Linear(spec.width, [Part(spec.names["project_out"], spec.entry.width)], self.placement)
-        kind = partial(PartialHead, spec.head.unused, self.placement.device) if spec.head.unused else Head
-        return kind(project, self.vocabulary(tokens), spec.head.softcap, spec.head.scale)
-
-    def vocabulary(self, tokens: Embedding) -> nn.Module:
-        """Make the product that ends in logits."""
-        spec = self.spec
+        never = torch.tensor(spec.head.never, dtype=torch.int64, device=self.placement.device)
+        kind: Callable[..., Head] = partial(MaskedHead, never) if spec.head.never else Head
+        make = partial(kind, project, softcap=spec.head.softcap, scale=spec.head.scale)
         if spec.tied and spec.head.bias_name is None:
             tied = TiedLinear(tokens, self.placement)
-            return OwnOrTied(spec.names["head"], tied, self.placement) if spec.head.own_or_tied else tied
+            if spec.head.own_or_tied:
+                return make(vocabulary=OwnOrTied(spec.names["head"], tied, self.placement))
+            return make(vocabulary=tied)
         cut = partial(functional.normalize, dim=-1) if spec.head.unit_rows else None
         name = spec.names["embed" if spec.tied else "head"]
         parts = [Part(name, spec.entry.vocab_size, cut, spec.head.bias_name)]
-        return Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
+        vocabulary = Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
+        return make(vocabulary=vocabulary)
 
     def layer(self, index: int, layer: LayerSpec) -> nn.Module:
         if self.spec.lanes is not None:

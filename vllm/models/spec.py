@@ -56,6 +56,8 @@ class AttentionSpec:
     head_norm: Literal["", "head", "turned", "plain", "all"] = ""
     """q and k are normalised: each head by itself, before it is rotated or once it is, or without weights; or all heads of a token
     together."""
+    own_norms: NormSpec | None = None
+    """Each head of q and k has a layer norm of its own instead."""
     qkv_bias: bool = False
     k_bias: bool = True
     """Where q and v have one, k has one too."""
@@ -291,6 +293,8 @@ class EntrySpec:
 
     vocab_size: int
     scale: float = 1.0
+    scales_media: bool = False
+    """So is what a tower makes, where the model sees or hears."""
     width: int | None = None
     """Of the embeddings, where it isn't the model's: tokens are projected alone (and back before the head that
     generates); with `norm` the normalised sum is."""
@@ -318,8 +322,8 @@ class HeadSpec:
     """Checkpoints with and without a matrix of the head's own are around; without one it is the embedding's table."""
     unit_rows: bool = False
     """The rows of the matrix are brought to length 1."""
-    unused: tuple[int, ...] = ()
-    """Tokens that are there for the sake of the vocabulary's size; none is ever chosen."""
+    never: tuple[int, ...] = ()
+    """Tokens that are not to be chosen"""
 
 
 @dataclass(frozen=True, slots=True)

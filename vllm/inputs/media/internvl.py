@@ -70,7 +70,11 @@ class H2OVL(InternVL):
         super().__init__(folder)
         said = json.loads((folder / "config.json").read_bytes())
         self.options["use_msac"] = False
-        self.alone = {"use_msac": bool(said.get("use_msac", False))}
+        self.has_scales = bool(said.get("use_msac", False))
+
+    def among(self, count: int) -> Mapping[str, Any]:
+        """Return how an item is prepared of so many."""
+        return {"use_msac": self.has_scales and count == 1}
 
     def tiles(self, picture: Any, *, use_msac: bool = False, **options: Any) -> list[Any]:
         """Return a picture's tiles, of a second scale before those of the first, and itself as one."""

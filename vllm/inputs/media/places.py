@@ -18,6 +18,9 @@ from vllm.inputs.media.tensors import array_of
 from vllm.inputs.tokenizer import Tokenizer
 from vllm.messages import Media, Modality
 
+NUMBER = "\ue000"
+"""In a stand-in: the number of its medium in the prompt, from 0"""
+
 
 def filled(
     text: str, items: Sequence[MediaItem], prepared: Sequence[Prepared], marks: Mapping[Modality, str], where: str
@@ -50,7 +53,8 @@ def pieces(
         start, modality = min(found)
         if not queues[modality]:
             raise _wrong_count(where, modality, marks[modality], text.count(marks[modality]), items)
-        parts += [text[at:start], queues[modality].pop(0).stand_in]
+        number = sum(item.modality == modality for item in items) - len(queues[modality])
+        parts += [text[at:start], queues[modality].pop(0).stand_in.replace(NUMBER, str(number))]
         at = start + len(marks[modality])
     for modality, left in queues.items():
         if left:
@@ -80,7 +84,8 @@ def spliced(
         if not queues[here[0]]:
             count = token_ids.count(spelled[here[0]][0])
             raise _wrong_count(where, here[0], marks[here[0]], count, items)
-        tokens += tokenizer.encode(queues[here[0]].pop(0).stand_in, False)
+        number = sum(item.modality == here[0] for item in items) - len(queues[here[0]])
+        tokens += tokenizer.encode(queues[here[0]].pop(0).stand_in.replace(NUMBER, str(number)), False)
         at += len(spelled[here[0]])
     for modality, left in queues.items():
         if left:

@@ -50,9 +50,9 @@ class OwnProcessor(Protocol):
 
     # It may have more:
     #
-    # alone: Mapping[str, Any]           options of an item that has no other beside it, unless somebody says otherwise
-    # numbered: Mapping[Modality, str]   patterns of placeholders with a number, which people write too
-    # apart: bool                        texts between media are tokenized each by itself, with special tokens
+    # among(count) -> Mapping[str, Any]   options of an item that is one of so many, unless somebody says otherwise
+    # numbered: Mapping[Modality, str]    patterns of placeholders with a number, which people write too
+    # apart: bool                         texts between media are tokenized each by itself, with special tokens
 
 
 class MediaProcessor:
@@ -102,7 +102,8 @@ class MediaProcessor:
         self.check([item.modality for item in items], where)
         if self.tokenizer is None:
             raise RequestError(f"{where} has media, but the engine runs without a tokenizer", "multi_modal_data")
-        options = {**(self._alone_options if len(items) == 1 else {}), **self.config.options, **options}
+        among = getattr(self._own, "among", None)
+        options = {**(among(len(items)) if among else {}), **self.config.options, **options}
         if self.config.prompts in ("apart", "framed"):
             return self._alone(text, items, options, where)
         if token_ids is not None and (self.config.together or self.config.prompts != "pieces"):
@@ -301,11 +302,6 @@ class MediaProcessor:
             return None
         made: OwnProcessor = named(self.config.processor)(self.folder)
         return made
-
-    @property
-    def _alone_options(self) -> Mapping[str, Any]:
-        """How an item is prepared that has no other beside it, unless somebody says otherwise."""
-        return getattr(self._own, "alone", {})
 
     def placeholder(self, modality: Modality, where: str = "the prompt") -> str:
         """Return what marks the place of a medium in a prompt; "" where the processor finds it by itself."""

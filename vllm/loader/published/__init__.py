@@ -14,8 +14,10 @@ from vllm.names import named
 
 _KINDS: Mapping[str, str] = {
     "NVLM_D": "internvl:nvlm_d",
+    "deepseek_vl_v2": "deepseek_vl_v2:deepseek_vl_v2",
     "h2ovl_chat": "internvl:internvl_chat",
     "internvl_chat": "internvl:internvl_chat",
+    "minicpmv": "minicpm_v:minicpm_v",
     "phi3_v": "phi3_v:phi3_v",
     "ultravox": "ultravox:ultravox",
 }

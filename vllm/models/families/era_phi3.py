@@ -46,7 +46,7 @@ def _attention(config: Any, index: int) -> AttentionSpec:
 
 def _head(config: Any) -> HeadSpec:
     unused = getattr(config, "dummy_token_indices", _SPARE if config.vocab_size > _SPARE[-1] else ())
-    return HeadSpec(scale=1 / (config.mup_width_multiplier or 1.0), own_or_tied=True, unused=tuple(unused))
+    return HeadSpec(scale=1 / (config.mup_width_multiplier or 1.0), own_or_tied=True, never=tuple(unused))
 
 
 def _rope(config: Any) -> dict[str, Any]:

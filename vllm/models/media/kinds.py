@@ -27,11 +27,20 @@ KINDS: Mapping[str, MediaSpec] = {
     "AriaForConditionalGeneration": MediaSpec(text="aria"),
     "AyaVisionForConditionalGeneration": MediaSpec(text="cohere2"),
     "Blip2ForConditionalGeneration": MediaSpec(prompts="bare"),
+    "ChameleonForConditionalGeneration": MediaSpec(
+        text="chameleon", prompts="whole", reads="vocabulary", decoder="model.norm"
+    ),
     "Cohere2VisionForConditionalGeneration": MediaSpec(text="cohere2"),
     "ColPaliForRetrieval": MediaSpec({"image": "vlm_config.image_token_id"}, prompts="framed", sees="all"),
     "ColQwen2ForRetrieval": MediaSpec({"image": "vlm_config.image_token_id"}, prompts="framed", positions="spatial"),
     "DeepseekVLForConditionalGeneration": MediaSpec(),
     "DeepseekVLHybridForConditionalGeneration": MediaSpec(),
+    "DeepseekVLV2ForCausalLM": MediaSpec(
+        processor="vllm.inputs.media.deepseek_vl_v2:DeepseekVLV2",
+        tower="vllm.models.media.deepseek_vl_v2:Eye",
+        layout="deepseek_vl_v2",
+        text="named",
+    ),
     "FuyuForCausalLM": MediaSpec(prompts="bare", options={"return_legacy_image_output": False}),
     "Gemma3ForConditionalGeneration": MediaSpec(sees="medium"),
     "Glm4vForConditionalGeneration": replace(_SPATIAL, text="glm4"),
@@ -49,6 +58,9 @@ KINDS: Mapping[str, MediaSpec] = {
     "LlavaNextForConditionalGeneration": MediaSpec(),
     "LlavaNextVideoForConditionalGeneration": MediaSpec(_BOTH),
     "LlavaOnevisionForConditionalGeneration": MediaSpec(_BOTH),
+    "MiniCPMV": MediaSpec(
+        processor="vllm.inputs.media.minicpm_v:MiniCPMV", tower="vllm.models.media.minicpm_v:Eye", layout="minicpm_v"
+    ),
     "MiniCPMV4_6ForConditionalGeneration": MediaSpec(_BOTH, prompts="whole"),
     "Mistral3ForConditionalGeneration": MediaSpec(),
     "NVLM_D": _NVLM,

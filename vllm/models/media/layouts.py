@@ -54,6 +54,45 @@ def nvlm_d(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]
             )
 
 
+_TIMM: Mapping[str, str] = {
+    "patch_embed.proj.": "embeddings.patch_embedding.",
+    "blocks.": "encoder.layers.",
+    "norm.": "post_layernorm.",
+}
+_TIMM_LAYER: Mapping[str, str] = {
+    ".norm1.": ".layer_norm1.",
+    ".norm2.": ".layer_norm2.",
+    ".attn.proj.": ".self_attn.out_proj.",
+}
+
+
+def deepseek_vl_v2(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """DeepSeek-VL2: siglip under timm's names."""
+    for name, tensor in tensors:
+        begin, _, rest = name.partition(".")
+        if begin != "vision":
+            yield f"tower.{name}", tensor
+        elif rest == "pos_embed":
+            yield "tower.vision.embeddings.position_embedding.weight", tensor[0]
+        else:
+            yield from (("tower.vision." + each, part) for each, part in _timm(rest, tensor))
+
+
+def _timm(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield a tensor of timm's vision transformer under transformers' names."""
+    begin = next((begin for begin in _TIMM if name.startswith(begin)), "")
+    name = _TIMM.get(begin, "") + name.removeprefix(begin)
+    for theirs, ours in _TIMM_LAYER.items():
+        name = name.replace(theirs, ours)
+    before, is_qkv, after = name.partition(".attn.qkv.")
+    if not is_qkv:
+        yield name, tensor
+        return
+    yield from (
+        (f"{before}.self_attn.{part}_proj.{after}", each) for part, each in zip("qkv", tensor.chunk(3), strict=True)
+    )
+
+
 def _by_prefix(names: Mapping[str, str]) -> Callable[[Iterable[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]]:
     """Return the layout of a checkpoint whose tensors are called as the tower's but for how their names begin."""
 
@@ -66,6 +105,7 @@ def _by_prefix(names: Mapping[str, str]) -> Callable[[Iterable[tuple[str, Tensor
     return layout
 
 
+minicpm_v = _by_prefix({"vpm.": "tower.vpm.", "resampler.": "tower.resampler."})
 phi3_v = _by_prefix(
     {
         "model.vision_embed_tokens.img_processor.vision_model.": "tower.img_processor.",

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vllm.models.media.shuffle import shuffled
+from vllm.models.media.squares import shuffled
 
 
 class Eye(nn.Module):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vllm.models.media.shuffle import shuffled
+from vllm.models.media.squares import laid, shuffled
 
 
 class Eye(nn.Module):
@@ -33,12 +33,8 @@ class Eye(nn.Module):
         """Return the embeddings of a picture's squares, the whole first.  [1 + rows · columns, 3, S, S], [2] -> [n, D]"""
         seen = shuffled(self.img_processor(pixel_values).last_hidden_state[:, 1:], 2)
         rows, columns = grid.tolist()
-        parts = self._by_rows(seen[1:], rows, columns), self.glb_GN[0], self._by_rows(seen[:1], 1, 1)
-        found: Tensor = self.img_projection(torch.cat(parts))
+        end = self.sub_GN.flatten()
+        found: Tensor = self.img_projection(
+            torch.cat((laid(seen[1:], rows, columns, end), self.glb_GN[0], laid(seen[:1], 1, 1, end)))
+        )
         return found
-
-    def _by_rows(self, squares: Tensor, rows: int, columns: int) -> Tensor:
-        """Lay squares side by side, with an end for each row of embeddings.  [rows · columns, n, E] -> [m, E]"""
-        side = round(squares.shape[1] ** 0.5)
-        laid = squares.view(rows, columns, side, side, -1).transpose(1, 2).reshape(rows * side, columns * side, -1)
-        return torch.cat((laid, self.sub_GN[0].expand(len(laid), -1, -1)), dim=1).flatten(0, 1)
