@@ -152,7 +152,7 @@ class Builder:
             entry = self.kept = Kept(entry)
         if spec.entry.per_layer is not None:
             entry = self.per_layer = build_per_layer_input(self, entry, spec.entry.per_layer)
-        norm = self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity()
+        norm = self.norm(spec.width, spec.names["norm"], "norm") if spec.final_norm else nn.Identity()
         if spec.lanes is not None:
             entry, norm = build_lanes_input(self, entry, spec.lanes), build_lanes_output(self, norm, spec.lanes)
         blocks = self.passed([self.layer(index, layer) for index, layer in enumerate(spec.layers)])
@@ -239,7 +239,9 @@ class Builder:
         if layer.assistant is not None:
             return build_assisted(self, index, layer, layer.assistant)
         kind, roles = _BLOCKS[layer.block]
-        norms = tuple(self.norm(self.spec.width, self.name(role, index)) if role else nn.Identity() for role in roles)
+        norms = tuple(
+            self.norm(self.spec.width, self.name(role, index), role) if role else nn.Identity() for role in roles
+        )
         if layer.mixer is None:
             assert layer.ffn is not None
             return kind(self.ffn(index, layer.ffn), norms)
@@ -327,10 +329,10 @@ class Builder:
         make = partial(Linear, width, parts, self.placement, bias=bias, transposed=transposed, **options)
         return self.once(make, *(part.name for part in parts))
 
-    def norm(self, width: int, name: str) -> nn.Module:
-        norm = self.spec.norm
+    def norm(self, width: int, name: str, role: str = "") -> nn.Module:
+        norm, shift = self.spec.norm, self.spec.norm_shifts.get(role, 0.0)
         if norm.kind == "rms":
-            return self.once(partial(RmsNorm, width, name, self.placement, norm.eps, norm.offset), name)
+            return self.once(partial(RmsNorm, width, name, self.placement, norm.eps, norm.offset, shift), name)
         make = partial(
             LayerNorm, width, name, self.placement, norm.eps, norm.offset, affine=norm.affine, bias=norm.bias
         )

@@ -57,7 +57,7 @@ class AttentionSpec:
     """q and k are normalised: each head by itself, before it is rotated or once it is, or without weights; or all heads of a token
     together."""
     own_norms: NormSpec | None = None
-    """Each head of q and k has a layer norm of its own instead."""
+    """Each head of q and k has a norm of its own instead."""
     qkv_bias: bool = False
     k_bias: bool = True
     """Where q and v have one, k has one too."""
@@ -368,6 +368,8 @@ class TransformerSpec:
     """What the result of a block's branch is multiplied with before it is added."""
     scales: Mapping[str, Scale] = field(default_factory=dict)
     """Role → what its matrices are multiplied with: q, k, v, o, gate, up, down, leave"""
+    norm_shifts: Mapping[str, float] = field(default_factory=dict)
+    """Role → what the weights of its rms norms are less by in the checkpoint: norm, and those of blocks"""
     lanes: LanesSpec | None = None
     """With embeddings for each layer alone."""
     skips: tuple[SkipSpec, ...] = ()
