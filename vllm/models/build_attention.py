@@ -7,11 +7,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from vllm.errors import ConfigError, ModelError
 from vllm.layers.attention import (
     Attention,
+    BlockAttention,
     ChunkedAttention,
     GatedAttention,
     NormedValueAttention,
@@ -67,6 +69,9 @@ def build_attention(
 def _kind(builder: Builder, attention: AttentionSpec) -> Callable[..., Attention]:
     if attention.chunk is not None:
         return partial(ChunkedAttention, attention.chunk)
+    if attention.blocks is not None:
+        phases = builder.placement.group.cut(torch.tensor(attention.blocks.phases), 0)
+        return partial(BlockAttention, replace(attention.blocks, phases=tuple(phases.tolist())))
     if attention.value_norm:
         v_norm = PlainRmsNorm(attention.head_dim, builder.placement, builder.spec.norm.eps)
         return partial(NormedValueAttention, v_norm)
