@@ -27,7 +27,7 @@ NOT_HERE = {
     **UNFIT,
     "GLM4VForCausalLM": f"{_CODE}; Glm4vForConditionalGeneration is the later model",
     "MiniCPMO": _CODE,
-    "MolmoForCausalLM": f"{_CODE}; of Molmo2ForConditionalGeneration too, pictures see each other across a prompt",
+    "Molmo2ForConditionalGeneration": "its pictures see each other across a prompt",
     "QwenVLForConditionalGeneration": _CODE,
 }
 """Names that people may look for, and why they are not here"""
@@ -42,6 +42,7 @@ ELSEWHERE = {
     "DeepseekVLV2ForCausalLM": f"{_OWN} (`tests/media/test_deepseek_vl_v2.py`)",
     "H2OVLChatModel": f"{_OWN} (`tests/media/test_tiles.py`)",
     "InternVLChatModel": _ALIKE,
+    "MolmoForCausalLM": f"{_OWN} (`tests/media/test_molmo.py`)",
     "MiniCPMV": f"{_OWN} (`tests/media/test_minicpm_v.py`; 2.5, 2.6, 4.0 and 4.5)",
     "NVLM_D": f"{_OWN} (`tests/media/test_tiles.py`)",
     "Phi3VForCausalLM": f"{_OWN} (`tests/media/test_phi3_v.py`)",

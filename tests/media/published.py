@@ -61,7 +61,8 @@ class Published:
         ids = torch.tensor([self.ids(parts) if self.is_apart else self.ids(["".join(parts)])])
         embeds = self.text.get_input_embeddings()(ids.clamp(max=self.text.config.vocab_size - 1))
         if seen:
-            embeds[ids == self.token] = torch.cat([embeddings for _, embeddings in seen])
+            is_new = ids >= self.text.config.vocab_size  # tokens that the text part knows nothing of
+            embeds[is_new if is_new.any() else ids == self.token] = torch.cat([embeddings for _, embeddings in seen])
         return Case(text, list(media), ids[0].tolist(), *said(self.text, embeds))
 
     def ids(self, parts: Sequence[str]) -> list[int]:
@@ -88,11 +89,19 @@ def text_part(maker: Maker, model_type: str, **changes: Any) -> Any:
         return spread(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
 
 
-def drawn(module: Any) -> Any:
-    """Give a module random weights."""
+def drawn(module: Any, size: float = 1.0) -> Any:
+    """Give a module random weights; a smaller `size` for a deep or a wide one, in which roundings would grow."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(2)
-        return spread(module).requires_grad_(False)
+        return scaled(spread(module).requires_grad_(False), size)
+
+
+def scaled(module: Any, size: float) -> Any:
+    """Make all matrices of a module smaller."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter *= size if parameter.ndim > 1 else 1.0
+    return module
 
 
 def written(
@@ -116,7 +125,9 @@ def written(
     return folder
 
 
-def says_the_same(published: Published, asked: Sequence[tuple[str, Sequence[Any]]], **options: Any) -> None:
+def says_the_same(
+    published: Published, asked: Sequence[tuple[str, Sequence[Any]]], chat_begins: str = "", **options: Any
+) -> None:
     """Prompts are answered as they should be: alone, from what is cached, together, and cut within media.
 
     The last prompt has two media, of which a prompt before has had one, unless they are seen otherwise in company.
@@ -136,16 +147,17 @@ def says_the_same(published: Published, asked: Sequence[tuple[str, Sequence[Any]
             again = llm.generate(cases[-1].prompt, GREEDY, use_tqdm=False)[0]
             check(cases[-1], again)
             assert again.num_cached_tokens and len(encoded) == distinct
-            check(*_chat(llm, published, cases[0].media[0]))
+            begin = chat_begins or f"user: {published.mark}\n"
+            check(*_chat(llm, published, begin, cases[0].media[0]))
     with make(published.folder, max_num_batched_tokens=24, **options) as llm:
         for case, output in zip(cases, llm.generate([c.prompt for c in cases], GREEDY, use_tqdm=False), strict=True):
             check(case, output)
 
 
-def _chat(llm: LLM, published: Published, medium: Any) -> tuple[Case, Any]:
+def _chat(llm: LLM, published: Published, begin: str, medium: Any) -> tuple[Case, Any]:
     """Return a conversation about a medium as a prompt, and what is said in it."""
     is_sound = isinstance(medium, np.ndarray)
     part = {"type": "audio", "audio": (medium, RATE)} if is_sound else {"type": "image_pil", "image_pil": medium}
     message = {"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}
     (output,) = llm.chat([message], GREEDY, use_tqdm=False, chat_template=PLAIN_TEMPLATE)
-    return published.case(f"user: {published.mark}\nWhat is it?\nassistant: ", [medium]), output
+    return published.case(f"{begin}What is it?\nassistant: ", [medium]), output

@@ -18,6 +18,7 @@ _KINDS: Mapping[str, str] = {
     "h2ovl_chat": "internvl:internvl_chat",
     "internvl_chat": "internvl:internvl_chat",
     "minicpmv": "minicpm_v:minicpm_v",
+    "molmo": "molmo:molmo",
     "phi3_v": "phi3_v:phi3_v",
     "ultravox": "ultravox:ultravox",
 }

@@ -60,6 +60,13 @@ KINDS: Mapping[str, MediaSpec] = {
     ),
     "MiniCPMV4_6ForConditionalGeneration": MediaSpec(_BOTH, prompts="whole"),
     "Mistral3ForConditionalGeneration": MediaSpec(),
+    "MolmoForCausalLM": MediaSpec(
+        beside="image_marks",
+        processor="vllm.inputs.media.molmo:Molmo",
+        tower="vllm.models.media.molmo:Eye",
+        layout="molmo",
+        text="molmo",
+    ),
     "NVLM_D": _NVLM,
     "NVLM_D_Model": _NVLM,
     "Ovis2ForConditionalGeneration": MediaSpec(beside="visual_indicator_token_ids", reads="forward"),
