@@ -25,7 +25,6 @@ BEGIN, END = "<!-- by python -m tests.media --write -->", "<!-- end of media -->
 _CODE = "transformers has no class of it, and its checkpoints' own code was not tried"
 NOT_HERE = {
     **UNFIT,
-    "GLM4VForCausalLM": f"{_CODE}; Glm4vForConditionalGeneration is the later model",
     "MiniCPMO": _CODE,
     "Molmo2ForConditionalGeneration": "its pictures see each other across a prompt",
     "QwenVLForConditionalGeneration": _CODE,
@@ -40,6 +39,7 @@ ELSEWHERE = {
     "ColPaliForRetrieval": _TOKENS,
     "ColQwen2ForRetrieval": _TOKENS,
     "DeepseekVLV2ForCausalLM": f"{_OWN} (`tests/media/test_deepseek_vl_v2.py`)",
+    "GLM4VForCausalLM": f"{_OWN} (`tests/media/test_glm_4v.py`)",
     "H2OVLChatModel": f"{_OWN} (`tests/media/test_tiles.py`)",
     "InternVLChatModel": _ALIKE,
     "MolmoForCausalLM": f"{_OWN} (`tests/media/test_molmo.py`)",

@@ -66,7 +66,7 @@ def minicpm_v(place: Path, tokenizer_folder: Path, version: str) -> Published:
         found = [resampled(resampler, x, *size, version == "4.5") for x, size in zip(seen, sizes, strict=True)]
         return stand_in(grid, number, is_first), torch.cat(found)
 
-    return Published(folder, maker.tokenizer, text, MARK, maker.id("<unk>"), see, counts=True)
+    return Published(folder, maker.tokenizer, text, MARK, (maker.id("<unk>"),), see, counts=True)
 
 
 def _resampler() -> Any:

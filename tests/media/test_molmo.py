@@ -142,7 +142,14 @@ def molmo(place: Path, tokenizer_folder: Path, *, olmo: bool) -> Published:
         ]
         return marked(maker, new, known, seen[0], torch.cat(lines))
 
-    return Published(folder, maker.tokenizer, text, "<|image|>", maker.id("<im_patch>"), see)
+    return Published(
+        folder,
+        maker.tokenizer,
+        text,
+        "<|image|>",
+        tuple(maker.id(word) for word in ("<im_patch>", "<im_start>", "<im_end>", "<im_col>")),
+        see,
+    )
 
 
 def cell(grid: Tensor, y: int, rows: int, x: int, columns: int) -> Tensor:
@@ -246,7 +253,7 @@ def test_molmo_as_it_was_published(
             assert llm.generate(prompt, GREEDY, use_tqdm=False)[0].prompt_token_ids == one.ids
         fewer = {**prompt, "mm_processor_kwargs": {"max_crops": 1}}
         ids = llm.generate(fewer, GREEDY, use_tqdm=False)[0].prompt_token_ids
-        assert ids.count(model.token) == 2 * 16
+        assert ids.count(model.tokens[0]) == 2 * 16
         with pytest.raises(RequestError, match="'crops'; it takes max_crops"):
             llm.generate({**prompt, "mm_processor_kwargs": {"crops": 1}}, GREEDY, use_tqdm=False)
         with pytest.raises(RequestError, match="give one placeholder for each"):

@@ -13,6 +13,7 @@ from typing import Any
 from vllm.names import named
 
 _KINDS: Mapping[str, str] = {
+    "chatglm": "glm_4v:glm_4v",
     "NVLM_D": "internvl:nvlm_d",
     "deepseek_vl_v2": "deepseek_vl_v2:deepseek_vl_v2",
     "h2ovl_chat": "internvl:internvl_chat",

@@ -47,7 +47,7 @@ def _family_of(text: Any) -> Callable[[Any], TransformerSpec]:
 
 def _spatial(mixer: Any, text: Any) -> Any:
     """Have a layer's rotary embedding share its pairs out to three positions."""
-    if not isinstance(mixer, AttentionSpec) or mixer.rope is None:
+    if not isinstance(mixer, AttentionSpec) or mixer.rope is None or mixer.rope.sections:
         return mixer
     sections = tuple(text.rope_parameters.get("mrope_section") or ())
     if not sections:

@@ -148,6 +148,7 @@ def _by_prefix(names: Mapping[str, str]) -> Callable[[Iterable[tuple[str, Tensor
     return layout
 
 
+glm_4v = _by_prefix({"transformer.vision.": "tower."})
 minicpm_v = _by_prefix({"vpm.": "tower.vpm.", "resampler.": "tower.resampler."})
 phi3_v = _by_prefix(
     {

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
-from vllm.models.families import kin, moe
+from vllm.models.families import era, kin, moe
 from vllm.models.families.llama import attention_of, decoder_of, mlp_of
 from vllm.models.spec import HeadSpec, LayerSpec, MoeSpec, TransformerSpec
 
@@ -42,6 +42,15 @@ def aria(config: Any) -> TransformerSpec:
     shared_width = config.moe_num_shared_experts * config.intermediate_size
     layer = LayerSpec(attention, MoeSpec(*experts, config.hidden_act, renormalize=True, shared_width=shared_width))
     return decoder_of(config, lambda index: layer, names=ARIA_NAMES)
+
+
+def chatglm(config: Any) -> TransformerSpec:
+    """Glm of which several tokens may have one position."""
+    spec = era.chatglm(config)
+    mixer = spec.layers[0].attention
+    assert mixer.rope is not None
+    told = replace(mixer, rope=replace(mixer.rope, sections=(mixer.rope.width // 2, 0, 0)))
+    return replace(spec, layers=tuple(replace(layer, mixer=told) for layer in spec.layers))
 
 
 def glm4_moe(config: Any) -> TransformerSpec:
