@@ -25,9 +25,8 @@ BEGIN, END = "<!-- by python -m tests.media --write -->", "<!-- end of media -->
 _CODE = "transformers has no class of it, and its checkpoints' own code was not tried"
 NOT_HERE = {
     **UNFIT,
-    "GLM4VForCausalLM": f"{_CODE}; Glm4vForConditionalGeneration is the later model",
     "MiniCPMO": _CODE,
-    "MolmoForCausalLM": f"{_CODE}; of Molmo2ForConditionalGeneration too, pictures see each other across a prompt",
+    "Molmo2ForConditionalGeneration": "its pictures see each other across a prompt",
     "QwenVLForConditionalGeneration": _CODE,
 }
 """Names that people may look for, and why they are not here"""
@@ -40,8 +39,10 @@ ELSEWHERE = {
     "ColPaliForRetrieval": _TOKENS,
     "ColQwen2ForRetrieval": _TOKENS,
     "DeepseekVLV2ForCausalLM": f"{_OWN} (`tests/media/test_deepseek_vl_v2.py`)",
+    "GLM4VForCausalLM": f"{_OWN} (`tests/media/test_glm_4v.py`)",
     "H2OVLChatModel": f"{_OWN} (`tests/media/test_tiles.py`)",
     "InternVLChatModel": _ALIKE,
+    "MolmoForCausalLM": f"{_OWN} (`tests/media/test_molmo.py`)",
     "MiniCPMV": f"{_OWN} (`tests/media/test_minicpm_v.py`; 2.5, 2.6, 4.0 and 4.5)",
     "NVLM_D": f"{_OWN} (`tests/media/test_tiles.py`)",
     "Phi3VForCausalLM": f"{_OWN} (`tests/media/test_phi3_v.py`)",

@@ -110,7 +110,7 @@ def deepseek_vl_v2(place: Path, tokenizer_folder: Path, *, latent: bool = True, 
         found = torch.cat(parts if position == "head" else parts[::-1])
         return "<image>" * len(found), found
 
-    return Published(folder, maker.tokenizer, text, "<image>", maker.id("<image>"), see)
+    return Published(folder, maker.tokenizer, text, "<image>", (maker.id("<image>"),), see)
 
 
 def apart(text: Any) -> Iterator[tuple[str, Tensor]]:

@@ -87,9 +87,10 @@ class Tower:
             for first, end in one.spans:
                 types[0, first:end] = _TYPES[one.modality]
             for name, value in self._tensors(one.features).items():
-                if name in takes:
+                if name in takes and name != "input_ids":
                     facts.setdefault(name, []).append(value.cpu())
-        if sum(len(each) for name, each in facts.items() if name.endswith("_grid_thw")) < len(media):
+        grids = [name for name in takes if name.endswith("_grid_thw")]
+        if grids and sum(len(facts.get(name, ())) for name in grids) < len(media):
             raise ModelError(
                 "where tokens have positions in space, embeddings can't be given; give the media themselves"
             )
@@ -108,8 +109,8 @@ class Tower:
 
     @property
     def _body(self) -> Any:
-        """The model below the head."""
-        return getattr(self.module, "model", None) or getattr(self.module, "vlm", None)
+        """The model below the head; a tower by itself has none."""
+        return getattr(self.module, "model", None) or getattr(self.module, "vlm", None) or self.module
 
     def _tensors(self, features: Mapping[str, Array]) -> dict[str, Tensor]:
         tensors = {}
