@@ -44,6 +44,7 @@ from vllm.worker.generation import Generation
 from vllm.worker.measure import measure
 from vllm.worker.media import MediaStates
 from vllm.worker.memory import MemoryPlan, plan_memory, plan_own_cache
+from vllm.worker.pictures import PictureStates, layers_of
 from vllm.worker.pooling import PooledStates
 from vllm.worker.runner import ModelRunner, Purpose
 from vllm.worker.sources import SourceStates
@@ -94,9 +95,11 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     groups = _Groups.of(model)
     scheduler = _whole_prompts(config.scheduler) if model.whole_prompts else config.scheduler
     media = None
-    if model.seeing is not None:
+    if model.seeing is not None and model.reads is not None:
         scheduler = replace(scheduler, whole_media=model.seeing.whole)
         media = MediaStates(model, scheduler.max_num_batched_tokens, dtype, device)
+    for layer in layers_of(model):
+        layer.sight.make_room(scheduler.max_num_batched_tokens, dtype, device)
     specs = (*model.cache_specs, *model.encoder_cache_specs)
     paged = [spec for spec in specs if not isinstance(spec, State)]
     size = config.cache.block_size
@@ -111,7 +114,9 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
         tiny = memory.allocate_shared(groups.all, 1)
         activations = -group.least(-measure(model, _step(tables, memory, groups.all, tiny), tables), device)
         del tiny
-    weights = model.num_bytes + (0 if media is None else media.num_bytes)
+    weights = model.num_bytes + (
+        media.num_bytes if media else 0 if model.seeing is None else model.seeing.tower.num_bytes
+    )
     activations += sum(num_scratch * memory.block_bytes(group) for group in groups.scratch)
     plan, num_source_blocks = _plan(scheduler, model, groups, memory, weights, activations, free)
     if model.remembers:
@@ -238,9 +243,10 @@ def _most_blocks(spec: CacheSpec, tables: SlotTables) -> int:
 
 def _sources(
     model: Transformer, step: Step, memory: _CacheMemory, scheduler: SchedulerConfig, num_blocks: int
-) -> SourceStates:
+) -> SourceStates | PictureStates:
     """Make what has sources encoded, as many tokens of them in a step as it has tokens itself, or one source."""
-    assert model.encoder is not None, "layers that attend to sources, and no encoder"
+    if model.encoder is None:
+        return PictureStates(model, step, num_blocks, memory.config.block_size)
     size, groups = memory.config.block_size, group_layers(model.encoder_cache_specs)
     most, most_sources, blocks = _encoder_sizes(model.encoder, memory, scheduler)
     caches, group_of = _by_layer(groups, memory.allocate_shared(groups, blocks))

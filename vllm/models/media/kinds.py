@@ -46,6 +46,7 @@ KINDS: Mapping[str, MediaSpec] = {
     "LlavaNextForConditionalGeneration": MediaSpec(),
     "LlavaNextVideoForConditionalGeneration": MediaSpec(_BOTH),
     "LlavaOnevisionForConditionalGeneration": MediaSpec(_BOTH),
+    "MllamaForConditionalGeneration": MediaSpec(text="mllama", prompts="whole", reads="states"),
     "MiniCPMV4_6ForConditionalGeneration": MediaSpec(_BOTH, prompts="whole"),
     "Mistral3ForConditionalGeneration": MediaSpec(),
     "Ovis2ForConditionalGeneration": MediaSpec(beside="visual_indicator_token_ids", reads="forward"),
