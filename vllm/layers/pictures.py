@@ -49,7 +49,7 @@ class Sight(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.any = True
-        """Whether one sees anything; always on a GPU, where steps are recorded"""
+        """Whether one sees anything"""
         self.marks = self.attends = self.feeds = torch.empty(0)
         """Of queries [T, 2]; which tokens attend at all, and which of them have a feed-forward [T, 1] bool"""
 
@@ -58,13 +58,13 @@ class Sight(nn.Module):
         self.marks = torch.ones(max_tokens, MARKS, dtype=dtype, device=device)
         self.attends, self.feeds = (torch.zeros(max_tokens, 1, dtype=torch.bool, device=device) for _ in range(2))
 
-    def fill(self, views: Tensor) -> None:
+    def fill(self, views: Tensor, *, any: bool) -> None:
         """Take note of the `View` of each token of a step.  [T]"""
         count = len(views)
         self.marks[:count, 1] = (views == View.BEHIND).to(self.marks.dtype)
         self.attends[:count, 0] = views != View.NOTHING
         self.feeds[:count, 0] = views == View.BEHIND
-        self.any = views.is_cuda or bool(self.attends[:count].any())
+        self.any = any
 
 
 def marks_of(filling: Tensor, padded: int, dtype: torch.dtype) -> Tensor:

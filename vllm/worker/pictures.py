@@ -66,7 +66,7 @@ class PictureStates:
         pieces = [piece for row in batch.rows for piece in self._pieces(row, sequences[row.slot].media)]
         self._place(pieces)
         views = np.repeat([int(piece.view) for piece in pieces], [piece.count for piece in pieces])
-        self.sight.fill(sent(views, self.device))
+        self.sight.fill(sent(views, self.device), any=bool(views.any()))
 
     def _encode(self, media: Media) -> None:
         """Write a picture's keys and values into whole blocks."""
