@@ -98,14 +98,14 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     if model.seeing is not None and model.reads is not None:
         scheduler = replace(scheduler, whole_media=model.seeing.whole)
         media = MediaStates(model, scheduler.max_num_batched_tokens, dtype, device)
-    pictures = layers_of(model)
-    for layer in pictures:
-        layer.sight.make_room(scheduler.max_num_batched_tokens, dtype, device)
+    if pictures := layers_of(model):
+        pictures[0].sight.make_room(scheduler.max_num_batched_tokens, dtype, device)
     specs = (*model.cache_specs, *model.encoder_cache_specs)
     paged = [spec for spec in specs if not isinstance(spec, State)]
     size = config.cache.block_size
-    by_media = scheduler.whole_media or bool(pictures)
-    attention = attention_backend(paged, dtype, device, size, config.cache.quantized, by_media)
+    attention = attention_backend(
+        paged, dtype, device, size, config.cache.quantized, media=scheduler.whole_media or bool(pictures)
+    )
     memory = _CacheMemory(attention, StateMemory(device), config.cache, dtype)
     tables = SlotTables(_tokens(scheduler, device, group), groups.kept + groups.scratch, size)
     tables.whole_media = scheduler.whole_media
