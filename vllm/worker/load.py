@@ -125,9 +125,7 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
         scheduler = replace(scheduler, max_num_seqs=plan.num_seqs)
     if groups.cross:
         scheduler = replace(scheduler, source_tokens=(num_source_blocks[0] - 1) * size)
-    name = settings.model or "default model"
-    where = f"{config.cores} threads" if device.type == "cpu" else config.device
-    logger.info("%s: %s, %s, %s; %s", name, settings.architecture, settings.dtype, where, plan)
+    _tell(config, plan)
     _fill(config, model, files, progress)
     caches = memory.allocate(groups.kept, plan.num_blocks) | memory.allocate_shared(groups.scratch, num_scratch)
     caches |= memory.allocate(groups.cross, num_source_blocks)
@@ -137,6 +135,14 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     runner = ModelRunner(groups.kept, hidden.step.caches, backends, tables, hidden, purpose, media or sources)
     logger.info("ready after %.2f s", time.monotonic() - began)
     return Loaded(runner, plan, groups.kept, scheduler, group)
+
+
+def _tell(config: EngineConfig, plan: MemoryPlan) -> None:
+    """Log what is loaded, and into how much memory."""
+    settings = config.model
+    where = f"{config.cores} threads" if config.device == "cpu" else config.device
+    name = settings.model or "default model"
+    logger.info("%s: %s, %s, %s; %s", name, settings.architecture, settings.dtype, where, plan)
 
 
 @dataclass(frozen=True, slots=True)
