@@ -61,6 +61,7 @@ from vllm.models.build_experts import build_experts
 from vllm.models.build_lanes import build_lane, build_lanes_input, build_lanes_output
 from vllm.models.build_latent import build_latent
 from vllm.models.build_per_layer import build_per_layer_input, build_reader
+from vllm.models.build_pictures import build_picture_block
 from vllm.models.build_recurrent import build_recurrent
 from vllm.models.spec import (
     AttentionSpec,
@@ -170,8 +171,9 @@ class Builder:
 
     def tokens(self) -> Embedding:
         """Make the table of tokens; an encoder and its decoder may have one together."""
-        name = self.spec.names["embed"]
-        return self.once(partial(Embedding, self.spec.entry.vocab_size, self.embed_width, name, self.placement), name)
+        entry, name = self.spec.entry, self.spec.names["embed"]
+        rows = entry.vocab_size + entry.unwritten
+        return self.once(partial(Embedding, rows, self.embed_width, name, self.placement), name)
 
     @property
     def embed_width(self) -> int:
@@ -238,6 +240,8 @@ class Builder:
     def block(self, index: int, layer: LayerSpec) -> nn.Module:
         if layer.assistant is not None:
             return build_assisted(self, index, layer, layer.assistant)
+        if layer.block == "pictures":
+            return build_picture_block(self, index, layer)
         kind, roles = _BLOCKS[layer.block]
         norms = tuple(self.norm(self.spec.width, self.name(role, index)) if role else nn.Identity() for role in roles)
         if layer.mixer is None:
