@@ -31,7 +31,7 @@ VISION = {
     "patch_size": PATCH,
 }
 VISION |= {"image_size": PATCH * SIDE, "model_type": "siglip"}
-WORDS = ["<unk>", "<slice>", "</slice>", "<image_id>", "</image_id>", "</image>"]
+WORDS = ["<unk>", "<slice>", "</slice>", "<image_id>", "</image_id>", "</image>", "<|audio_start|>", "<|audio_end|>"]
 TEXTS = {"2.5": "llama", "2.6": "qwen2", "4.0": "llama", "4.5": "qwen3"}
 
 
