@@ -76,6 +76,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 _GPU_ONLY = "it tunes a GPU"
 _DEPTH = "the next step is decided while one is computed wherever that is of use"
 _PROCESSES = "one process runs the model"
+_KERNELS = "the fastest attention kernels that can serve the model are chosen"
 WITHOUT_EFFECT: dict[str, str] = {
     "async_scheduling": _DEPTH,
     "enforce_eager": "no steps are recorded",
@@ -85,8 +86,8 @@ WITHOUT_EFFECT: dict[str, str] = {
     "max_seq_len_to_capture": _GPU_ONLY,
     "disable_custom_all_reduce": _GPU_ONLY,
     "compilation_config": "nothing is compiled",
-    "attention_config": "there is one attention kernel",
-    "attention_backend": "there is one attention kernel",
+    "attention_config": _KERNELS,
+    "attention_backend": _KERNELS,
     "profiler_config": "there is no profiler",
     "distributed_executor_backend": _PROCESSES,
     "worker_use_ray": _PROCESSES,
@@ -132,7 +133,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "skip_mm_profiling": "the model reads text",
     "logits_processor_pattern": "no server takes processors by name",
     "use_tqdm_on_load": "the bar shows how loading goes",
-    "disable_cascade_attn": "there is one attention kernel",
+    "disable_cascade_attn": "there is no cascade attention",
     "enable_log_requests": "requests are not logged",
     "show_hidden_metrics_for_version": "there are no metrics",
     "disable_hybrid_kv_cache_manager": "layers that need different memory always have it",

@@ -8,6 +8,7 @@ All are msgspec structs: a connection between processes encodes them as they are
 from __future__ import annotations
 
 import sys
+from array import array
 from typing import Literal
 
 from msgspec import Struct
@@ -81,7 +82,11 @@ class EngineRequest(Struct):
     token_types: list[int] = []  # which of a pair of texts each token is of; empty: there is no pair
     media: list[Media] = []  # in the order of their places
     encoder_prompt: str | None = None
-    encoder_token_ids: list[int] = []  # what a model's encoder reads; `token_ids` are then the decoder's
+
+    @property
+    def encoder_token_ids(self) -> list[int]:
+        """What a model's encoder reads, if it reads text; `token_ids` are then the decoder's."""
+        return [id for one in self.media if one.modality == "text" for id in array("q", one.features["token_ids"].data)]
 
 
 class Sequence(Struct):
@@ -98,7 +103,6 @@ class Sequence(Struct):
     pooling: PoolingParams | None = None  # return what is pooled from the hidden states instead
     token_types: list[int] = []
     media: list[Media] = []
-    encoder_token_ids: list[int] = []
 
 
 class Row(Struct):

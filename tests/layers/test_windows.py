@@ -92,7 +92,7 @@ def test_the_entry_of_an_encoder_can_be_recorded(config: PreTrainedConfig) -> No
     fill_dummy(decoder.windows())
     ids = [torch.zeros(16, dtype=torch.int64) for _ in range(3)]
     step = Step(*ids, (), (), (), None)  # type: ignore[arg-type]
-    program = ops.record(lambda rows: decoder.entry(step.first(rows)), 16, CPU)
+    program = ops.record(lambda rows: decoder.entry(step.first(rows)), 16)
     if native.library() is None:
         return
     assert program is not None

@@ -21,9 +21,10 @@ from vllm.models.media.kinds import KINDS
 LENGTH = 5
 GREEDY = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True, logprobs=1)
 RATE = 16000
-NO_TEXTS = ("paligemma", "mllama", "chameleon", "blip_2", "instructblip")
-"""Whose processors write tokens of their own into texts without pictures, or refuse those"""
-
+NO_TEXTS = ("blip_2", "instructblip")
+"""Which transformers can't ask without a picture"""
+PLAIN_TEXTS = ("paligemma", "mllama", "chameleon", "chameleon_swin")
+"""Whose processors write tokens of their own into texts without pictures, or refuse those: the tokenizer is asked"""
 
 WHOLE_PROMPTS = ("paligemma",)
 """Whose prompts' tokens see each other, and so are not cut"""
@@ -62,7 +63,11 @@ def cases_of(name: str, folder: Path) -> list[Case]:
     if name in NO_TEXTS:
         wanted = [(text, media) for text, media in wanted if media]
     options = dict(spec.options) if spec is not None else {}
-    return [_answered(model.eval(), processor, text, media, options) for text, media in wanted]
+    texts = processor.tokenizer if name in PLAIN_TEXTS else processor
+    return [
+        _answered(model.eval(), processor if media else texts, text, media, options if media else {})
+        for text, media in wanted
+    ]
 
 
 def narrow(name: str) -> int:
@@ -100,8 +105,8 @@ def _answered(model: Any, processor: Any, text: str, media: list[Any], options: 
     if media and isinstance(media[0], np.ndarray):
         given = {"audio": media, "sampling_rate": RATE}
     else:
-        given = {"images": media or None}
-    inputs = dict(processor(text=text, return_tensors="pt", **given, **(options if media else {})))
+        given = {"images": media} if media else {}
+    inputs = dict(processor(text=text, return_tensors="pt", **given, **options))
     inputs = {key: value.float() if torch.is_floating_point(value) else value for key, value in inputs.items()}
     ids = inputs["input_ids"][0].tolist()
     if isinstance(model, transformers.Llama4ForConditionalGeneration):

@@ -76,6 +76,15 @@ def test_torch_sees_as_the_kernels_do(media_checkpoint: Callable[[str], Path], m
             check(case, llm.generate(case.prompt, GREEDY, use_tqdm=False)[0])
 
 
+def test_pictures_are_read_as_tokens_which_are_never_written(media_checkpoint: Callable[[str], Path]) -> None:
+    pictures = range(100, 116)
+    wanted = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, logit_bias=dict.fromkeys(pictures, 100.0))
+    with make(media_checkpoint("chameleon")) as llm:
+        prompt = {"prompt": "Draw <image>", "multi_modal_data": {"image": picture(40, 30)}}
+        written = llm.generate(prompt, wanted, use_tqdm=False)[0].outputs[0].token_ids
+    assert not set(written) & set(pictures)
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3"])
 def test_pictures_are_embedded(name: str, media_checkpoint: Callable[[str], Path]) -> None:
     folder = media_checkpoint(name)

@@ -157,6 +157,14 @@ def llava_next(maker: Maker) -> tuple[Any, Any]:
     )
 
 
+def granite_vision(maker: Maker) -> tuple[Any, Any]:
+    config, processor = llava_next(maker)
+    factors = {"embedding_multiplier": 3.0, "attention_multiplier": 0.25, "residual_multiplier": 0.5}
+    text = maker.text("granite", **factors)  # transformers scales no logits here
+    fields = {name: getattr(config, name) for name in ("vision_config", "image_token_id", "image_grid_pinpoints")}
+    return transformers.LlavaNextConfig(**fields, text_config=text, architectures=config.architectures), processor
+
+
 def llava_next_video(maker: Maker) -> tuple[Any, Any]:
     config, processor = llava_next(maker)
     videos = transformers.LlavaNextVideoVideoProcessor(
@@ -472,6 +480,12 @@ def chameleon(maker: Maker) -> tuple[Any, Any]:
     return config, transformers.ChameleonProcessor(images, maker.tokenizer, image_seq_length=64)
 
 
+def chameleon_swin(maker: Maker) -> tuple[Any, Any]:
+    config, processor = chameleon(maker)
+    config.swin_norm = True
+    return config, processor
+
+
 def deepseek_vl(maker: Maker) -> tuple[Any, Any]:
     maker.name(image_token="<image_placeholder>")
     images = pil("deepseek_vl", "DeepseekVLImageProcessorPil")(size={"height": 32, "width": 32}, min_size=4)
@@ -522,18 +536,26 @@ def glm4v(maker: Maker) -> tuple[Any, Any]:
 
 
 SEEING = (
-    llava,
-    pixtral,
-    llava_next,
-    llava_next_video,
-    vipllava,
-    llava_onevision,
-    qwen2_vl,
-    qwen2_5_vl,
-    qwen3_vl,
-    qwen3_vl_moe,
-) + (gemma3, internvl, idefics3, smolvlm, mistral3, aya_vision, glm4v, deepseek_vl, aria, ovis2, paligemma)
-FOREIGN = (mllama, chameleon)
+    (
+        llava,
+        pixtral,
+        llava_next,
+        granite_vision,
+        llava_next_video,
+        vipllava,
+        llava_onevision,
+        qwen2_vl,
+        qwen2_5_vl,
+        qwen3_vl,
+        qwen3_vl_moe,
+    )
+    + (gemma3, internvl, idefics3, smolvlm, mistral3, aya_vision, glm4v, deepseek_vl, aria, ovis2, paligemma)
+    + (
+        chameleon,
+        chameleon_swin,
+    )
+)
+FOREIGN = (mllama,)
 """Those that transformers' modules compute"""
 
 

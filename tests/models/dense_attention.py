@@ -13,7 +13,7 @@ from vllm.ops.attention import AttentionOptions, Layout
 class Plan:
     """Remembers where the rows are."""
 
-    replayable = False
+    form = None
     layout: Layout
 
     def place(self, layout: Layout) -> None:

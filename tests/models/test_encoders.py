@@ -317,7 +317,7 @@ def test_all_but_attention_is_recorded(name: str, save: Save, load: Load, tmp_pa
     ids, types, positions = torch.randint(5, 96, (16,)), torch.zeros(16, dtype=torch.int64), torch.arange(16)
     plans, depth = (PassingAttention().plan(),), len(ours.cache_specs)
     step = Step(ids, types, positions, plans, (None,) * depth, (0,) * depth, PassingAttention())
-    program = ops.record(lambda rows: ours(step.first(rows)), 16, torch.device("cpu"))
+    program = ops.record(lambda rows: ours(step.first(rows)), 16)
     assert program is not None
     assert torch.equal(program.run(5).clone(), ours(step.first(5)))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm.kv_cache.spec import CacheSpec, Full, Window
+from vllm.kv_cache.spec import CacheSpec, Full, Latent, Window
 from vllm.ops.attention import AttentionBackend, AttentionOptions, Layout
 
 
@@ -26,6 +26,8 @@ class Shape:
     causal: bool = True
     reach: int | None = None
     """The distance from which on a learned bias stays the same; None: there is none."""
+    latent: bool = False
+    """Whether values are the first elements of keys."""
 
     @property
     def options(self) -> AttentionOptions:
@@ -39,6 +41,8 @@ class Shape:
     @property
     def spec(self) -> CacheSpec:
         widths = (self.kv_heads, self.head_dim, self.value_dim or self.head_dim)
+        if self.latent:
+            return Latent(*widths)
         return Full(*widths) if self.window is None else Window(*widths, size=self.window)
 
     def draw(self, length: int, dtype: torch.dtype) -> Sequence:
@@ -46,7 +50,7 @@ class Shape:
         spec = self.spec
         sizes = ((self.heads, spec.head_dim), (self.kv_heads, spec.head_dim), (self.kv_heads, spec.value_dim))
         q, k, v = (torch.randn(length, *size).to(dtype) for size in sizes)
-        return q, k, v
+        return q, k, k[..., : spec.value_dim].clone() if self.latent else v
 
 
 Sequence = tuple[Tensor, Tensor, Tensor]

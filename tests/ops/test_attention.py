@@ -33,6 +33,7 @@ SHAPES = [
     Shape(7, 1, 80),
     Shape(6, 2, 40, block_size=5),
     Shape(4, 2, 24, block_size=200),
+    Shape(6, 1, 40, value_dim=32, latent=True),
     Shape(4, 4, 32, window=1),
     Shape(8, 4, 16, window=7),
     Shape(5, 1, 48, window=130),

@@ -107,7 +107,7 @@ def test_without_the_extension_torch_computes(monkeypatch: pytest.MonkeyPatch) -
     shape = MatrixShape(4, 8, torch.float32, torch.device("cpu"))
     assert isinstance(ops.matrix(shape), DenseMatrix)
     assert isinstance(ops.attention_backend([], torch.float32, shape.device, 16), TorchAttention)
-    assert ops.record(torch.ones, 1, shape.device) is None
+    assert ops.record(torch.ones, 1) is None
     with pytest.raises(ConfigError, match="int8.*native kernels"):
         ops.matrix(MatrixShape(4, 8, torch.float32, torch.device("cpu"), format="int8"))
 

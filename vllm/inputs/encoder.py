@@ -48,11 +48,9 @@ class EncoderRules:
 
     def text(self, token_ids: list[int]) -> list[Media]:
         """Return a text as the engine takes what an encoder reads."""
-        if not self.kept:
-            return []
         data = array("q", token_ids).tobytes()
         features = {"token_ids": Array("int64", (len(token_ids),), data)}
-        return [Media("text", hashlib.sha256(data).digest(), [], features, length=len(token_ids))]
+        return [Media("text", hashlib.sha256(data).digest(), [], features, length=len(token_ids) if self.kept else 0)]
 
     def sound(self, heard: Media) -> list[Media]:
         """Return a sound, which was prepared for an encoder: two of its frames make a position."""

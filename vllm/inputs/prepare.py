@@ -106,10 +106,9 @@ class Preparer:
         elif any(prompt.encoder for prompt in prompts):
             raise RequestError("encoder_prompt: the model has no encoder; give 'prompt'", "encoder_prompt")
         token_ids, media = self._tokenize(prompts)
-        read: list[list[int]] = [[] for _ in prompts]
         if self.encoder is not None:
             token_ids = [self.encoder.begun(tokens) for tokens in token_ids]
-            read, media = self._read(encoders)
+            media = self._read(encoders)
         cut = [
             _truncated(tokens, param, self.limits, media=bool(found) and self.encoder is None)
             for tokens, param, found in zip(token_ids, each, media, strict=True)
@@ -137,7 +136,6 @@ class Preparer:
                     bad_words_ids=words[id(param)],
                     media=media[i],
                     encoder_prompt=encoders[i].text,
-                    encoder_token_ids=read[i],
                 )
             )
         return requests
@@ -224,19 +222,19 @@ class Preparer:
                 result[i] = tokens_of(encoding, keeps[i], sides[i])
         return result
 
-    def _read(self, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[list[Media]]]:
-        """Return what the encoder reads of prompts: tokens, or a sound."""
+    def _read(self, prompts: Sequence[Prompt]) -> list[list[Media]]:
+        """Return what the encoder reads of prompts: a text, or a sound."""
         assert self.encoder is not None
         if self.encoder.reads == "audio":
             if self.media is None:
                 raise RequestError("the engine has no processor of sounds", "multi_modal_data")
             sounds = [self.media.heard(prompt.media[0], f"prompt {i}") for i, prompt in enumerate(prompts)]
-            return [[] for _ in prompts], [self.encoder.sound(sound) for sound in sounds]
+            return [self.encoder.sound(sound) for sound in sounds]
         tokens, _ = self._tokenize(prompts)
         for position, ids in enumerate(tokens):
             most = self.encoder.max_len or self.limits.max_model_len
             self._check_tokens(ids, position, most, f"its encoder reads at most {most:,}")
-        return tokens, [self.encoder.text(ids) for ids in tokens]
+        return [self.encoder.text(ids) for ids in tokens]
 
     def tokens(self, prompt: Prompt) -> list[int]:
         """Return the tokens of a prompt, those included that keep places for media.  Raises RequestError."""

@@ -38,6 +38,11 @@ class Full:
 
 
 @dataclass(frozen=True, slots=True)
+class Latent(Full):
+    """Attention to one vector of every earlier token: its first `value_dim` elements are the value, all of them the key."""
+
+
+@dataclass(frozen=True, slots=True)
 class Window(Full):
     """Attention to the last `size` tokens, the token itself included."""
 
@@ -63,6 +68,25 @@ class Chunk(Full):
 
     def num_stale(self, num_computed: int, block_size: int) -> int:
         return num_computed // self.size * self.size // block_size
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPattern:
+    """Which of a sequence's blocks of `size` tokens each head sees: the last `local` up to a token's own, and of those before
+    every one whose number leaves the head's phase when it is divided by `stride`."""
+
+    size: int
+    local: int
+    stride: int
+    phases: tuple[int, ...]
+    """One per head, below `stride`"""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks(Full):
+    """Attention to some blocks of earlier tokens, others for each head: together they may see all."""
+
+    pattern: BlockPattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +159,7 @@ class State:
         return max(1, self.interval // block_size)
 
 
-PagedSpec = Full | Window | Chunk | Scratch | Cross
+PagedSpec = Full | Window | Chunk | Blocks | Scratch | Cross
 """What attention needs: keys and values of single tokens."""
 
 CacheSpec = PagedSpec | State

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -195,3 +196,22 @@ class Head(nn.Module):
         if self.scale != 1.0:
             logits = logits * self.scale
         return ops.softcap(logits, self.softcap) if self.softcap else logits
+
+
+class MaskedHead(Head):
+    """Logits of which those of some tokens are the lowest that there are.  [R, D] -> [R, V]"""
+
+    never: Tensor
+
+    def __init__(self, never: Sequence[int], device: torch.device, *args: Any) -> None:
+        """`never`: those tokens; the rest as above."""
+        super().__init__(*args)
+        self.register_buffer("never", torch.tensor(never, device=device), persistent=False)
+
+    @property
+    def is_gathered(self) -> bool:
+        """It looks at all logits in any case."""
+        return False
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden).index_fill(1, self.never, torch.finfo(torch.float32).min)

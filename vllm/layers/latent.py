@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from vllm.kv_cache.spec import Full
+from vllm.kv_cache.spec import Latent
 from vllm.layers.linear import Linear
 from vllm.layers.norm import RmsNorm
 from vllm.layers.placement import Placement
@@ -75,10 +75,10 @@ class LatentAttention(nn.Module):
         self.options = options
 
     @property
-    def cache_spec(self) -> Full:
+    def cache_spec(self) -> Latent:
         """What memory this layer needs."""
         width = self.expansion.key.shape[2]
-        return Full(1, width + self.rotated, width)
+        return Latent(1, width + self.rotated, width)
 
     def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         queries = self.query(x).unflatten(1, (self.heads, -1))

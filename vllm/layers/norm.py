@@ -82,6 +82,30 @@ class LayerNorm(nn.Module):
             yield Window(f"{self.name}.bias", TensorPlace(self.bias))
 
 
+class OwnNorms(nn.Module):
+    """A layer norm of each head, with weights of its own.  [T, H, E] -> [T, H, E]"""
+
+    def __init__(self, heads: int, width: int, name: str, placement: Placement, eps: float, *, bias: bool) -> None:
+        """`heads` are those of the model, of which this process has its share."""
+        super().__init__()
+        self.name = name
+        self.eps = eps
+        self.group = placement.group
+        shape = (self.group.share(heads, "normalised heads"), width)
+        self.weight = placement.parameter(*shape)
+        self.bias = placement.parameter(*shape) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = ops.layer_norm(x, None, None, self.eps) * self.weight
+        return y if self.bias is None else y + self.bias
+
+    def windows(self) -> Iterator[Window]:
+        cut = partial(self.group.cut, dim=0)
+        yield Window(f"{self.name}.weight", TensorPlace(self.weight), cut)
+        if self.bias is not None:
+            yield Window(f"{self.name}.bias", TensorPlace(self.bias), cut)
+
+
 class HeadsNorm(nn.Module):
     """A norm over all heads of a token together.  [T, H, E] -> [T, H, E]"""
 

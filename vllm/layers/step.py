@@ -30,8 +30,6 @@ class StepRow:
     """The results of all its tokens are wanted, not of the last one alone."""
     media: list[Media] = field(default_factory=list)
     """Of its prompt"""
-    encoder_token_ids: list[int] = field(default_factory=list)
-    """What its encoder reads"""
 
 
 class Rows:

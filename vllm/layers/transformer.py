@@ -77,6 +77,7 @@ class Transformer(nn.Module):
         self.ignored_names = ignored_names
         self.base_prefix = base_prefix
         self.encoder = encoder
+        self._crossed = [module for module in self.blocks.modules() if isinstance(module, CrossAttention)]
         self.seeing: Seeing | None = None
         """What it sees or hears with"""
         self.reads: MediaInput | None = None
@@ -135,9 +136,8 @@ class Transformer(nn.Module):
 
     def read(self, source: Tensor, step: Step) -> None:
         """Keep what its layers need of what the encoder made, where the step's plans say.  [T, D]"""
-        for module in self.blocks.modules():
-            if isinstance(module, CrossAttention):
-                module.read(source, step)
+        for attention in self._crossed:
+            attention.read(source, step)
 
     @property
     def num_bytes(self) -> int:

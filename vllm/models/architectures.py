@@ -101,6 +101,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "OrionForCausalLM": "era:orion",
     "PersimmonForCausalLM": "gpt_kin:persimmon",
     "Phi3ForCausalLM": "llama:phi3",
+    "Phi3SmallForCausalLM": "era_phi3:phi3small",
     "PhiForCausalLM": "gpt_kin:phi",
     "PhiMoEForCausalLM": "moe_kin:phimoe",
     "PhimoeForCausalLM": "moe_kin:phimoe",

@@ -31,9 +31,20 @@ from vllm.layers.blocks import (
     Together,
     announce_norms,
 )
-from vllm.layers.embedding import Embedding, Head, OwnOrTied, Positions, Sum, TiedLinear, TokenInput, TokenTypes, Waves
+from vllm.layers.embedding import (
+    Embedding,
+    Head,
+    MaskedHead,
+    OwnOrTied,
+    Positions,
+    Sum,
+    TiedLinear,
+    TokenInput,
+    TokenTypes,
+    Waves,
+)
 from vllm.layers.linear import Linear, Part, scaled, split
-from vllm.layers.mlp import Mlp, SparseGate
+from vllm.layers.mlp import ClampedGate, Mlp, SparseGate
 from vllm.layers.norm import LayerNorm, RmsNorm
 from vllm.layers.per_layer import PerLayerInput, Reading, Scaled
 from vllm.layers.placement import Placement
@@ -200,17 +211,19 @@ class Builder:
         project: nn.Module = nn.Identity()
         if spec.entry.width:
             project = Linear(spec.width, [Part(spec.names["project_out"], spec.entry.width)], self.placement)
+        kind = partial(MaskedHead, spec.head.never, self.placement.device) if spec.head.never else Head
+        return kind(project, self.vocabulary(tokens), spec.head.softcap, spec.head.scale)
+
+    def vocabulary(self, tokens: Embedding) -> nn.Module:
+        """Make the product that ends in logits."""
+        spec = self.spec
         if spec.tied and spec.head.bias_name is None:
             tied = TiedLinear(tokens, self.placement)
-            if spec.head.own_or_tied:
-                either = OwnOrTied(spec.names["head"], tied, self.placement)
-                return Head(project, either, spec.head.softcap, spec.head.scale)
-            return Head(project, tied, spec.head.softcap, spec.head.scale)
+            return OwnOrTied(spec.names["head"], tied, self.placement) if spec.head.own_or_tied else tied
         cut = partial(functional.normalize, dim=-1) if spec.head.unit_rows else None
         name = spec.names["embed" if spec.tied else "head"]
         parts = [Part(name, spec.entry.vocab_size, cut, spec.head.bias_name)]
-        vocabulary = Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
-        return Head(project, vocabulary, spec.head.softcap, spec.head.scale)
+        return Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
 
     def layer(self, index: int, layer: LayerSpec) -> nn.Module:
         if self.spec.lanes is not None:
@@ -277,6 +290,9 @@ class Builder:
         parts = self.up_parts(index, mlp)
         if mlp.sparsity:
             up: nn.Module = SparseGate(self.linear(self.spec.width, parts, mlp.up_bias), mlp.activation, mlp.sparsity)
+        elif mlp.clamp is not None:
+            product = self.linear(self.spec.width, parts, mlp.up_bias, shard="rows")
+            up = ClampedGate(product, mlp.activation, mlp.clamp)
         else:
             up = self.linear(
                 self.spec.width, parts, mlp.up_bias, activation=mlp.activation, gated=mlp.gated, shard="rows"
@@ -300,6 +316,8 @@ class Builder:
         if mlp.layout == "split":
             return [self.part(role, index, mlp.width) for role in ("gate", "up")]
         name = self.name("gate_up", index)
+        if mlp.layout == "turns":
+            return [Part(name, mlp.width, partial(_cut_every_other, which)) for which in (0, 1)]
         if mlp.layout == "gate_up":
             return [Part(name, 2 * mlp.width)] if self.placement.group.size == 1 else split(name, 2 * (mlp.width,))
         return [Part(name, mlp.width, partial(_cut_half, which)) for which in (1, 0)]
@@ -344,3 +362,8 @@ class Builder:
 def _cut_half(which: int, stored: Tensor) -> Tensor:
     """Take the first or the second half of a tensor's rows."""
     return stored.chunk(2)[which]
+
+
+def _cut_every_other(first: int, stored: Tensor) -> Tensor:
+    """Take every other row of a tensor."""
+    return stored[first::2]

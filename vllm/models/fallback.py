@@ -8,7 +8,8 @@ That is right before it is fast.  The module fills its weights from windows like
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,14 @@ def build_fallback(
     architecture: Architecture, config: Any, placement: Placement, pooling: Pooling | None, folder: Path | None
 ) -> Transformer:
     """Make an encoder of transformers' modules.  Raises ModelError if transformers can't, ConfigError for what it can't."""
+    import transformers
+
     if pooling is None:
         raise ModelError(f"{architecture.name}: an encoder can't generate; it pools")
-    if placement.format is not None:
-        raise ConfigError(f"quantization={placement.format!r} can't be used with {architecture.base}; leave it out")
-    refuse_quantized(architecture, config)
-    module = _module(architecture, config, placement)
+    make = partial(transformers.AutoModel.from_config, trust_remote_code=comes_with(config, "AutoModel"))
+    module = blank_module(architecture, config, placement, make)
+    if getattr(module, "pooler", None) is not None:
+        module.pooler = nn.Identity()  # pooling is the head's; checkpoints may lack its weights
     logger.info("%s is computed by transformers' module, prompt by prompt", architecture.name)
     body = Body(config.hidden_size, f"{module.base_model_prefix}.")
     return Transformer(
@@ -98,20 +101,21 @@ def build_fallback(
     )
 
 
-def _module(architecture: Architecture, config: Any, placement: Placement) -> Any:
-    """Make the module, its weights as they come."""
-    import transformers
+def blank_module(architecture: Architecture, config: Any, placement: Placement, make: Callable[..., Any]) -> Any:
+    """Return what `make` makes of a config, its weights as they come, to be filled from windows.
+
+    Raises ModelError if transformers can't, ConfigError for what its modules can't.
+    """
     from transformers.initialization import no_init_weights
 
+    if placement.format is not None:
+        raise ConfigError(f"quantization={placement.format!r} can't be used with {architecture.name}; leave it out")
+    refuse_quantized(architecture, config)
     try:
         with no_init_weights():
-            module = transformers.AutoModel.from_config(
-                config, dtype=placement.dtype, trust_remote_code=comes_with(config, "AutoModel")
-            )
+            module = make(config, dtype=placement.dtype)
     except Exception as error:  # each class refuses in its own way
         raise ModelError(f"{architecture.name}: transformers can't build it: {error}") from error
-    if getattr(module, "pooler", None) is not None:
-        module.pooler = nn.Identity()  # pooling is the head's; checkpoints may lack its weights
     return module.to(placement.device).eval().requires_grad_(False)
 
 

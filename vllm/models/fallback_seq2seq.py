@@ -107,10 +107,10 @@ class ForeignSeq2Seq(nn.Module):
 
     def _encode(self, row: StepRow, device: torch.device) -> Any:
         encoder = self.module.get_encoder()
-        if not row.media:
-            ids = torch.tensor([row.encoder_token_ids], device=device)
-            return encoder(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True)
         features = {name: tensor_of(array).to(device) for name, array in row.media[0].features.items()}
+        if "token_ids" in features:
+            ids = features["token_ids"][None]
+            return encoder(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True)
         takes = inspect.signature(encoder.forward).parameters
         given = {
             name: value.to(self.module.dtype) if value.is_floating_point() else value

@@ -275,7 +275,8 @@ def build(
     if media := media_of(architecture.name):
         from vllm.models.media.build import load_seeing
 
-        model.see(load_seeing(architecture.name, media, config, placement, None if dummy else folder))
+        text = (spec, model.entry)
+        model.see(load_seeing(architecture.name, media, config, text, placement, None if dummy else folder))
     return model
 
 

@@ -21,7 +21,7 @@ from vllm.logging import get_logger
 from vllm.ops import native, norms, recurrent, rows
 from vllm.ops import rotary as rotary_torch
 from vllm.ops.activations import ACTIVATIONS
-from vllm.ops.attention import AttentionBackend
+from vllm.ops.attention import AttentionBackend, Form
 from vllm.ops.attention_torch import TorchAttention
 from vllm.ops.matrix import DenseMatrix, Matrix, MatrixShape
 from vllm.ops.moe import moe as moe_torch
@@ -52,6 +52,7 @@ __all__ = [
     "moe",
     "multiply",
     "record",
+    "record_steps",
     "rg_lru",
     "rising_keys",
     "rms_norm",
@@ -156,7 +157,7 @@ def attention_backend(
     if device.type == "cpu" and native.library() is not None:
         backends.insert(0, NativeAttention())
     if device.type == "cuda" and not media:
-        backends.insert(0, _gpu("attention").TritonAttention(device))
+        backends.insert(0, _gpu_attention(device))
     reasons = []
     for backend in backends:
         found = [reason for spec in specs if (reason := backend.refuses(spec, dtype, block_size, quantized))]
@@ -164,6 +165,13 @@ def attention_backend(
             return backend
         reasons.append(found[0])
     raise ConfigError("; ".join(reasons))
+
+
+def _gpu_attention(device: torch.device) -> AttentionBackend:
+    kind: Callable[[torch.device], AttentionBackend] = _gpu("attention").TritonAttention
+    if _gpu("flashinfer").installed(device):
+        kind = _gpu("flashinfer").FlashInferAttention
+    return kind(device)
 
 
 def matrix(shape: MatrixShape) -> Matrix:
@@ -195,13 +203,19 @@ def experts(count: int, shape: MatrixShape) -> nn.ModuleList:
     return nn.ModuleList(matrix(shape) for _ in range(count))
 
 
-def record(function: Callable[[int], Tensor], rows: int, device: torch.device) -> Recording | None:
-    """Record a computation of a number of rows, to be run with one call; None if something in it is no kernel.
+def record_steps(function: Callable[[int], Tensor], tokens: int, device: torch.device) -> dict[Form, Recording]:
+    """Record the computation of a step of some number of tokens, for each form of steps that needs a recording of its own."""
+    if device.type == "cuda":
+        return {form: _gpu("graphs").Graphs(function, tokens, device) for form in (Form.SINGLES, Form.MIXED)}
+    recording = record(function, tokens)
+    return {} if recording is None else {Form.ANY: recording}
+
+
+def record(function: Callable[[int], Tensor], rows: int) -> Recording | None:
+    """Record a computation of a number of rows on a processor, to be run with one call; None if something in it is no kernel.
 
     What the function reads must keep its place, and have `rows` rows: so many can be computed.
     """
-    if device.type == "cuda":
-        return _gpu("graphs").Graphs(function, rows, device)
     if native.library() is None:
         return None
     try:

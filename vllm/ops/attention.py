@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, Protocol
 
 import torch
@@ -54,11 +55,26 @@ class AttentionOptions:
     https://arxiv.org/abs/1910.10683"""
 
 
+class Form(Enum):
+    """What steps have in common for which one recorded computation can be run."""
+
+    ANY = auto()
+    """Nothing: kernels find out themselves what a step is like."""
+    SINGLES = auto()
+    """Each row has one token."""
+    MIXED = auto()
+    """A few rows have more, and there are not too many tokens."""
+
+
+MOST_RECORDED = 2048
+"""Tokens of a step that is recorded on a GPU.  A larger one keeps the device busy while it is launched kernel by kernel."""
+
+
 class CachePlan(Protocol):
     """What all layers of a cache group share in a step.  It lives as long as the engine; each step fills it."""
 
-    replayable: bool
-    """Whether a recorded computation can be run for the step it was last placed for."""
+    form: Form | None
+    """The form of the step it was last placed for; None: nothing recorded can be run for it."""
 
     def place(self, layout: Layout) -> None:
         """Prepare for a step.  What the layout holds must not change until the step is computed."""

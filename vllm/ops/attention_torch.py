@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vllm.kv_cache.spec import NULL_BLOCK, PagedSpec
+from vllm.kv_cache.spec import NULL_BLOCK, Latent, PagedSpec
 from vllm.ops.attention import AttentionOptions, Layout
 from vllm.ops.memory import zeros
 
@@ -41,10 +41,33 @@ _LOWEST = -1e30
 
 @dataclass(frozen=True, slots=True)
 class PagedCache:
-    """One layer's keys [num_blocks, G, S, E] and values [num_blocks, G, S, Ev]."""
+    """One layer's keys [num_blocks, G, S, E] and values [num_blocks, G, S, Ev], which may be a part of the keys."""
 
     keys: Tensor
     values: Tensor
+
+    @classmethod
+    def zeroed(
+        cls, spec: PagedSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> PagedCache:
+        """Return the cache of a layer that has seen nothing."""
+
+        def paged(width: int) -> Tensor:
+            return zeros(num_blocks, spec.kv_heads, block_size, width, dtype=dtype, device=device)
+
+        keys = paged(spec.head_dim)
+        return cls(keys, keys[..., : spec.value_dim] if isinstance(spec, Latent) else paged(spec.value_dim))
+
+    @staticmethod
+    def block_bytes(spec: PagedSpec, block_size: int, dtype: torch.dtype) -> int:
+        """Return the bytes of a block."""
+        width = spec.head_dim + (0 if isinstance(spec, Latent) else spec.value_dim)
+        return block_size * spec.kv_heads * width * dtype.itemsize
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy one block."""
+        self.keys[target] = self.keys[source]
+        self.values[target] = self.values[source]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +93,7 @@ class Tiles:
 class TorchPlan:
     """What the layers of one cache group share in a step."""
 
-    replayable = False
+    form = None
     layout: Layout
     blocks: Tensor
     """[T] the block that each token is written to"""
@@ -120,20 +143,15 @@ class TorchAttention:
         self, spec: PagedSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
     ) -> PagedCache:
         """Return one layer's cache, zeroed."""
-
-        def paged(width: int) -> Tensor:
-            return zeros(num_blocks, spec.kv_heads, block_size, width, dtype=dtype, device=self.device)
-
-        return PagedCache(paged(spec.head_dim), paged(spec.value_dim))
+        return PagedCache.zeroed(spec, num_blocks, block_size, dtype, self.device)
 
     def block_bytes(self, spec: PagedSpec, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
         """Return the bytes of a block of one layer's cache."""
-        return block_size * spec.kv_heads * (spec.head_dim + spec.value_dim) * dtype.itemsize
+        return PagedCache.block_bytes(spec, block_size, dtype)
 
     def copy_block(self, cache: PagedCache, source: int, target: int) -> None:
         """Copy one block of one layer's cache."""
-        cache.keys[target] = cache.keys[source]
-        cache.values[target] = cache.values[source]
+        cache.copy_block(source, target)
 
     def plan(self, rows: int, tokens: int, blocks: int) -> TorchPlan:
         """Return a plan that has yet to be placed."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vllm.env import forbid_multicast
 from vllm.errors import ConfigError
 from vllm.logging import get_logger
 
@@ -126,6 +127,7 @@ ALONE = Group()
 def join(rank: int, size: int, device: torch.device, meeting: str) -> Group:
     """Meet the other processes.  `meeting` is a file that all of them can reach and that is not there yet."""
     if size > 1:
+        forbid_multicast()
         _distributed().init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             init_method=f"file://{meeting}",

@@ -39,3 +39,12 @@ def fetch(*tensors: Tensor) -> Callable[[], list[np.ndarray]]:
         return [copy.numpy() for copy in copies]
 
     return wait
+
+
+def mark(device: torch.device) -> Callable[[], None]:
+    """Return a function that waits until a device has done all that it was given by now."""
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record()
+    return event.synchronize

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vllm.kv_cache.spec import NULL_BLOCK, State
-from vllm.ops.attention import Layout
+from vllm.ops.attention import Form, Layout
 from vllm.ops.memory import zeros
 from vllm.ops.native.attention import NativePlan
 
@@ -53,7 +53,7 @@ class StatePlan:
     """The rows of a step, for kernels by an address, which stays the same, and for torch in runs."""
 
     def __init__(self, device: torch.device) -> None:
-        self.replayable = device.type == "cpu"
+        self.form = Form.ANY if device.type == "cpu" else None
         self._device = device
         self._native = NativePlan()
         self.address = self._native.address

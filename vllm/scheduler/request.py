@@ -94,7 +94,6 @@ class Request:
             pooling=source.pooling,
             token_types=source.token_types,
             media=source.media,
-            encoder_token_ids=source.encoder_token_ids,
         )
 
     @property

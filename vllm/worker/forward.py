@@ -14,6 +14,7 @@ from vllm.layers.embedding import Head
 from vllm.layers.step import Step
 from vllm.layers.transformer import Transformer
 from vllm.ops import Recording
+from vllm.ops.attention import Form
 from vllm.sampling.rows import select
 
 
@@ -24,15 +25,25 @@ class HiddenStates:
         """`step` holds as many tokens as a step can have; its content is written before each computation."""
         self.model = model
         self.step = step
-        self.recording: Recording | None = None
+        self._recordings: dict[Form, Recording] = {}
         if step.attention.recordable and not model.is_complete:
             most = len(step.token_ids)
-            self.recording = ops.record(lambda rows: model(step.first(rows)), most, step.token_ids.device)
+            self._recordings = ops.record_steps(lambda rows: model(step.first(rows)), most, step.token_ids.device)
+
+    @property
+    def output(self) -> Tensor | None:
+        """Where the results of every step are, if that is always the same place.  [T, D]"""
+        recording = self._recordings.get(Form.ANY)
+        return recording.output if recording else None
 
     def compute(self, num_tokens: int) -> Tensor:
         """Compute the step's first tokens.  The result may be overwritten by the next call.  -> [T, D]"""
-        recording = self.recording
-        if recording and num_tokens <= recording.most and all(plan.replayable for plan in self.step.plans):
+        forms = {plan.form for plan in self.step.plans}
+        if len(forms) > 1:
+            forms.discard(Form.ANY)
+        form = forms.pop() if len(forms) == 1 else Form.ANY if not forms else None
+        recording = self._recordings.get(form) if form else None
+        if recording and num_tokens <= recording.most:
             return recording.run(num_tokens)
         return self.model(self.step.first(num_tokens))
 
@@ -45,10 +56,8 @@ class Logits:
         self.head = head
         self._rows = torch.zeros(max_rows, dtype=torch.int64)
         self._recording: Recording | None = None
-        if hidden.recording is not None and (every := hidden.recording.output) is not None:
-            self._recording = ops.record(
-                lambda rows: head(ops.gather(every, self._rows[:rows])), max_rows, every.device
-            )
+        if (every := hidden.output) is not None:
+            self._recording = ops.record(lambda rows: head(ops.gather(every, self._rows[:rows])), max_rows)
 
     @property
     def is_gathered(self) -> bool:

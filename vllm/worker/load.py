@@ -15,7 +15,7 @@ from torch import Tensor
 from vllm.config import CacheConfig, EngineConfig, SchedulerConfig
 from vllm.device import free_memory
 from vllm.errors import ConfigError
-from vllm.kv_cache.spec import CacheGroup, CacheSpec, Chunk, Cross, Scratch, State, group_layers
+from vllm.kv_cache.spec import Blocks, CacheGroup, CacheSpec, Chunk, Cross, Scratch, State, group_layers
 from vllm.layers.cross import Encoder
 from vllm.layers.embedding import Head
 from vllm.layers.placement import Placement
@@ -32,6 +32,7 @@ from vllm.models.media.build import text_tensors
 from vllm.models.registry import build
 from vllm.ops import attention_backend
 from vllm.ops.attention import AttentionBackend, CacheBackend
+from vllm.ops.attention_blocks import BlocksCache
 from vllm.ops.attention_chunks import ChunkedCache
 from vllm.ops.matrix import Matrix
 from vllm.ops.native import set_threads
@@ -316,6 +317,8 @@ class _CacheMemory:
         """Return what makes the caches of a spec."""
         if isinstance(spec, Chunk):
             return ChunkedCache(self.attention, spec.size)
+        if isinstance(spec, Blocks):
+            return BlocksCache(self.attention, spec)
         return self.states if isinstance(spec, State) else self.attention
 
     def block_bytes(self, group: CacheGroup) -> int:

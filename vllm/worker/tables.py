@@ -118,7 +118,6 @@ class SlotTables:
             sequence.num_prompt,
             wants_all,
             sequence.media,
-            sequence.encoder_token_ids,
         )
 
     def _lay_types(self, rows: list[Row]) -> None:

@@ -24,6 +24,7 @@ SHAPES = [
     Shape(4, 4, 32, window=1),
     Shape(5, 1, 48, window=130, value_dim=20),
     Shape(8, 2, 16, window=40, softcap=1.5, block_size=32),
+    Shape(16, 1, 576, value_dim=512),  # latent attention
     Shape(5, 1, 8, window=33, softcap=4.0, sinks=True, alibi=True),
 ]
 
@@ -193,6 +194,6 @@ def test_the_backend_refuses_what_the_kernels_have_not() -> None:
         assert backend.refuses(spec, torch.bfloat16, 48, quantized=True) is None
         assert "float16" in (backend.refuses(spec, torch.float16, 16) or "")
         assert "not of 24" in (backend.refuses(spec, torch.float32, 24) or "")
-    assert "at most 512" in (backend.refuses(Full(1, 576, 512), torch.float32, 16) or "")
+    assert "at most 1024" in (backend.refuses(Full(1, 1040, 512), torch.float32, 16) or "")
     assert "even" in (backend.refuses(Full(1, 9, 9), torch.bfloat16, 16) or "")
     assert backend.refuses(Full(1, 9, 9), torch.float32, 16) is None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.ops.paged import Paged, Shape, reference
 from vllm.kv_cache.spec import Full
+from vllm.ops.attention import MOST_RECORDED, Form, Layout
 from vllm.ops.triton.attention import TritonAttention
 
 CPU = torch.device("cpu")
@@ -16,7 +17,7 @@ CPU = torch.device("cpu")
 
 @st.composite
 def shapes(draw: st.DrawFn) -> Shape:
-    kv_heads, group = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 4, 7]))
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 4, 7, 20]))
     causal = draw(st.booleans())
     return Shape(
         kv_heads * group,
@@ -84,3 +85,46 @@ def test_wide_heads_fit_too(width: int) -> None:
     torch.testing.assert_close(
         paged.whole(0, [60, 1]).double(), reference(shape, *paged.sequences[0]), rtol=1e-5, atol=1e-5
     )
+
+
+def test_a_group_of_more_heads_than_a_tile_has_rows_is_cut() -> None:
+    shape = Shape(150, 1, 160, value_dim=64, latent=True)
+    paged = Paged(TritonAttention(CPU), shape, [shape.draw(40, torch.float32)])
+    got = torch.cat([paged.step({0: (0, 38)})[0], paged.step({0: (38, 39)})[0], paged.step({0: (39, 40)})[0]])
+    torch.testing.assert_close(got.double(), reference(shape, *paged.sequences[0]), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_behind_a_steps_tokens_is_left_alone() -> None:
+    """A recorded step computes more tokens than there are."""
+    shape = Shape(4, 2, 32)
+    backend = TritonAttention(CPU)
+    paged = Paged(backend, shape, [shape.draw(90, torch.float32) for _ in range(3)])
+    paged.step({0: (0, 60), 1: (0, 35)})
+    for ranges in ({0: (60, 61), 1: (35, 90), 2: (0, 7)}, {0: (61, 90), 2: (7, 8)}):
+        before = [part.clone() for part in (paged.cache.keys, paged.cache.values)]
+        got = paged.step(ranges)
+        after = [part.clone() for part in (paged.cache.keys, paged.cache.values)]
+        assert paged.plan.form is Form.MIXED
+        paged.cache.keys.copy_(before[0])
+        paged.cache.values.copy_(before[1])
+        parts = [torch.cat([paged.sequences[row][i][slice(*ends)] for row, ends in ranges.items()]) for i in range(3)]
+        padded = [torch.cat([part, torch.full((70, *part.shape[1:]), 9.0)]) for part in parts]
+        found = backend.run(*padded, paged.cache, paged.plan, shape.options)
+        assert torch.equal(found[: len(parts[0])], torch.cat(list(got.values())))
+        for part, expected in zip((paged.cache.keys, paged.cache.values), after, strict=True):
+            torch.testing.assert_close(part, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_some_steps_have_no_form() -> None:
+    plan = TritonAttention(CPU).plan(50, 5000, 400)
+
+    def form(*rows: tuple[int, int]) -> Form | None:
+        start, count = torch.tensor(rows).T
+        plan.place(Layout(count.cumsum(0) - count, start, count, torch.zeros(len(rows), 400, dtype=torch.int32), 16))
+        return plan.form
+
+    assert form((5, 1), (6000, 1)) is Form.SINGLES
+    assert form((0, 1), (0, 500)) is Form.MIXED
+    assert form((6000, 1), (0, 500)) is None  # a long walk
+    assert form((0, MOST_RECORDED + 1)) is None  # many tokens
+    assert form(*[(0, 2)] * 40) is None  # many long rows

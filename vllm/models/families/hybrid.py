@@ -128,7 +128,7 @@ def _granite(config: Any, layer: Callable[[int], LayerSpec]) -> TransformerSpec:
     return decoder_of(
         config,
         layer,
-        entry=EntrySpec(config.vocab_size, scale=config.embedding_multiplier),
+        entry=EntrySpec(config.vocab_size, scale=config.embedding_multiplier, scales_media=True),
         head=HeadSpec(scale=1 / config.logits_scaling),
         branch_scale=config.residual_multiplier,
         names=GRANITE_NAMES,

@@ -88,7 +88,7 @@ def granite(config: Any) -> TransformerSpec:
     return decoder_of(
         config,
         lambda index: layer,
-        entry=EntrySpec(config.vocab_size, scale=config.embedding_multiplier),
+        entry=EntrySpec(config.vocab_size, scale=config.embedding_multiplier, scales_media=True),
         head=HeadSpec(scale=1 / config.logits_scaling),
         branch_scale=config.residual_multiplier,
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
-from vllm.layers.rotary import LongRope, Unstretched
+from vllm.layers.rotary import Unstretched
 from vllm.models.families.kin import AFTER_NAMES
 from vllm.models.families.llama import attention_of, decoder_of, mlp_of, typed_layer
 from vllm.models.families.moe import CORRECTED_NAMES, MIXTRAL_NAMES, QWEN_NAMES, grouped_experts
@@ -19,13 +19,6 @@ def phimoe(config: Any) -> TransformerSpec:
     """Layer norms and biases; two experts, each weighed among those that are about as good."""
     bias, window = config.attention_bias, config.sliding_window
     attention = attention_of(config, qkv_bias=bias, out_bias=bias, window=window)
-    assert attention.rope is not None
-    if isinstance(stretch := attention.rope.stretch, LongRope):
-        short, long = config.rope_parameters["short_mscale"], config.rope_parameters["long_mscale"]
-        if short != long:
-            raise ModelError(f"short_mscale={short}, long_mscale={long}: only equal ones are supported")
-        rope = replace(attention.rope, stretch=replace(stretch, attention_factor=long))
-        attention = replace(attention, rope=rope)
     experts = (config.num_local_experts, config.num_experts_per_tok, config.intermediate_size)
     moe = MoeSpec(*experts, config.hidden_act, renormalize=False, jitter=config.router_jitter_noise)
     return decoder_of(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vllm.errors import ModelError
 from vllm.layers.media import Seeing
@@ -56,15 +56,25 @@ def _spatial(mixer: Any, text: Any) -> Any:
     return replace(mixer, rope=replace(mixer.rope, sections=sections, spread=spread))
 
 
-def load_seeing(architecture: str, media: MediaSpec, config: Any, placement: Placement, folder: Path | None) -> Seeing:
-    """Load what a model sees with; without a folder its weights are random."""
+def load_seeing(
+    architecture: str,
+    media: MediaSpec,
+    config: Any,
+    text: tuple[TransformerSpec, nn.Module],
+    placement: Placement,
+    folder: Path | None,
+) -> Seeing:
+    """Load what a model sees with; without a folder its weights are random.
+
+    `text` is the decoder's spec, and what makes embeddings of its tokens.
+    """
+    spec, entry = text
     if media.tower:
         tower = load_own_tower(media, config, folder, placement)
     else:
-        tower = load_tower(architecture, media, config, folder, placement)
-    text = config.get_text_config()
-    if text.model_type.startswith("granite"):
-        tower.scale = text.embedding_multiplier
+        tower = load_tower(architecture, media, config, folder, placement, entry)
+    if spec.entry.scales_media:
+        tower.scale = spec.entry.scale
     deep = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
     return Seeing(tower, len(deep), media.sees in ("medium", "prompt"))
 

@@ -27,6 +27,9 @@ KINDS: Mapping[str, MediaSpec] = {
     "AriaForConditionalGeneration": MediaSpec(text="aria"),
     "AyaVisionForConditionalGeneration": MediaSpec(text="cohere2"),
     "Blip2ForConditionalGeneration": MediaSpec(prompts="bare"),
+    "ChameleonForConditionalGeneration": MediaSpec(
+        text="chameleon", prompts="whole", reads="vocabulary", decoder="model.norm"
+    ),
     "Cohere2VisionForConditionalGeneration": MediaSpec(text="cohere2"),
     "ColPaliForRetrieval": MediaSpec({"image": "vlm_config.image_token_id"}, prompts="framed", sees="all"),
     "ColQwen2ForRetrieval": MediaSpec({"image": "vlm_config.image_token_id"}, prompts="framed", positions="spatial"),

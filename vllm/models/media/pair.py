@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vllm.errors import ConfigError, ModelError
+from vllm.errors import ModelError
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
 from vllm.layers.step import Step, StepRow
 from vllm.layers.transformer import Transformer
 from vllm.messages import Media
+from vllm.models.fallback import blank_module
 from vllm.models.media.reading import taken
-from vllm.models.registry import Architecture, refuse_quantized
+from vllm.models.registry import Architecture
 from vllm.models.tasks import pair_width
 from vllm.ops.memory import tensor_of
 from vllm.pooling_params import Pooling
@@ -71,19 +72,11 @@ def build_pair(
 ) -> Transformer:
     """Make a model of two towers.  Raises ModelError if transformers can't, ConfigError for what it can't."""
     import transformers
-    from transformers.initialization import no_init_weights
 
     if pooling is None:
         raise ModelError(f"{architecture.name}: its towers can't generate; it pools")
-    if placement.format is not None:
-        raise ConfigError(f"quantization={placement.format!r} can't be used with {architecture.name}; leave it out")
-    refuse_quantized(architecture, config)
-    try:
-        with no_init_weights():
-            module = getattr(transformers, architecture.name)._from_config(config, dtype=placement.dtype)
-    except Exception as error:  # each class refuses in its own way
-        raise ModelError(f"{architecture.name}: transformers can't build it: {error}") from error
-    module = module.to(placement.device).eval().requires_grad_(False)
+    kind: Any = getattr(transformers, architecture.name)
+    module = blank_module(architecture, config, placement, kind._from_config)
     text = config.get_text_config()
     length = text.max_position_embeddings if architecture.base.startswith("Siglip") else None
     return Transformer(

@@ -74,6 +74,31 @@ class Reader(nn.Module):
         raise _Read(found)
 
 
+class Vocabulary(nn.Module):
+    """In the place of a decoder whose embeddings of tokens a tower reads itself: hands out those of ours."""
+
+    def __init__(self, entry: Any) -> None:
+        """`entry` has the table of tokens, whose weights may come later."""
+        super().__init__()
+        self.table = _Table(entry.tokens)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return what makes embeddings of tokens."""
+        return self.table
+
+
+class _Table(nn.Module):
+    """A table of another model.  [1, n] -> [1, n, D]"""
+
+    def __init__(self, tokens: nn.Module) -> None:
+        super().__init__()
+        self._tokens = [tokens]  # not a module of this one
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found: Tensor = self._tokens[0](ids.flatten().long())
+        return found.unflatten(0, ids.shape)
+
+
 class _Zeros(nn.Module):
     """In the place of a text's embeddings.  [1, n] -> [1, n, D]"""
 

@@ -27,13 +27,14 @@ class MediaSpec:
     """A feature of pictures that sounds are heard differently with, if their prompt has pictures: the tower gets it then, empty"""
     options: Mapping[str, Any] = field(default_factory=dict)
     """For transformers' processor, unless the user says otherwise"""
-    reads: Literal["method", "forward"] = "method"
-    """How transformers' module is asked for embeddings: by its `get_image_features` or the like; or, where it has none or none
-    that gives all of them, it is run as far as its decoder, and they are what that would read"""
+    reads: Literal["method", "vocabulary", "forward"] = "method"
+    """How transformers' module is asked for embeddings: by its `get_image_features` or the like; in the same way, where that gives
+    embeddings of the text's own tokens; or, where it has none or none that gives all of them, it is run as far as its decoder,
+    and they are what that would read"""
     attention: str = ""
     """Which of transformers' attentions the tower has; none: the one it prefers"""
     decoder: str = ""
-    """Where the module reads embeddings, if it has no decoder apart: the name of its last norm"""
+    """What ends the module's decoder, if that is no part of it apart: the name of its last norm"""
     sees: Literal["past", "medium", "prompt", "all"] = "past"
     """Tokens also see those behind them.  medium: those of one medium, as far as that goes; prompt: all of a prompt that has
     media; all: of any prompt, and so it can't generate"""

@@ -10,6 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vllm.loader.fill import fill
 from vllm.loader.read import tensors
 from vllm.messages import Array, Media, Modality
 from vllm.models.media import layouts
-from vllm.models.media.reading import Reader, read, replace_text, taken
+from vllm.models.media.reading import Reader, Vocabulary, read, replace_text, taken
 from vllm.models.media.spec import MediaSpec
 from vllm.names import named
 from vllm.ops.memory import tensor_of
@@ -141,8 +142,15 @@ def _joined(part: Any, width: int) -> Tensor:
     return joined
 
 
-def load_tower(architecture: str, media: MediaSpec, config: Any, folder: Path | None, placement: Placement) -> Tower:
-    """Load all of a model but its text part; without a folder its weights are random.
+def load_tower(
+    architecture: str,
+    media: MediaSpec,
+    config: Any,
+    folder: Path | None,
+    placement: Placement,
+    entry: nn.Module,
+) -> Tower:
+    """Load all of a model but its text part, of which `entry` is the first; without a folder its weights are random.
 
     Raises ModelError if transformers can't, or weights are missing.
     """
@@ -173,7 +181,12 @@ def load_tower(architecture: str, media: MediaSpec, config: Any, folder: Path | 
             f"{', '.join(missing[:5])}"
         )
     width = config.get_text_config().hidden_size
-    replace_text(module, Reader(width, dtype) if media.reads == "forward" else nn.Identity(), media.decoder)
+    instead: dict[str, Callable[[], nn.Module]] = {
+        "forward": partial(Reader, width, dtype),
+        "vocabulary": partial(Vocabulary, entry),
+        "method": nn.Identity,
+    }
+    replace_text(module, instead[media.reads](), media.decoder)
     tokens = media.tokens(config) if media.reads == "forward" else {}
     return Tower(module.to(placement.device).eval().requires_grad_(False), width, dtype, placement.device, tokens)
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from vllm.kv_cache.spec import PagedSpec
-from vllm.ops.attention import AttentionOptions, Layout
+from vllm.ops.attention import AttentionOptions, Form, Layout
 from vllm.ops.memory import empty, zeros
 from vllm.ops.native import TYPES, address, library
 
 _PAGE = 16  # tokens
 _LANES = 16
-_MOST_WIDTH = 512
+_MOST_WIDTH = 1024
 _MEMORY_PAGE = 4096  # bytes; a page of 16 tokens that lies across two of them costs two lookups
 
 _PLAN = np.dtype(
@@ -40,7 +40,7 @@ class NativeCache:
 class NativePlan:
     """Where the tokens of a step are.  The kernels read it through one address, which stays the same."""
 
-    replayable = True
+    form = Form.ANY
 
     def __init__(self) -> None:
         self._facts = np.zeros(1, dtype=_PLAN)

@@ -23,14 +23,17 @@ import triton
 from torch import Tensor
 
 from vllm.kv_cache.spec import PagedSpec
-from vllm.ops.attention import AttentionOptions, Layout
+from vllm.ops.attention import MOST_RECORDED, AttentionOptions, Form, Layout
 from vllm.ops.attention_torch import PagedCache
 from vllm.ops.staging import send
 from vllm.ops.triton.attention_kernels import attend_kernel, join_kernel, write_kernel
 from vllm.ops.triton.early import early
 
 _LARGEST_HEAD = 576
-_NO_ROW = -1
+_NOTHING = -1
+_MOST_LONG_ROWS = 32
+_LONGEST_WALK = 4096
+"""Of the longer rows, and of the keys of a single token, in a step that is recorded."""
 _MAX_SPLITS = 32
 _WALKS = 6
 """Walks side by side that a processor is given before they are no longer split: fewer leave the memory idle."""
@@ -45,6 +48,8 @@ Qkv = tuple[Tensor, Tensor | None, Tensor | None]
 class _Tiling:
     """Sizes of the kernel's tiles."""
 
+    group: int
+    """Heads that share keys"""
     rows: int
     """M: heads of the group times tokens, a power of 2 of at least 16"""
     keys: int
@@ -52,13 +57,29 @@ class _Tiling:
     warps: int
     stages: int
 
+    @property
+    def cuts(self) -> int:
+        """How many tiles the heads of a group take."""
+        return -(-self.group // self.rows)
+
+    @property
+    def heads(self) -> int:
+        """How many of the group's heads are in a tile."""
+        return -(-self.group // self.cuts)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are in a tile of a longer row."""
+        return self.rows // self.heads
+
 
 class TritonPlan:
     """What the layers of one cache group share in a step.
 
     In one buffer, so that it takes one copy: the width W of the block table; first, start and count of each row, count being 0
     where there is none; the rows of one token; the block table [R, W].  `places` [T] are where tokens are written, block · S +
-    offset, where the attention kernel doesn't see to that itself.
+    offset, where the attention kernel doesn't see to that itself.  What follows a step's places, rows of one token and tiles is
+    marked as nothing, as far as a recorded step may read.
     """
 
     def __init__(self, device: torch.device, max_rows: int, max_tokens: int, max_blocks: int) -> None:
@@ -70,8 +91,9 @@ class TritonPlan:
         )
         self.places = torch.zeros(max_tokens, dtype=torch.int32, device=device)
         self.block_size = 0
-        self.replayable = False
+        self.form: Form | None = None
         self._tiles: dict[int, Tensor] = {}
+        self._kept_tiles: dict[int, Tensor] = {}
 
     def place(self, layout: Layout) -> None:
         """Bring a step's layout to the device."""
@@ -82,52 +104,88 @@ class TritonPlan:
         values[0] = table.shape[1]
         for index, part in enumerate((first, start, count)):
             values[1 + index * most :][: len(part)] = part
-        values[1 + 3 * most :][:most] = _NO_ROW
+        values[1 + 3 * most :][:most] = _NOTHING
         values[1 + 3 * most :][: len(singles)] = singles
         values[1 + 4 * most :] = table.ravel()
         send(values, self._buffer[: len(values)])
-        self.block_size, self._count = layout.block_size, count
+        self.block_size, self._count, self._start = layout.block_size, count, start
         self._num_singles = len(singles)
-        self.replayable = len(singles) == len(count)
-        self._tiles.clear()
+        self.form = self._form()
         self._layout = layout
-        if not self.replayable:
+        self._tiles.clear()
+        if self.form is not Form.SINGLES:
             self._find_places()
+        if self.form is Form.MIXED:
+            for tokens, kept in self._kept_tiles.items():
+                self._keep(tokens, kept)
+
+    def _form(self) -> Form | None:
+        num_long = len(self._count) - self._num_singles
+        if num_long == 0:
+            return Form.SINGLES
+        # the walk of a single token isn't split where there may be many
+        walk = (self._start + 1)[self._count == 1].max(initial=0)
+        few = num_long <= _MOST_LONG_ROWS and self._count.sum() <= MOST_RECORDED and walk <= _LONGEST_WALK
+        return Form.MIXED if few else None
 
     def _find_places(self) -> None:
         first, start, count = (part.numpy() for part in (self._layout.first, self._layout.start, self._layout.count))
         size, table = self._layout.block_size, self._layout.block_table.numpy()
         owner = np.repeat(np.arange(len(count)), count)
         positions = (np.arange(len(owner)) - first[owner] + start[owner]).clip(0)  # before 0 nothing is written
-        places = table[owner, positions // size] * size + positions % size
-        send(places.astype(np.int32), self.places[: len(places)])
+        padded = max(len(owner), min(len(self.places), MOST_RECORDED)) if self.form is Form.MIXED else len(owner)
+        places = np.full(padded, _NOTHING, dtype=np.int32)
+        places[: len(owner)] = table[owner, positions // size] * size + positions % size
+        send(places, self.places[:padded])
 
     @property
     def all_places(self) -> Tensor:
         """Where tokens are written, whoever does it.  [T]"""
-        if self.replayable:
+        if self.form is Form.SINGLES:
             self._find_places()
         return self.places
 
     def num_singles(self, num_tokens: int) -> int:
-        """Return for how many rows of one token to compute; a recorded step computes for as many as it has tokens."""
-        return num_tokens if self.replayable else self._num_singles
+        """Return for how many rows of one token to compute; a recorded step computes for as many as there can be."""
+        return self._num_singles if self.form is None else min(num_tokens, self.max_rows)
 
-    def tiles(self, tokens: int) -> Tensor:
-        """Return the tiles of up to `tokens` tokens of the longer rows: row and first token in it.  -> [2, N]"""
+    def tiles(self, tokens: int, num_tokens: int) -> Tensor:
+        """Return the tiles of up to `tokens` tokens of the longer rows: row and first token in it.  -> [2, N]
+
+        A recorded step of `num_tokens` tokens computes for as many as there can be.
+        """
+        if self.form is Form.MIXED:
+            if tokens not in self._kept_tiles:
+                most = _most_tiles(MOST_RECORDED, tokens)
+                self._kept_tiles[tokens] = torch.empty(2, most, dtype=torch.int32, device=self.device)
+                self._keep(tokens, self._kept_tiles[tokens])
+            return self._kept_tiles[tokens][:, : _most_tiles(num_tokens, tokens)]
         if tokens not in self._tiles:
-            long = np.flatnonzero(self._count > 1)
-            per_row = -(-self._count[long] // tokens)
-            owner = np.repeat(long, per_row)
-            ends = np.cumsum(per_row)
-            index = np.arange(len(owner)) - np.repeat(ends - per_row, per_row)
-            # the last tiles of a row see the most keys; they start first
-            order = np.argsort(-index, kind="stable")
-            found = np.stack((owner[order], index[order] * tokens)).astype(np.int32)
-            target = torch.empty(found.shape, dtype=torch.int32, device=self.device)
-            send(found, target)
-            self._tiles[tokens] = target
+            found = _find_tiles(self._count, tokens)
+            self._tiles[tokens] = torch.empty(found.shape, dtype=torch.int32, device=self.device)
+            send(found, self._tiles[tokens])
         return self._tiles[tokens]
+
+    def _keep(self, tokens: int, target: Tensor) -> None:
+        found = _find_tiles(self._count, tokens)
+        padded = np.full(target.shape, _NOTHING, dtype=np.int32)
+        padded[:, : found.shape[1]] = found
+        send(padded, target)
+
+
+def _most_tiles(num_tokens: int, tokens: int) -> int:
+    return num_tokens // tokens + _MOST_LONG_ROWS
+
+
+def _find_tiles(count: np.ndarray, tokens: int) -> np.ndarray:
+    long = np.flatnonzero(count > 1)
+    per_row = -(-count[long] // tokens)
+    owner = np.repeat(long, per_row)
+    ends = np.cumsum(per_row)
+    index = np.arange(len(owner)) - np.repeat(ends - per_row, per_row)
+    # the last tiles of a row see the most keys; they start first
+    order = np.argsort(-index, kind="stable")
+    return np.stack((owner[order], index[order] * tokens)).astype(np.int32)
 
 
 class TritonAttention:
@@ -153,20 +211,15 @@ class TritonAttention:
         self, spec: PagedSpec, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False
     ) -> PagedCache:
         """Return one layer's cache, zeroed."""
-
-        def paged(width: int) -> Tensor:
-            return torch.zeros(num_blocks, spec.kv_heads, block_size, width, dtype=dtype, device=self.device)
-
-        return PagedCache(paged(spec.head_dim), paged(spec.value_dim))
+        return PagedCache.zeroed(spec, num_blocks, block_size, dtype, self.device)
 
     def block_bytes(self, spec: PagedSpec, block_size: int, dtype: torch.dtype, quantized: bool = False) -> int:
         """Return the bytes of a block of one layer's cache."""
-        return block_size * spec.kv_heads * (spec.head_dim + spec.value_dim) * dtype.itemsize
+        return PagedCache.block_bytes(spec, block_size, dtype)
 
     def copy_block(self, cache: PagedCache, source: int, target: int) -> None:
         """Copy one block of one layer's cache."""
-        cache.keys[target] = cache.keys[source]
-        cache.values[target] = cache.values[source]
+        cache.copy_block(source, target)
 
     def plan(self, rows: int, tokens: int, blocks: int) -> TritonPlan:
         """Return a plan that has yet to be placed."""
@@ -176,7 +229,7 @@ class TritonAttention:
         self, q: Tensor, k: Tensor, v: Tensor, cache: PagedCache, plan: TritonPlan, options: AttentionOptions
     ) -> Tensor:
         """Write k and v into the cache, then attend.  [T, H, E], [T, G, E], [T, G, Ev] -> [T, H, Ev]"""
-        if not plan.replayable:
+        if plan.form is not Form.SINGLES:
             write(k, v, cache, plan.places)
         return self._attend((q, k, v), cache, plan, options)
 
@@ -195,30 +248,31 @@ class TritonAttention:
         out = torch.empty((*q.shape[:2], cache.values.shape[3]), dtype=q.dtype, device=q.device)
         if num_singles := plan.num_singles(q.shape[0]):
             self._run_singles(qkv, cache, plan, options, out, num_singles)
-        if not plan.replayable:
+        if plan.form is not Form.SINGLES:
             self._run_tiles(qkv, cache, plan, options, out)
         return out
 
     def _run_singles(
         self, qkv: Qkv, cache: PagedCache, plan: TritonPlan, options: AttentionOptions, out: Tensor, count: int
     ) -> None:
-        kv_heads, width = cache.keys.shape[1], cache.values.shape[3]
-        group = qkv[0].shape[1] // kv_heads
-        tiling = _tiling(group, cache)
+        width, kv_heads = cache.values.shape[3], cache.keys.shape[1]
+        tiling = _tiling(qkv[0].shape[1] // kv_heads, cache)
         splits = max(1, min(_MAX_SPLITS, _WALKS * self._processors // (count * kv_heads)))
+        grid = (count, kv_heads * tiling.cuts, splits)
         if splits == 1:
-            _launch((count, kv_heads, 1), qkv, cache, plan, options, out, plan.singles, plan.singles, tiling, 1, None)
+            _launch(grid, qkv, cache, plan, options, out, (plan.singles, plan.singles), tiling, None)
             return
-        parts = torch.empty(count, kv_heads, splits, tiling.rows, width + 2, dtype=torch.float32, device=out.device)
-        _launch((count, kv_heads, splits), qkv, cache, plan, options, out, plan.singles, plan.singles, tiling, 1, parts)
-        join_kernel[(count, kv_heads * group)](
+        parts = torch.empty(*grid, tiling.rows, width + 2, dtype=torch.float32, device=out.device)
+        _launch(grid, qkv, cache, plan, options, out, (plan.singles, plan.singles), tiling, parts)
+        join_kernel[(count, kv_heads * tiling.group)](
             parts,
             plan.singles,
             plan.rows,
             options.sinks if options.sinks is not None else parts,
             out,
             *out.stride()[:2],
-            GROUP=group,
+            GROUP=tiling.group,
+            HEADS=tiling.heads,
             M=tiling.rows,
             SPLITS=splits,
             SPLITS_PADDED=triton.next_power_of_2(splits),
@@ -231,11 +285,9 @@ class TritonAttention:
 
     def _run_tiles(self, qkv: Qkv, cache: PagedCache, plan: TritonPlan, options: AttentionOptions, out: Tensor) -> None:
         kv_heads = cache.keys.shape[1]
-        group = qkv[0].shape[1] // kv_heads
-        tiling = _tiling(128, cache) if group <= 128 else _tiling(group, cache)
-        tokens = max(1, tiling.rows // group)
-        rows, firsts = plan.tiles(tokens)
-        _launch((len(rows), kv_heads, 1), qkv, cache, plan, options, out, rows, firsts, tiling, tokens, None)
+        tiling = _tiling(qkv[0].shape[1] // kv_heads, cache, 128)
+        rows, firsts = plan.tiles(tiling.tokens, qkv[0].shape[0])
+        _launch((len(rows), kv_heads * tiling.cuts, 1), qkv, cache, plan, options, out, (rows, firsts), tiling, None)
 
 
 def processors(device: torch.device) -> int:
@@ -243,15 +295,18 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def _tiling(rows: int, cache: PagedCache) -> _Tiling:
-    """Return sizes for tiles of about `rows` rows.  Wide heads and wide numbers leave less room for keys."""
-    rows = max(16, triton.next_power_of_2(rows))
+def _tiling(group: int, cache: PagedCache, rows: int = 1) -> _Tiling:
+    """Return sizes for tiles of about `rows` rows, but of all heads of a group where they fit.
+
+    Wide heads and wide numbers leave less room for rows and keys.
+    """
+    rows = max(16, triton.next_power_of_2(max(rows, group)))
     width = max(cache.keys.shape[3], cache.values.shape[3]) * cache.keys.dtype.itemsize
     if width > 512:
-        return _Tiling(min(rows, 64) if rows > 16 else rows, 16 if width > 1024 else 32, 4, 1)
+        return _Tiling(group, min(rows, 64), 16 if width > 1024 else 32, 4, 1)
     if rows <= 16:
-        return _Tiling(rows, 64, 4, 3)
-    return _Tiling(rows, 64 if width > 128 else 128, 8 if rows >= 128 else 4, 3 if width <= 256 else 2)
+        return _Tiling(group, rows, 64, 4, 3)
+    return _Tiling(group, min(rows, 128), 64 if width > 128 else 128, 8 if rows >= 128 else 4, 3 if width <= 256 else 2)
 
 
 def write(k: Tensor, v: Tensor, cache: PagedCache, places: Tensor) -> None:
@@ -266,6 +321,7 @@ def write(k: Tensor, v: Tensor, cache: PagedCache, places: Tensor) -> None:
         places,
         *k.stride()[:2],
         *v.stride()[:2],
+        VALUE=cache.values.stride(2),
         S=block_size,
         G=kv_heads,
         G_PADDED=triton.next_power_of_2(kv_heads),
@@ -285,32 +341,35 @@ def _launch(
     plan: TritonPlan,
     options: AttentionOptions,
     out: Tensor,
-    tile_rows: Tensor,
-    tile_firsts: Tensor,
+    tiles: tuple[Tensor, Tensor],
     tiling: _Tiling,
-    tokens: int,
     parts: Tensor | None,
 ) -> None:
-    """Run the kernel.  The options' tensors that are not there are never read."""
+    """Run the kernel for tiles: their rows, and their first tokens, which for rows of one token nobody reads.
+
+    The options' tensors that are not there are never read.
+    """
     q = qkv[0]
     k, v = (q if x is None else x for x in qkv[1:])
     kv_heads, block_size, width = cache.keys.shape[1:]
     value_width = cache.values.shape[3]
     nothing = plan.rows
+    single = tiles[0] is plan.singles
     bias, slopes, sinks = options.bias, options.alibi_slopes, options.sinks
     attend_kernel[grid](
         q, k, v, cache.keys, cache.values, out, parts if parts is not None else out,
-        plan.width, plan.rows, plan.table, tile_rows, tile_firsts,
+        plan.width, plan.rows, plan.table, *tiles,
         nothing if slopes is None else slopes, nothing if bias is None else bias, nothing if sinks is None else sinks,
         plan.max_rows,
         options.scale * _LOG2_E, options.softcap * _LOG2_E, options.scale / options.softcap if options.softcap else 0.0,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2],
-        G=kv_heads, GROUP=q.shape[1] // kv_heads, TOKENS=tokens, S=block_size,
+        VALUE=cache.values.stride(2), G=kv_heads, GROUP=tiling.group, HEADS=tiling.heads, TOKENS=1 if single else tiling.tokens, LONG=not single,
+        S=block_size,
         E=width, E_PADDED=triton.next_power_of_2(width), EV=value_width, EV_PADDED=triton.next_power_of_2(value_width),
         M=tiling.rows, N=tiling.keys, WINDOW=options.window or 0, CAUSAL=options.causal,
         SOFTCAP=bool(options.softcap), SLOPES=slopes is not None, BIAS=bias is not None,
         REACH=0 if bias is None else bias.shape[1] // 2, SINKS=sinks is not None and parts is None,
-        SPLITS=1 if parts is None else grid[2], WRITES=tokens == 1 and plan.replayable and qkv[1] is not None,
+        SPLITS=grid[2], WRITES=single and plan.form is Form.SINGLES and qkv[1] is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=tiling.warps, num_stages=tiling.stages, **early(q.device),
     )  # fmt: skip

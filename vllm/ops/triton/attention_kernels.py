@@ -11,7 +11,7 @@ from vllm.ops.triton.early import let_next_start, wait_for_last
 @triton.jit
 def write_kernel(
     k, v, keys, values, places, k_token, k_head, v_token, v_head,
-    S: tl.constexpr, G: tl.constexpr, G_PADDED: tl.constexpr,
+    VALUE: tl.constexpr, S: tl.constexpr, G: tl.constexpr, G_PADDED: tl.constexpr,
     E: tl.constexpr, E_PADDED: tl.constexpr, EV: tl.constexpr, EV_PADDED: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -19,6 +19,8 @@ def write_kernel(
     wait_for_last(EARLY)
     token = tl.program_id(0).to(tl.int64)
     place = tl.load(places + token).to(tl.int64)
+    if place < 0:
+        return
     head = tl.arange(0, G_PADDED)[:, None]
     target = (place // S * G + head) * S + place % S
     e = tl.arange(0, E_PADDED)[None, :]
@@ -26,7 +28,7 @@ def write_kernel(
     tl.store(keys + target * E + e, tl.load(k + token * k_token + head * k_head + e, mask), mask)
     e = tl.arange(0, EV_PADDED)[None, :]
     mask = (head < G) & (e < EV)
-    tl.store(values + target * EV + e, tl.load(v + token * v_token + head * v_head + e, mask), mask)
+    tl.store(values + target * VALUE + e, tl.load(v + token * v_token + head * v_head + e, mask), mask)
 
 
 @triton.jit
@@ -34,26 +36,29 @@ def attend_kernel(
     q, k, v, keys, values, out, parts, width, rows, table, tile_rows, tile_firsts, slopes, bias, sinks,
     max_rows, scale, softcap, inner_scale,
     q_token, q_head, k_token, k_head, v_token, v_head, out_token, out_head,
-    G: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, S: tl.constexpr,
-    E: tl.constexpr, E_PADDED: tl.constexpr, EV: tl.constexpr, EV_PADDED: tl.constexpr,
+    VALUE: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr,
+    LONG: tl.constexpr, S: tl.constexpr, E: tl.constexpr, E_PADDED: tl.constexpr, EV: tl.constexpr, EV_PADDED: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, WINDOW: tl.constexpr, CAUSAL: tl.constexpr,
     SOFTCAP: tl.constexpr, SLOPES: tl.constexpr, BIAS: tl.constexpr, REACH: tl.constexpr, SINKS: tl.constexpr,
     SPLITS: tl.constexpr, WRITES: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     let_next_start(EARLY)
     wait_for_last(EARLY)
-    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tile, part, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    cuts: tl.constexpr = (GROUP + HEADS - 1) // HEADS
+    kv_head = part // cuts
     row = tl.load(tile_rows + tile)
     if row < 0:
         return
     first = tl.load(rows + row).to(tl.int64)
     start, count = tl.load(rows + max_rows + row), tl.load(rows + 2 * max_rows + row)
-    offset = tl.load(tile_firsts + tile) if TOKENS > 1 else 0
+    offset = tl.load(tile_firsts + tile) if LONG else 0
 
     index = tl.arange(0, M)
-    token = offset + index // GROUP
-    head = kv_head * GROUP + index % GROUP
-    alive = (index < TOKENS * GROUP) & (token < count)
+    token = offset + index // HEADS
+    member = part % cuts * HEADS + index % HEADS
+    head = kv_head * GROUP + member
+    alive = (index < TOKENS * HEADS) & (token < count) & (member < GROUP)
     position = start + token
     e, ev = tl.arange(0, E_PADDED), tl.arange(0, EV_PADDED)
     place = (first + token)[:, None] * q_token + head[:, None] * q_head + e[None, :]
@@ -91,7 +96,7 @@ def attend_kernel(
             where = (block * G + kv_head) * S + start % S
             tl.store(keys + where * E + e, tl.load(k + first * k_token + kv_head * k_head + e, e < E, 0.0), e < E)
             tl.store(
-                values + where * EV + ev, tl.load(v + first * v_token + kv_head * v_head + ev, ev < EV, 0.0), ev < EV
+                values + where * VALUE + ev, tl.load(v + first * v_token + kv_head * v_head + ev, ev < EV, 0.0), ev < EV
             )
         tl.debug_barrier()
     for chunk in tl.range(begin, end):
@@ -129,13 +134,13 @@ def attend_kernel(
         weights = tl.exp2(scores - peak[:, None])
         fade = tl.exp2(highest - peak)
         total = total * fade + tl.sum(weights, 1)
-        chunk_values = tl.load(values + where[:, None] * EV + ev[None, :], known[:, None] & (ev < EV)[None, :], 0.0)
+        chunk_values = tl.load(values + where[:, None] * VALUE + ev[None, :], known[:, None] & (ev < EV)[None, :], 0.0)
         result = result * fade[:, None]
         result = tl.dot(weights.to(chunk_values.dtype), chunk_values, result, input_precision=PRECISION)
         highest = peak
 
     if SPLITS > 1:
-        place = ((tile.to(tl.int64) * G + kv_head) * SPLITS + split) * M * (EV + 2)
+        place = ((tile.to(tl.int64) * G * cuts + part) * SPLITS + split) * M * (EV + 2)
         place = parts + place + index[:, None] * (EV + 2)
         tl.store(place + ev[None, :], result, (ev < EV)[None, :] & alive[:, None])
         tl.store(place + EV, highest[:, None], alive[:, None])
@@ -155,7 +160,7 @@ def attend_kernel(
 @triton.jit
 def join_kernel(
     parts, tile_rows, rows, sinks, out, out_token, out_head,
-    GROUP: tl.constexpr, M: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, M: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr,
     EV: tl.constexpr, EV_PADDED: tl.constexpr, SINKS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Put together what the splits of a walk found."""
@@ -166,10 +171,12 @@ def join_kernel(
     if row < 0:
         return
     first = tl.load(rows + row).to(tl.int64)
-    groups = tl.num_programs(1) // GROUP
+    cuts: tl.constexpr = (GROUP + HEADS - 1) // HEADS
+    parts_of_row = tl.num_programs(1) // GROUP * cuts
+    part, member = head // GROUP * cuts + head % GROUP // HEADS, head % GROUP % HEADS
     split, ev = tl.arange(0, SPLITS_PADDED), tl.arange(0, EV_PADDED)
-    place = (tile.to(tl.int64) * groups + head // GROUP) * SPLITS + split
-    place = parts + (place * M + head % GROUP) * (EV + 2)
+    place = (tile.to(tl.int64) * parts_of_row + part) * SPLITS + split
+    place = parts + (place * M + member) * (EV + 2)
     highest = tl.load(place + EV, split < SPLITS, -1e30)
     total = tl.load(place + EV + 1, split < SPLITS, 0.0)
     peak = tl.max(highest, 0)

@@ -1,21 +1,34 @@
 """Record what a computation launches on a GPU, and launch it again with one call.
 
-A recording holds for one number of rows, so numbers are rounded up to a few sizes.  The first time that a size is wanted it
+A recording holds for steps of one form and one number of rows, so numbers are rounded up to a few sizes.  The first time that a size is wanted it
 is computed as it is, which also makes its kernels ready; the second time it is recorded.
 """
 
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vllm.logging import get_logger
+from vllm.ops.attention import MOST_RECORDED
 
 logger = get_logger(__name__)
-_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+_SIZES = (
+    *(1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512),
+    *range(640, 1024, 128),
+    *range(1024, MOST_RECORDED + 1, 256),
+)
+
+
+@functools.cache
+def _pool(device: torch.device) -> Any:
+    """Return the memory that all recordings of a device share: what one has put there the next may write over."""
+    return torch.cuda.graph_pool_handle()
 
 
 class Graphs:
@@ -30,7 +43,7 @@ class Graphs:
         self._seen: set[int] = set()
         self._works = True
         self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = _pool(device)
         self._stream = torch.cuda.Stream(device)
 
     def run(self, rows: int) -> Tensor:

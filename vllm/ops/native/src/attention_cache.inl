@@ -11,7 +11,7 @@
 // translated in pages of 4 kB: apart, decoding 32 sequences from a large cache took a third longer.)
 
 constexpr int PAGE = 16;
-constexpr int64_t MAX_WIDTH = 512;  // of a head
+constexpr int64_t MAX_WIDTH = 1024;  // of a head
 
 template <class T>
 struct Of;
