@@ -25,7 +25,6 @@ BEGIN, END = "<!-- by python -m tests.media --write -->", "<!-- end of media -->
 _CODE = "transformers has no class of it, and its checkpoints' own code was not tried"
 NOT_HERE = {
     **UNFIT,
-    "MiniCPMO": _CODE,
     "Molmo2ForConditionalGeneration": "its pictures see each other across a prompt",
     "QwenVLForConditionalGeneration": _CODE,
 }
@@ -43,6 +42,7 @@ ELSEWHERE = {
     "H2OVLChatModel": f"{_OWN} (`tests/media/test_tiles.py`)",
     "InternVLChatModel": _ALIKE,
     "MolmoForCausalLM": f"{_OWN} (`tests/media/test_molmo.py`)",
+    "MiniCPMO": f"{_OWN} (`tests/media/test_minicpm_o.py`; 2.6)",
     "MiniCPMV": f"{_OWN} (`tests/media/test_minicpm_v.py`; 2.5, 2.6, 4.0 and 4.5)",
     "NVLM_D": f"{_OWN} (`tests/media/test_tiles.py`)",
     "Phi3VForCausalLM": f"{_OWN} (`tests/media/test_phi3_v.py`)",

@@ -60,7 +60,8 @@ class OwnProcessor(Protocol):
     #
     # among(count) -> Mapping[str, Any]   options of an item that is one of so many, unless somebody says otherwise
     # numbered: Mapping[Modality, str]    patterns of placeholders with a number, which people write too
-    # leads: str                          what a prompt with media begins with; then they come, wherever their places are marked
+    # begins: str                         what a prompt with media begins with, and no other special tokens are added
+    # leads: bool                         next come all media, wherever their places are marked
     # apart: bool                         texts between media are tokenized each by itself, with special tokens
 
 
@@ -139,8 +140,10 @@ class MediaProcessor:
         marks = self._marks(items, where)
         for modality, pattern in getattr(self._own, "numbered", {}).items():
             text = numbers_left_out(text, pattern, self.placeholder(modality, where), where)
-        if lead := getattr(self._own, "leads", ""):
-            text = led(text, lead, [marks[item.modality] for item in items])
+        if begin := getattr(self._own, "begins", ""):
+            text, add_special_tokens = begin + text.removeprefix(begin), False
+        if getattr(self._own, "leads", False):
+            text = led(text, begin, [marks[item.modality] for item in items])
         if not getattr(self._own, "apart", False):
             return self.tokenizer.encode(filled(text, items, prepared, marks, where), add_special_tokens)
         parts = pieces(text, items, prepared, marks, where)

@@ -66,6 +66,12 @@ KINDS: Mapping[str, MediaSpec] = {
     "LlavaNextForConditionalGeneration": MediaSpec(),
     "LlavaNextVideoForConditionalGeneration": MediaSpec(_BOTH),
     "LlavaOnevisionForConditionalGeneration": MediaSpec(_BOTH),
+    "MiniCPMO": MediaSpec(
+        {"image": "image_token_id", "audio": "audio_token_id"},
+        processor="vllm.inputs.media.minicpm_o:MiniCPMO",
+        tower="vllm.models.media.minicpm_o:EyeAndEar",
+        layout="minicpm_o",
+    ),
     "MiniCPMV": MediaSpec(
         processor="vllm.inputs.media.minicpm_v:MiniCPMV", tower="vllm.models.media.minicpm_v:Eye", layout="minicpm_v"
     ),
