@@ -37,13 +37,15 @@ class Published:
     """transformers' model of its text part"""
     mark: str
     """What stands for a medium in a prompt"""
-    token: int
-    """What stands for an embedding"""
+    tokens: tuple[int, ...]
+    """What stands for embeddings"""
     see: See
     see_several: See | None = None
     """For a medium that is not the only one of its prompt, where that matters"""
     is_apart: bool = False
     """Pieces of text are tokenized each by itself"""
+    positions: Callable[[list[int]], list[int]] | None = None
+    """From a prompt's tokens to their positions, where they aren't simply counted"""
     counts: bool = False
     """What stands for a medium has its number"""
 
@@ -61,8 +63,9 @@ class Published:
         ids = torch.tensor([self.ids(parts) if self.is_apart else self.ids(["".join(parts)])])
         embeds = self.text.get_input_embeddings()(ids.clamp(max=self.text.config.vocab_size - 1))
         if seen:
-            embeds[ids == self.token] = torch.cat([embeddings for _, embeddings in seen])
-        return Case(text, list(media), ids[0].tolist(), *said(self.text, embeds))
+            embeds[torch.isin(ids, torch.tensor(self.tokens))] = torch.cat([embeddings for _, embeddings in seen])
+        where = None if self.positions is None else self.positions(ids[0].tolist())
+        return Case(text, list(media), ids[0].tolist(), *said(self.text, embeds, where))
 
     def ids(self, parts: Sequence[str]) -> list[int]:
         """Return the tokens of texts, and of what stands for media between them."""
@@ -70,14 +73,30 @@ class Published:
         return [token for each in encoded for token in each["input_ids"]]
 
 
-def said(model: Any, embeds: Tensor) -> tuple[list[int], Tensor]:
+def said(model: Any, embeds: Tensor, positions: list[int] | None = None) -> tuple[list[int], Tensor]:
     """Return the first tokens that a model says to embeddings, and their log-probabilities."""
+    if positions is not None:
+        return _said_at(model, embeds, list(positions))
     result = model.generate(
         inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64), max_new_tokens=LENGTH,
         do_sample=False, output_logits=True, return_dict_in_generate=True, eos_token_id=None, pad_token_id=1,
     )  # fmt: skip
     best = torch.stack([logits[0].float().log_softmax(-1).max() for logits in result.logits])
     return result.sequences[0, -LENGTH:].tolist(), best
+
+
+def _said_at(model: Any, embeds: Tensor, positions: list[int]) -> tuple[list[int], Tensor]:
+    """Ask a model for one token after the other, with all before them."""
+    tokens, best = [], []
+    for _ in range(LENGTH):
+        # without a mask positions that do not rise would begin another sequence
+        mask, where = torch.ones(embeds.shape[:2], dtype=torch.int64), torch.tensor([positions])
+        logits = model(inputs_embeds=embeds, attention_mask=mask, position_ids=where, use_cache=False).logits[0, -1]
+        tokens.append(int(logits.argmax()))
+        best.append(logits.float().log_softmax(-1).max())
+        embeds = torch.cat([embeds, model.get_input_embeddings()(torch.tensor([tokens[-1:]]))], dim=1)
+        positions.append(positions[-1] + 1)
+    return tokens, torch.stack(best)
 
 
 def text_part(maker: Maker, model_type: str, **changes: Any) -> Any:
@@ -88,11 +107,19 @@ def text_part(maker: Maker, model_type: str, **changes: Any) -> Any:
         return spread(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
 
 
-def drawn(module: Any) -> Any:
-    """Give a module random weights."""
+def drawn(module: Any, size: float = 1.0) -> Any:
+    """Give a module random weights; a smaller `size` for a deep or a wide one, in which roundings would grow."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(2)
-        return spread(module).requires_grad_(False)
+        return scaled(spread(module).requires_grad_(False), size)
+
+
+def scaled(module: Any, size: float) -> Any:
+    """Make all matrices of a module smaller."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter *= size if parameter.ndim > 1 else 1.0
+    return module
 
 
 def written(
@@ -103,9 +130,10 @@ def written(
     names: Mapping[str, str],
     tower: Mapping[str, Tensor],
 ) -> Path:
-    """Write a checkpoint.  `names`: how transformers' names of the text part begin → how they begin here."""
+    """Write a checkpoint, without a tokenizer where one is there.  `names`: how transformers' names of the text part begin → how they begin here."""
     folder.mkdir(exist_ok=True)
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))
     found = dict(tower)
     for name, tensor in text.state_dict().items():
@@ -116,7 +144,9 @@ def written(
     return folder
 
 
-def says_the_same(published: Published, asked: Sequence[tuple[str, Sequence[Any]]], **options: Any) -> None:
+def says_the_same(
+    published: Published, asked: Sequence[tuple[str, Sequence[Any]]], chat_begins: str = "", **options: Any
+) -> None:
     """Prompts are answered as they should be: alone, from what is cached, together, and cut within media.
 
     The last prompt has two media, of which a prompt before has had one, unless they are seen otherwise in company.
@@ -136,16 +166,17 @@ def says_the_same(published: Published, asked: Sequence[tuple[str, Sequence[Any]
             again = llm.generate(cases[-1].prompt, GREEDY, use_tqdm=False)[0]
             check(cases[-1], again)
             assert again.num_cached_tokens and len(encoded) == distinct
-            check(*_chat(llm, published, cases[0].media[0]))
+            begin = chat_begins or f"user: {published.mark}\n"
+            check(*_chat(llm, published, begin, cases[0].media[0]))
     with make(published.folder, max_num_batched_tokens=24, **options) as llm:
         for case, output in zip(cases, llm.generate([c.prompt for c in cases], GREEDY, use_tqdm=False), strict=True):
             check(case, output)
 
 
-def _chat(llm: LLM, published: Published, medium: Any) -> tuple[Case, Any]:
+def _chat(llm: LLM, published: Published, begin: str, medium: Any) -> tuple[Case, Any]:
     """Return a conversation about a medium as a prompt, and what is said in it."""
     is_sound = isinstance(medium, np.ndarray)
     part = {"type": "audio", "audio": (medium, RATE)} if is_sound else {"type": "image_pil", "image_pil": medium}
     message = {"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}
     (output,) = llm.chat([message], GREEDY, use_tqdm=False, chat_template=PLAIN_TEMPLATE)
-    return published.case(f"user: {published.mark}\nWhat is it?\nassistant: ", [medium]), output
+    return published.case(f"{begin}What is it?\nassistant: ", [medium]), output

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.media.cases import GREEDY
-from tests.media.published import Published, drawn, says_the_same, text_part, written
+from tests.media.published import Published, drawn, says_the_same, scaled, text_part, written
 from tests.media.test_models import make
 from tests.media.tiny import Maker, picture
 from vllm.errors import ModelError, RequestError
@@ -31,7 +31,7 @@ VISION = {
     "patch_size": PATCH,
 }
 VISION |= {"image_size": PATCH * SIDE, "model_type": "siglip"}
-WORDS = ["<unk>", "<slice>", "</slice>", "<image_id>", "</image_id>", "</image>"]
+WORDS = ["<unk>", "<slice>", "</slice>", "<image_id>", "</image_id>", "</image>", "<|audio_start|>", "<|audio_end|>"]
 TEXTS = {"2.5": "llama", "2.6": "qwen2", "4.0": "llama", "4.5": "qwen3"}
 
 
@@ -39,17 +39,14 @@ def minicpm_v(place: Path, tokenizer_folder: Path, version: str) -> Published:
     maker = Maker(tokenizer_folder)
     maker.tokenizer.add_special_tokens({"additional_special_tokens": WORDS})
     maker.use(maker.tokenizer)
-    text = text_part(maker, TEXTS[version], hidden_size=256, num_attention_heads=4, head_dim=64)
-    with torch.no_grad():
-        for parameter in text.parameters():  # it is four times as wide as others, so that roundings would grow
-            parameter *= 0.5 if parameter.ndim > 1 else 1.0
+    text = scaled(text_part(maker, TEXTS[version], hidden_size=256, num_attention_heads=4, head_dim=64), 0.3)
     siglip = transformers.SiglipVisionConfig(
         **{**VISION, "model_type": "siglip_vision_model", "vision_use_head": False}
     )
     if is_first := version == "2.5":
         siglip.num_hidden_layers = 2  # the last is dropped
-    eye, resampler = drawn(transformers.SiglipVisionModel(siglip)), drawn(_resampler())
-    resampler.proj *= 0.05  # to about the size of the text's embeddings
+    eye, resampler = drawn(transformers.SiglipVisionModel(siglip), 0.5), drawn(_resampler(), 0.5)
+    resampler.proj *= 0.1  # to about the size of the text's embeddings
     tower = {f"vpm.{name}": value for name, value in eye.state_dict().items()}
     tower |= {f"resampler.{name}": value for name, value in resampler.state_dict().items()}
     config = {
@@ -60,6 +57,9 @@ def minicpm_v(place: Path, tokenizer_folder: Path, version: str) -> Published:
     config |= {} if is_first else {"version": float(version)}
     folder = written(place, maker.tokenizer, config, text, {"model.": "llm.model.", "lm_head.": "llm.lm_head."}, tower)
     said = {"max_slice_nums": 6, "scale_resolution": SIZE, "patch_size": PATCH, "image_feature_size": 4}
+    told = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": "MiniCPMVTokenizerFast"}
+    told["auto_map"] = {"AutoTokenizer": ["tokenization_minicpmv.MiniCPMVTokenizer", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
     (folder / "preprocessor_config.json").write_text(json.dumps({**said, "use_image_id": not is_first}))
 
     def see(image: Any, number: int) -> tuple[str, Tensor]:
@@ -69,7 +69,7 @@ def minicpm_v(place: Path, tokenizer_folder: Path, version: str) -> Published:
         found = [resampled(resampler, x, *size, version == "4.5") for x, size in zip(seen, sizes, strict=True)]
         return stand_in(grid, number, is_first), torch.cat(found)
 
-    return Published(folder, maker.tokenizer, text, MARK, maker.id("<unk>"), see, counts=True)
+    return Published(folder, maker.tokenizer, text, MARK, (maker.id("<unk>"),), see, counts=True)
 
 
 def _resampler() -> Any:

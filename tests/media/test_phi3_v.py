@@ -65,7 +65,7 @@ def model(tmp_path: Path, tokenizer_folders: dict[str, Path], monkeypatch: pytes
         found = torch.cat([ended(whole, ends["sub_GN"]), ends["glb_GN"][0], ended(grids[0], ends["sub_GN"])])
         return "<|image|>" * len(found), project(found)
 
-    return Published(folder, maker.tokenizer, text, "<|image|>", maker.id("<|image|>"), see, is_apart=True)
+    return Published(folder, maker.tokenizer, text, "<|image|>", (maker.id("<|image|>"),), see, is_apart=True)
 
 
 def enlarged(image: Image.Image) -> tuple[Tensor, int, int]:
@@ -116,6 +116,6 @@ def test_placeholders_of_phi_3_v_have_numbers(model: Published) -> None:
             llm.generate({**prompt, "prompt": "<|image_2|> <|image_1|>"}, GREEDY, use_tqdm=False)
         fewer = {**prompt, "mm_processor_kwargs": {"num_crops": 1}}
         ids = llm.generate(fewer, GREEDY, use_tqdm=False)[0].prompt_token_ids
-        assert ids.count(model.token) == 2 * (2 * 4 + 2 * 2 + 1)
+        assert ids.count(model.tokens[0]) == 2 * (2 * 4 + 2 * 2 + 1)
         with pytest.raises(RequestError, match="'crops'; it takes num_crops"):
             llm.generate({**prompt, "mm_processor_kwargs": {"crops": 1}}, GREEDY, use_tqdm=False)

@@ -137,7 +137,7 @@ def test_h2ovl_as_it_was_published(tmp_path: Path, tokenizer_folders: dict[str, 
     def see_several(image: Any) -> tuple[str, Tensor]:
         return see(image, lambda image: with_thumbnail(image, tiles_of(image, 1, 6)[0]))
 
-    model = Published(folder, maker.tokenizer, text, "<image>", maker.id("<IMG_CONTEXT>"), see, see_several)
+    model = Published(folder, maker.tokenizer, text, "<image>", (maker.id("<IMG_CONTEXT>"),), see, see_several)
     assert [len(at_two_scales(picture(*size))) for size in ((64, 32), (32, 32), (96, 32), (70, 30))] == [9, 5, 8, 9]
     says_the_same(model, ASKED)
 
@@ -162,4 +162,4 @@ def test_nvlm_d_as_it_was_published(tmp_path: Path, tokenizer_folders: dict[str,
         stand_in = "".join(name + "<|vision_pad|>" * 4 for name in names)
         return f"<Image>{stand_in}</Image>", mlp(joined(eye(pixels_of(tiles)))).flatten(0, 1)
 
-    says_the_same(Published(folder, maker.tokenizer, text, "<image>", maker.id("<|vision_pad|>"), see), ASKED)
+    says_the_same(Published(folder, maker.tokenizer, text, "<image>", (maker.id("<|vision_pad|>"),), see), ASKED)

@@ -55,7 +55,7 @@ def ultravox(place: Path, tokenizer_folder: Path, *, late_norm: bool = False, ap
     folder = written(place, maker.tokenizer, config, text, {} if apart else SPLIT, tower)
     word = "<|audio|>"  # one of the tokens that the tokenizer happens to have
     return Published(
-        folder, maker.tokenizer, text, TEXT, maker.id(word), lambda sound: heard(sound, word, encoder, projector)
+        folder, maker.tokenizer, text, TEXT, (maker.id(word),), lambda sound: heard(sound, word, encoder, projector)
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vllm.errors import ModelError
+from vllm.loader.published.tokens import WHOLE
 
 if TYPE_CHECKING:
     import tokenizers
@@ -112,7 +113,8 @@ def read_backend(files: TokenizerFiles) -> tokenizers.Tokenizer | None:
     """Return the tokenizer that the files describe on their own; None where only transformers can build it."""
     if not files.tokenizer_json.is_file():
         return None
-    if "auto_map" in files.config:
+    words = WHOLE.get(files.model_type or "")
+    if "auto_map" in files.config and words is None:
         return None
     import tokenizers
 
@@ -120,9 +122,10 @@ def read_backend(files: TokenizerFiles) -> tokenizers.Tokenizer | None:
         backend = tokenizers.Tokenizer.from_file(str(files.tokenizer_json))
     except Exception as error:  # the library raises bare Exception
         raise ModelError(f"{files.tokenizer_json}: can't be read ({error}); download the file again") from None
-    if not _file_is_whole(files, backend):
+    if words is None and not _file_is_whole(files, backend):
         return None
     _add_tokens(backend, files)
+    backend.add_special_tokens(list(words or ()))
     backend.encode_special_tokens = bool(files.config.get("split_special_tokens", False))
     return backend
 

@@ -61,6 +61,7 @@ from vllm.models.build_experts import build_experts
 from vllm.models.build_lanes import build_lane, build_lanes_input, build_lanes_output
 from vllm.models.build_latent import build_latent
 from vllm.models.build_per_layer import build_per_layer_input, build_reader
+from vllm.models.build_pictures import build_picture_block
 from vllm.models.build_recurrent import build_recurrent
 from vllm.models.spec import (
     AttentionSpec,
@@ -170,8 +171,9 @@ class Builder:
 
     def tokens(self) -> Embedding:
         """Make the table of tokens; an encoder and its decoder may have one together."""
-        name = self.spec.names["embed"]
-        return self.once(partial(Embedding, self.spec.entry.vocab_size, self.embed_width, name, self.placement), name)
+        entry, name = self.spec.entry, self.spec.names["embed"]
+        rows = entry.vocab_size + entry.unwritten
+        return self.once(partial(Embedding, rows, self.embed_width, name, self.placement), name)
 
     @property
     def embed_width(self) -> int:
@@ -211,19 +213,19 @@ class Builder:
         project: nn.Module = nn.Identity()
         if spec.entry.width:
             project = Linear(spec.width, [Part(spec.names["project_out"], spec.entry.width)], self.placement)
-        never = torch.tensor(spec.head.never, dtype=torch.int64, device=self.placement.device)
-        kind: Callable[..., Head] = partial(MaskedHead, never) if spec.head.never else Head
-        make = partial(kind, project, softcap=spec.head.softcap, scale=spec.head.scale)
+        kind = partial(MaskedHead, spec.head.never, self.placement.device) if spec.head.never else Head
+        return kind(project, self.vocabulary(tokens), spec.head.softcap, spec.head.scale)
+
+    def vocabulary(self, tokens: Embedding) -> nn.Module:
+        """Make the product that ends in logits."""
+        spec = self.spec
         if spec.tied and spec.head.bias_name is None:
             tied = TiedLinear(tokens, self.placement)
-            if spec.head.own_or_tied:
-                return make(vocabulary=OwnOrTied(spec.names["head"], tied, self.placement))
-            return make(vocabulary=tied)
+            return OwnOrTied(spec.names["head"], tied, self.placement) if spec.head.own_or_tied else tied
         cut = partial(functional.normalize, dim=-1) if spec.head.unit_rows else None
         name = spec.names["embed" if spec.tied else "head"]
         parts = [Part(name, spec.entry.vocab_size, cut, spec.head.bias_name)]
-        vocabulary = Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
-        return make(vocabulary=vocabulary)
+        return Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
 
     def layer(self, index: int, layer: LayerSpec) -> nn.Module:
         if self.spec.lanes is not None:
@@ -238,6 +240,8 @@ class Builder:
     def block(self, index: int, layer: LayerSpec) -> nn.Module:
         if layer.assistant is not None:
             return build_assisted(self, index, layer, layer.assistant)
+        if layer.block == "pictures":
+            return build_picture_block(self, index, layer)
         kind, roles = _BLOCKS[layer.block]
         norms = tuple(
             self.norm(self.spec.width, self.name(role, index), role) if role else nn.Identity() for role in roles

@@ -27,6 +27,7 @@ from vllm.ops.triton.moe import ExpertMatrices, moe
 )
 @settings(max_examples=40, deadline=None)
 def test_each_token_gets_what_its_experts_make_of_it(
+    *,
     tokens: int,
     experts: tuple[int, int],
     widths: tuple[int, int],

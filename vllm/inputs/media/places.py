@@ -40,6 +40,17 @@ def numbers_left_out(text: str, pattern: str, mark: str, where: str) -> str:
     return re.sub(pattern, mark, text)
 
 
+def led(text: str, lead: str, marks: Sequence[str]) -> str:
+    """Move the marks of media to a text's front, behind what it begins with; a text may lack them."""
+    rest = text.removeprefix(lead)
+    if all(mark not in text for mark in marks):
+        return lead + "".join(marks) + rest
+    found = re.findall("|".join(re.escape(mark) for mark in set(marks)), rest)
+    for mark in set(marks):
+        rest = re.sub(re.escape(mark) + r"\n?", "", rest)
+    return lead + "".join(found) + rest
+
+
 def pieces(
     text: str, items: Sequence[MediaItem], prepared: Sequence[Prepared], marks: Mapping[Modality, str], where: str
 ) -> list[str]:
@@ -117,7 +128,7 @@ def placed(
                 if config.notices and modality == "audio" and has_pictures:
                     key, features = _key_beside(key), features | {config.notices: array_of(np.zeros(0))}
                 whole = (0, len(tokens)) if config.whole_prompt else None
-                media.append(Media(modality, key, _runs(here), features, whole))
+                media.append(Media(modality, key, _runs(here), features, whole, config.states))
                 used += count
         if used != len(places):
             raise RequestError(

@@ -13,11 +13,14 @@ from typing import Any
 from vllm.names import named
 
 _KINDS: Mapping[str, str] = {
+    "chatglm": "glm_4v:glm_4v",
     "NVLM_D": "internvl:nvlm_d",
     "deepseek_vl_v2": "deepseek_vl_v2:deepseek_vl_v2",
     "h2ovl_chat": "internvl:internvl_chat",
     "internvl_chat": "internvl:internvl_chat",
+    "minicpmo": "minicpm_v:minicpm_o",
     "minicpmv": "minicpm_v:minicpm_v",
+    "molmo": "molmo:molmo",
     "phi3_v": "phi3_v:phi3_v",
     "ultravox": "ultravox:ultravox",
 }

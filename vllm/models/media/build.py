@@ -30,7 +30,8 @@ def text_spec(config: Any) -> TransformerSpec:
         spec = replace(spec, layers=tuple(replace(layer, mixer=_spatial(layer.mixer, text)) for layer in spec.layers))
     # what is not of the text part is read by transformers, which also says if something is missing
     tied = getattr(config, "tie_word_embeddings", getattr(text, "tie_word_embeddings", False))
-    return replace(spec, tied=bool(tied), ignored_names=("*",))
+    tied = bool(tied) and not spec.entry.unwritten
+    return replace(spec, tied=tied, ignored_names=("*",), picture_states=media.states(config))
 
 
 def _family_of(text: Any) -> Callable[[Any], TransformerSpec]:
@@ -47,7 +48,7 @@ def _family_of(text: Any) -> Callable[[Any], TransformerSpec]:
 
 def _spatial(mixer: Any, text: Any) -> Any:
     """Have a layer's rotary embedding share its pairs out to three positions."""
-    if not isinstance(mixer, AttentionSpec) or mixer.rope is None:
+    if not isinstance(mixer, AttentionSpec) or mixer.rope is None or mixer.rope.sections:
         return mixer
     sections = tuple(text.rope_parameters.get("mrope_section") or ())
     if not sections:
@@ -92,7 +93,7 @@ def text_tensors(
             continue
         prefix = next((prefix for prefix in _TEXT_PREFIXES if name.startswith(prefix)), "")
         name = "model." + name.removeprefix(prefix) if prefix else name
-        for theirs, ours in _EXPERTS:
+        for theirs, ours in _RENAMED:
             name = name.replace(theirs, ours)
         yield from [(name, tensor)] if name in wanted else _apart(name, tensor, width)
 
@@ -128,5 +129,9 @@ _TEXT_PREFIXES = (
 )
 """Where checkpoints have their text part, longest first."""
 _HEADS = ("lm_head.weight", "language_model.output.weight")  # the second is internlm2's
-_EXPERTS = ((".experts.fc1.weight", ".experts.gate_up_proj"), (".experts.fc2.weight", ".experts.down_proj"))
-"""What aria calls the matrices of its experts"""
+_RENAMED = (
+    (".experts.fc1.weight", ".experts.gate_up_proj"),
+    (".experts.fc2.weight", ".experts.down_proj"),
+    (".wte.embedding", ".wte.embedding.weight"),
+)
+"""What aria calls the matrices of its experts, and molmo its table of tokens"""

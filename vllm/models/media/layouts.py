@@ -93,6 +93,49 @@ def _timm(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     )
 
 
+_MOLMO: Mapping[str, str] = {
+    "class_embedding": "embeddings.class_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "patch_embedding.": "embeddings.patch_embedding.",
+    "pre_ln.": "pre_layrnorm.",
+    "transformer.resblocks.": "encoder.layers.",
+}
+_MOLMO_LAYER: Mapping[str, str] = {
+    ".attention_norm.": ".layer_norm1.",
+    ".ffn_norm.": ".layer_norm2.",
+    ".attention.wq.": ".self_attn.q_proj.",
+    ".attention.wk.": ".self_attn.k_proj.",
+    ".attention.wv.": ".self_attn.v_proj.",
+    ".attention.wo.": ".self_attn.out_proj.",
+    ".feed_forward.w1.": ".mlp.fc1.",
+    ".feed_forward.w2.": ".mlp.fc2.",
+}
+
+
+def molmo(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Molmo: clip under names of its own, in which a patch is embedded pixel by pixel."""
+    for name, tensor in tensors:
+        if name == "model.transformer.wte.new_embedding":
+            yield "tower.new_embedding", tensor
+        if not name.startswith("model.vision_backbone."):
+            continue
+        name = name.removeprefix("model.vision_backbone.")
+        if name.startswith("image_vit."):
+            name, tensor = _molmo_clip(name.removeprefix("image_vit."), tensor)
+        yield f"tower.{name}", tensor
+
+
+def _molmo_clip(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    if name == "patch_embedding.weight":  # [E, P · P · 3] -> [E, 3, P, P]
+        side = round((tensor.shape[1] / 3) ** 0.5)
+        tensor = tensor.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)
+    begin = next((begin for begin in _MOLMO if name.startswith(begin)), "")
+    name = _MOLMO.get(begin, "") + name.removeprefix(begin)
+    for theirs, ours in _MOLMO_LAYER.items():
+        name = name.replace(theirs, ours)
+    return f"image_vit.{name}", tensor
+
+
 def _by_prefix(names: Mapping[str, str]) -> Callable[[Iterable[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]]:
     """Return the layout of a checkpoint whose tensors are called as the tower's but for how their names begin."""
 
@@ -105,6 +148,8 @@ def _by_prefix(names: Mapping[str, str]) -> Callable[[Iterable[tuple[str, Tensor
     return layout
 
 
+glm_4v = _by_prefix({"transformer.vision.": "tower."})
+minicpm_o = _by_prefix({name: f"tower.{name}" for name in ("vpm.", "resampler.", "apm.", "audio_projection_layer.")})
 minicpm_v = _by_prefix({"vpm.": "tower.vpm.", "resampler.": "tower.resampler."})
 phi3_v = _by_prefix(
     {

@@ -87,9 +87,10 @@ class Tower:
             for first, end in one.spans:
                 types[0, first:end] = _TYPES[one.modality]
             for name, value in self._tensors(one.features).items():
-                if name in takes:
+                if name in takes and name != "input_ids":
                     facts.setdefault(name, []).append(value.cpu())
-        if sum(len(each) for name, each in facts.items() if name.endswith("_grid_thw")) < len(media):
+        grids = [name for name in takes if name.endswith("_grid_thw")]
+        if grids and sum(len(facts.get(name, ())) for name in grids) < len(media):
             raise ModelError(
                 "where tokens have positions in space, embeddings can't be given; give the media themselves"
             )
@@ -108,8 +109,8 @@ class Tower:
 
     @property
     def _body(self) -> Any:
-        """The model below the head."""
-        return getattr(self.module, "model", None) or getattr(self.module, "vlm", None)
+        """The model below the head; a tower by itself has none."""
+        return getattr(self.module, "model", None) or getattr(self.module, "vlm", None) or self.module
 
     def _tensors(self, features: Mapping[str, Array]) -> dict[str, Tensor]:
         tensors = {}
@@ -117,6 +118,20 @@ class Tower:
             tensor = tensor_of(array).to(self.device)
             tensors[name] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
         return tensors
+
+
+class StatesTower(Tower):
+    """What turns pictures into states that layers attend to."""
+
+    def look(self, media: Media) -> tuple[Tensor, Tensor]:
+        """Return a picture's states, and which of them are of tiles without picture.  -> [n, D], [n] bool"""
+        features = self._tensors(media.features)
+        vision = self._body.vision_model
+        seen = vision(**taken(vision.forward, features)).last_hidden_state  # [1, 1, tiles, patches, …]
+        states = self._body.multi_modal_projector(seen).reshape(-1, self.width)
+        if len(states) != media.length:
+            raise ModelError(f"the tower made {len(states)} states of a picture that has room for {media.length}")
+        return states, (features["aspect_ratio_mask"].flatten() == 0).repeat_interleave(seen.shape[-2])
 
 
 _TYPES = {"image": 1, "video": 2, "audio": 3}
@@ -183,11 +198,13 @@ def load_tower(
     instead: dict[str, Callable[[], nn.Module]] = {
         "forward": partial(Reader, width, dtype),
         "vocabulary": partial(Vocabulary, entry),
+        "states": nn.Identity,
         "method": nn.Identity,
     }
     replace_text(module, instead[media.reads](), media.decoder)
     tokens = media.tokens(config) if media.reads == "forward" else {}
-    return Tower(module.to(placement.device).eval().requires_grad_(False), width, dtype, placement.device, tokens)
+    make = StatesTower if media.reads == "states" else Tower
+    return make(module.to(placement.device).eval().requires_grad_(False), width, dtype, placement.device, tokens)
 
 
 def _filled(module: Any, layout: str, folder: Path) -> list[str]:
