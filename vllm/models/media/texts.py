@@ -41,11 +41,11 @@ MOLMO_NAMES: Mapping[str, str] = {
 def aria(config: Any) -> TransformerSpec:
     """Llama with experts, and some that every token passes."""
     bias = config.attention_bias
-    attention = attention_of(config, qkv_bias=bias, out_bias=bias)
+    attention = attention_of(config, bias=bias)
     experts = (config.moe_num_experts, config.moe_topk, config.intermediate_size)
     shared_width = config.moe_num_shared_experts * config.intermediate_size
     layer = LayerSpec(attention, MoeSpec(*experts, config.hidden_act, renormalize=True, shared_width=shared_width))
-    return decoder_of(config, lambda index: layer, names=ARIA_NAMES)
+    return decoder_of(config, layer, names=ARIA_NAMES)
 
 
 def chatglm(config: Any) -> TransformerSpec:
