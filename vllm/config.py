@@ -288,6 +288,8 @@ class MediaConfig:
     """A feature of pictures that the sounds of their prompt get, empty"""
     whole_prompt: bool = False
     """All tokens of a prompt with media see each other"""
+    states: int = 0
+    """How many states layers attend to of a medium; 0: what is made of it enters in its place"""
     processor: str = ""
     """Where what prepares media is, if it is not transformers'"""
     folder: str = ""

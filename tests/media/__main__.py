@@ -15,7 +15,7 @@ import transformers
 
 from tests.conftest import _byte_level
 from tests.media.cases import GREEDY, LENGTH, cases_of, check, narrow
-from tests.media.makers import FAMILIES, FOREIGN, save_media_checkpoint
+from tests.media.makers import FAMILIES, save_media_checkpoint
 from tests.media.test_models import make
 from vllm.models.foreign_names import UNFIT
 from vllm.models.media.kinds import PAIRS
@@ -58,28 +58,26 @@ def ways_of(name: str, folder: Path) -> Iterator[str]:
         for case in cases:
             check(case, llm.generate(case.prompt, GREEDY, use_tqdm=False)[0])
         yield "alone"
-        if name in FAMILIES:
-            again = llm.generate(cases[-1].prompt, GREEDY, use_tqdm=False)[0]
-            check(cases[-1], again)
-            assert again.num_cached_tokens
-            yield "prefix hit"
+        again = llm.generate(cases[-1].prompt, GREEDY, use_tqdm=False)[0]
+        check(cases[-1], again)
+        assert again.num_cached_tokens
+        yield "prefix hit"
         for case, output in zip(cases, llm.generate([c.prompt for c in cases], GREEDY, use_tqdm=False), strict=True):
             check(case, output)
         yield "together"
-    if name in FAMILIES:
-        with make(folder, max_num_batched_tokens=narrow(name)) as llm:
-            prompts = [case.prompt for case in cases]
-            for case, output in zip(cases, llm.generate(prompts, GREEDY, use_tqdm=False), strict=True):
-                check(case, output)
-        yield "cut"
+    with make(folder, max_num_batched_tokens=narrow(name)) as llm:
+        prompts = [case.prompt for case in cases]
+        for case, output in zip(cases, llm.generate(prompts, GREEDY, use_tqdm=False), strict=True):
+            check(case, output)
+    yield "cut"
 
 
 def rows(names: list[str], place: Path, raises: bool) -> Iterator[str]:
     tokenizers = place / "tokenizer"
     _byte_level().save_pretrained(tokenizers)
     found: list[tuple[str, str, str, str]] = []
-    for name in names or (*FAMILIES, *FOREIGN):
-        route = "family, transformers' tower" if name in FAMILIES else "transformers"
+    for name in names or FAMILIES:
+        route = "family, transformers' tower"
         architecture, ways, reason = name, [], ""
         try:
             folder = save_media_checkpoint(place / name, tokenizers, name)

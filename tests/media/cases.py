@@ -54,14 +54,22 @@ def cases_of(name: str, folder: Path) -> list[Case]:
     """Prompts with and without media, of which three differ, and what transformers says to them."""
     config, _ = MAKERS[name](Maker(folder))
     processor = load_processor(folder)
+    spec = KINDS.get(config.architectures[0])
+    wanted = _wanted(name, "" if spec is not None and spec.prompts == "bare" else _place(name, processor, config))
+    if name in NO_TEXTS:
+        wanted = [(text, media) for text, media in wanted if media]
+    return answered(name, folder, wanted)
+
+
+def answered(name: str, folder: Path, wanted: list[tuple[str, list[Any]]]) -> list[Case]:
+    """What transformers says to texts with media."""
+    config, _ = MAKERS[name](Maker(folder))
+    processor = load_processor(folder)
     architecture = config.architectures[0]
     model = getattr(transformers, architecture).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     spec = KINDS.get(architecture)
-    wanted = _wanted(name, "" if spec is not None and spec.prompts == "bare" else _place(name, processor, config))
-    if name in NO_TEXTS:
-        wanted = [(text, media) for text, media in wanted if media]
     options = dict(spec.options) if spec is not None else {}
     texts = processor.tokenizer if name in PLAIN_TEXTS else processor
     return [

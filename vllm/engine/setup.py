@@ -253,6 +253,7 @@ def _media(args: EngineArgs, hf_config: Any) -> MediaConfig | None:
         reads_text=media is not None and media.reads_text,
         notices=media.notices if media is not None else "",
         whole_prompt=media is not None and media.sees == "prompt",
+        states=media.states(hf_config) if media is not None else 0,
         processor=media.processor if media is not None else "",
         folder=args.allowed_local_media_path,
         hosts=tuple(args.allowed_media_domains),

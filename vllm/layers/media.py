@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,14 @@ class Tower(Protocol):
 
         -> [3, n] int64
         """
+
+
+@runtime_checkable
+class Attended(Protocol):
+    """A tower whose states layers attend to."""
+
+    def look(self, media: Media) -> tuple[Tensor, Tensor]:
+        """Return a picture's states, and which of them only fill it up.  -> [n, D], [n] bool"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "PhiForCausalLM": "gpt_kin:phi",
     "PhiMoEForCausalLM": "moe_kin:phimoe",
     "PhimoeForCausalLM": "moe_kin:phimoe",
+    "Plamo2ForCausalLM": "era_plamo:plamo2",
     "QWenLMHeadModel": "era:qwen1",
     "Qwen2ForCausalLM": "llama:qwen2",
     "Qwen2MoeForCausalLM": "moe:qwen2_moe",

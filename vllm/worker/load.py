@@ -45,6 +45,7 @@ from vllm.worker.generation import Generation
 from vllm.worker.measure import measure
 from vllm.worker.media import MediaStates
 from vllm.worker.memory import MemoryPlan, plan_memory, plan_own_cache
+from vllm.worker.pictures import PictureStates, layers_of
 from vllm.worker.pooling import PooledStates
 from vllm.worker.runner import ModelRunner, Purpose
 from vllm.worker.sources import SourceStates
@@ -96,13 +97,17 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     groups = _Groups.of(model)
     scheduler = _whole_prompts(config.scheduler) if model.whole_prompts else config.scheduler
     media = None
-    if model.seeing is not None:
+    if model.seeing is not None and model.reads is not None:
         scheduler = replace(scheduler, whole_media=model.seeing.whole)
         media = MediaStates(model, scheduler.max_num_batched_tokens, dtype, device)
+    if pictures := layers_of(model):
+        pictures[0].sight.make_room(scheduler.max_num_batched_tokens, dtype, device)
     specs = (*model.cache_specs, *model.encoder_cache_specs)
     paged = [spec for spec in specs if not isinstance(spec, State)]
     size = config.cache.block_size
-    attention = attention_backend(paged, dtype, device, size, config.cache.quantized, scheduler.whole_media)
+    attention = attention_backend(
+        paged, dtype, device, size, config.cache.quantized, media=scheduler.whole_media or bool(pictures)
+    )
     memory = _CacheMemory(attention, StateMemory(device), config.cache, dtype)
     tables = SlotTables(_tokens(scheduler, device, group), groups.kept + groups.scratch, size)
     tables.whole_media = scheduler.whole_media
@@ -113,16 +118,16 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
         tiny = memory.allocate_shared(groups.all, 1)
         activations = -group.least(-measure(model, _step(tables, memory, groups.all, tiny), tables), device)
         del tiny
-    weights = model.num_bytes + (0 if media is None else media.num_bytes)
+    weights = model.num_bytes + (
+        media.num_bytes if media else 0 if model.seeing is None else model.seeing.tower.num_bytes
+    )
     activations += sum(num_scratch * memory.block_bytes(group) for group in groups.scratch)
     plan, num_source_blocks = _plan(scheduler, model, groups, memory, weights, activations, free)
     if model.remembers:
         scheduler = replace(scheduler, max_num_seqs=plan.num_seqs)
     if groups.cross:
         scheduler = replace(scheduler, source_tokens=(num_source_blocks[0] - 1) * size)
-    name = settings.model or "default model"
-    where = f"{config.cores} threads" if device.type == "cpu" else config.device
-    logger.info("%s: %s, %s, %s; %s", name, settings.architecture, settings.dtype, where, plan)
+    _tell(config, plan)
     _fill(config, model, files, progress)
     caches = memory.allocate(groups.kept, plan.num_blocks) | memory.allocate_shared(groups.scratch, num_scratch)
     caches |= memory.allocate(groups.cross, num_source_blocks)
@@ -132,6 +137,14 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     runner = ModelRunner(groups.kept, hidden.step.caches, backends, tables, hidden, purpose, media or sources)
     logger.info("ready after %.2f s", time.monotonic() - began)
     return Loaded(runner, plan, groups.kept, scheduler, group)
+
+
+def _tell(config: EngineConfig, plan: MemoryPlan) -> None:
+    """Log what is loaded, and into how much memory."""
+    settings = config.model
+    where = f"{config.cores} threads" if config.device == "cpu" else config.device
+    name = settings.model or "default model"
+    logger.info("%s: %s, %s, %s; %s", name, settings.architecture, settings.dtype, where, plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +253,10 @@ def _most_blocks(spec: CacheSpec, tables: SlotTables) -> int:
 
 def _sources(
     model: Transformer, step: Step, memory: _CacheMemory, scheduler: SchedulerConfig, num_blocks: int
-) -> SourceStates:
+) -> SourceStates | PictureStates:
     """Make what has sources encoded, as many tokens of them in a step as it has tokens itself, or one source."""
-    assert model.encoder is not None, "layers that attend to sources, and no encoder"
+    if model.encoder is None:
+        return PictureStates(model, step, num_blocks, memory.config.block_size)
     size, groups = memory.config.block_size, group_layers(model.encoder_cache_specs)
     most, most_sources, blocks = _encoder_sizes(model.encoder, memory, scheduler)
     caches, group_of = _by_layer(groups, memory.allocate_shared(groups, blocks))

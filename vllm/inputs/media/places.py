@@ -128,7 +128,7 @@ def placed(
                 if config.notices and modality == "audio" and has_pictures:
                     key, features = _key_beside(key), features | {config.notices: array_of(np.zeros(0))}
                 whole = (0, len(tokens)) if config.whole_prompt else None
-                media.append(Media(modality, key, _runs(here), features, whole))
+                media.append(Media(modality, key, _runs(here), features, whole, config.states))
                 used += count
         if used != len(places):
             raise RequestError(

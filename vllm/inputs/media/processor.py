@@ -32,7 +32,15 @@ from vllm.messages import Media, Modality
 from vllm.names import named
 
 _ARGUMENTS: dict[Modality, str] = {"image": "images", "video": "videos", "audio": "audio"}
-_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
+_OF_TEXT = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "cross_attention_mask",
+    "labels",
+    "text_replacement_offsets",
+)
 """What processors return that is not of the media."""
 
 

@@ -30,7 +30,8 @@ def text_spec(config: Any) -> TransformerSpec:
         spec = replace(spec, layers=tuple(replace(layer, mixer=_spatial(layer.mixer, text)) for layer in spec.layers))
     # what is not of the text part is read by transformers, which also says if something is missing
     tied = getattr(config, "tie_word_embeddings", getattr(text, "tie_word_embeddings", False))
-    return replace(spec, tied=bool(tied), ignored_names=("*",))
+    tied = bool(tied) and not spec.entry.unwritten
+    return replace(spec, tied=tied, ignored_names=("*",), picture_states=media.states(config))
 
 
 def _family_of(text: Any) -> Callable[[Any], TransformerSpec]:

@@ -27,10 +27,11 @@ class MediaSpec:
     """A feature of pictures that sounds are heard differently with, if their prompt has pictures: the tower gets it then, empty"""
     options: Mapping[str, Any] = field(default_factory=dict)
     """For transformers' processor, unless the user says otherwise"""
-    reads: Literal["method", "vocabulary", "forward"] = "method"
+    reads: Literal["method", "vocabulary", "states", "forward"] = "method"
     """How transformers' module is asked for embeddings: by its `get_image_features` or the like; in the same way, where that gives
-    embeddings of the text's own tokens; or, where it has none or none that gives all of them, it is run as far as its decoder,
-    and they are what that would read"""
+    embeddings of the text's own tokens; by its vision model and projector, where layers of the text attend to the states that
+    these give; or, where it has none or none that gives all of them, it is run as far as its decoder, and they are what that
+    would read"""
     attention: str = ""
     """Which of transformers' attentions the tower has; none: the one it prefers"""
     decoder: str = ""
@@ -61,6 +62,13 @@ class MediaSpec:
             if token is not None:
                 found[modality] = token
         return found
+
+    def states(self, config: Any) -> int:
+        """Return how many states layers attend to of a picture; 0 where they read embeddings among those of tokens."""
+        if self.reads != "states":
+            return 0
+        vision = config.vision_config
+        return int(vision.max_num_tiles * ((vision.image_size // vision.patch_size) ** 2 + 1))
 
     def tokens_beside(self, config: Any) -> tuple[int, ...]:
         """Return the further tokens of media that the tower embeds."""

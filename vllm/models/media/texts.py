@@ -10,9 +10,10 @@ from vllm.errors import ModelError
 from vllm.models.families import era, kin, moe
 from vllm.models.families.chameleon import chameleon
 from vllm.models.families.llama import attention_of, decoder_of, mlp_of
+from vllm.models.families.mllama import mllama
 from vllm.models.spec import HeadSpec, LayerSpec, MoeSpec, TransformerSpec
 
-__all__ = ["aria", "chameleon", "chatglm", "cohere2", "glm4", "glm4_moe", "molmo", "named", "qwen3_moe"]
+__all__ = ["aria", "chameleon", "chatglm", "cohere2", "glm4", "glm4_moe", "mllama", "molmo", "named", "qwen3_moe"]
 
 ARIA_NAMES: Mapping[str, str] = {
     **moe.QWEN_NAMES,

@@ -120,6 +120,20 @@ class Tower:
         return tensors
 
 
+class StatesTower(Tower):
+    """What turns pictures into states that layers attend to."""
+
+    def look(self, media: Media) -> tuple[Tensor, Tensor]:
+        """Return a picture's states, and which of them are of tiles without picture.  -> [n, D], [n] bool"""
+        features = self._tensors(media.features)
+        vision = self._body.vision_model
+        seen = vision(**taken(vision.forward, features)).last_hidden_state  # [1, 1, tiles, patches, …]
+        states = self._body.multi_modal_projector(seen).reshape(-1, self.width)
+        if len(states) != media.length:
+            raise ModelError(f"the tower made {len(states)} states of a picture that has room for {media.length}")
+        return states, (features["aspect_ratio_mask"].flatten() == 0).repeat_interleave(seen.shape[-2])
+
+
 _TYPES = {"image": 1, "video": 2, "audio": 3}
 
 
@@ -184,11 +198,13 @@ def load_tower(
     instead: dict[str, Callable[[], nn.Module]] = {
         "forward": partial(Reader, width, dtype),
         "vocabulary": partial(Vocabulary, entry),
+        "states": nn.Identity,
         "method": nn.Identity,
     }
     replace_text(module, instead[media.reads](), media.decoder)
     tokens = media.tokens(config) if media.reads == "forward" else {}
-    return Tower(module.to(placement.device).eval().requires_grad_(False), width, dtype, placement.device, tokens)
+    make = StatesTower if media.reads == "states" else Tower
+    return make(module.to(placement.device).eval().requires_grad_(False), width, dtype, placement.device, tokens)
 
 
 def _filled(module: Any, layout: str, folder: Path) -> list[str]:
