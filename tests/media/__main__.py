@@ -22,11 +22,9 @@ from vllm.models.media.kinds import PAIRS
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- by python -m tests.media --write -->", "<!-- end of media -->"
-_CODE = "transformers has no class of it, and its checkpoints' own code was not tried"
 NOT_HERE = {
     **UNFIT,
     "Molmo2ForConditionalGeneration": "its pictures see each other across a prompt",
-    "QwenVLForConditionalGeneration": _CODE,
 }
 """Names that people may look for, and why they are not here"""
 _TOWERS = "transformers' towers | each text and picture, to 1e-4 (`tests/media/test_embedders.py`)"
@@ -46,6 +44,7 @@ ELSEWHERE = {
     "MiniCPMV": f"{_OWN} (`tests/media/test_minicpm_v.py`; 2.5, 2.6, 4.0 and 4.5)",
     "NVLM_D": f"{_OWN} (`tests/media/test_tiles.py`)",
     "Phi3VForCausalLM": f"{_OWN} (`tests/media/test_phi3_v.py`)",
+    "QwenVLForConditionalGeneration": f"{_OWN} (`tests/media/test_qwen_vl.py`)",
     "UltravoxModel": f"{_OWN} (`tests/media/test_ultravox.py`)",
     "VoxtralForConditionalGeneration": _ALIKE,
 }

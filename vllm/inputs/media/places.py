@@ -29,9 +29,9 @@ def filled(
     return "".join(pieces(text, items, prepared, marks, where))
 
 
-def numbers_left_out(text: str, pattern: str, mark: str, where: str) -> str:
-    """Put a mark in the place of placeholders with numbers, which count from 1.  Raises RequestError."""
-    numbers = [int(number) for number in re.findall(pattern, text)]
+def respelled(text: str, pattern: str, mark: str, where: str) -> str:
+    """Put a mark in the place of what a pattern finds; its group, if it has one, counts from 1.  Raises RequestError."""
+    numbers = [int(number) for number in re.findall(pattern, text)] if re.compile(pattern).groups else []
     if numbers != list(range(1, len(numbers) + 1)):
         raise RequestError(
             f"{where}: its placeholders have the numbers {', '.join(map(str, numbers))}; number them from 1 in their order",

@@ -24,7 +24,7 @@ from vllm.errors import ModelError, RequestError
 from vllm.inputs.media.assemble import load_processor
 from vllm.inputs.media.fetch import Fetcher, Reach
 from vllm.inputs.media.item import MediaItem, Prepared, Sound
-from vllm.inputs.media.places import filled, led, numbers_left_out, pieces, placed, spliced
+from vllm.inputs.media.places import filled, led, pieces, placed, respelled, spliced
 from vllm.inputs.media.sound import at_rate
 from vllm.inputs.media.tensors import array_of
 from vllm.inputs.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class OwnProcessor(Protocol):
     # It may have more:
     #
     # among(count) -> Mapping[str, Any]   options of an item that is one of so many, unless somebody says otherwise
-    # numbered: Mapping[Modality, str]    patterns of placeholders with a number, which people write too
+    # spelled: Mapping[Modality, str]     patterns of what people write for placeholders too; a group in one is their number
     # begins: str                         what a prompt with media begins with, and no other special tokens are added
     # leads: bool                         next come all media, wherever their places are marked
     # apart: bool                         texts between media are tokenized each by itself, with special tokens
@@ -138,8 +138,8 @@ class MediaProcessor:
         """Return the tokens of a text with stand-ins in the places of its placeholders."""
         assert self.tokenizer is not None
         marks = self._marks(items, where)
-        for modality, pattern in getattr(self._own, "numbered", {}).items():
-            text = numbers_left_out(text, pattern, self.placeholder(modality, where), where)
+        for modality, pattern in getattr(self._own, "spelled", {}).items():
+            text = respelled(text, pattern, self.placeholder(modality, where), where)
         if begin := getattr(self._own, "begins", ""):
             text, add_special_tokens = begin + text.removeprefix(begin), False
         if getattr(self._own, "leads", False):

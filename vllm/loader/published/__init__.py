@@ -22,6 +22,7 @@ _KINDS: Mapping[str, str] = {
     "minicpmv": "minicpm_v:minicpm_v",
     "molmo": "molmo:molmo",
     "phi3_v": "phi3_v:phi3_v",
+    "qwen": "qwen_vl:qwen_vl",
     "ultravox": "ultravox:ultravox",
 }
 """Model type → what reads its config.json, of the folder that it lies in, as "module:function" """

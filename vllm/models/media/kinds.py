@@ -105,6 +105,12 @@ KINDS: Mapping[str, MediaSpec] = {
     "Qwen3VLForConditionalGeneration": _SPATIAL,
     "Qwen3VLMoeForConditionalGeneration": replace(_SPATIAL, text="qwen3_moe"),
     "Qwen3_5ForConditionalGeneration": _SPATIAL,
+    "QwenVLForConditionalGeneration": MediaSpec(
+        processor="vllm.inputs.media.qwen_vl:QwenVL",
+        tower="vllm.models.media.qwen_vl:Eye",
+        layout="qwen_vl",
+        text="named",
+    ),
     "SmolVLMForConditionalGeneration": MediaSpec(),
     "UltravoxModel": MediaSpec(
         {"audio": "audio_token_id"},

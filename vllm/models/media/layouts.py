@@ -157,6 +157,7 @@ phi3_v = _by_prefix(
         "model.vision_embed_tokens.": "tower.",
     }
 )
+qwen_vl = _by_prefix({"transformer.visual.": "tower."})
 ultravox = _by_prefix(
     {
         "audio_tower.": "tower.audio_tower.",
