@@ -30,7 +30,7 @@ from vllm.logging import get_logger
 from vllm.models.heads import head_files
 from vllm.models.media.build import text_tensors
 from vllm.models.registry import build
-from vllm.ops import attention_backend
+from vllm.ops import attention_backend, state_memory
 from vllm.ops.attention import AttentionBackend, CacheBackend
 from vllm.ops.attention_blocks import BlocksCache
 from vllm.ops.attention_chunks import ChunkedCache
@@ -108,7 +108,7 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     attention = attention_backend(
         paged, dtype, device, size, config.cache.quantized, media=scheduler.whole_media or bool(pictures)
     )
-    memory = _CacheMemory(attention, StateMemory(device), config.cache, dtype)
+    memory = _CacheMemory(attention, state_memory(device), config.cache, dtype)
     tables = SlotTables(_tokens(scheduler, device, group), groups.kept + groups.scratch, size)
     tables.whole_media = scheduler.whole_media
     num_scratch = scheduler.max_num_batched_tokens // size + scheduler.max_num_seqs + 1
