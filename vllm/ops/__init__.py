@@ -215,7 +215,8 @@ def experts(count: int, shape: MatrixShape) -> nn.ModuleList:
 def record_steps(function: Callable[[int], Tensor], tokens: int, device: torch.device) -> dict[Form, Recording]:
     """Record the computation of a step of some number of tokens, for each form of steps that needs a recording of its own."""
     if device.type == "cuda":
-        return {form: _gpu("graphs").Graphs(function, tokens, device) for form in (Form.SINGLES, Form.MIXED)}
+        pool = torch.cuda.graph_pool_handle()
+        return {form: _gpu("graphs").Graphs(function, tokens, device, pool) for form in (Form.SINGLES, Form.MIXED)}
     recording = record(function, tokens)
     return {} if recording is None else {Form.ANY: recording}
 
