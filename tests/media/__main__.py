@@ -30,7 +30,7 @@ NOT_HERE = {
     "H2OVLChatModel": "its pictures are cut at several scales, which is not here; the tower is that of InternVLChatModel",
     "MiniCPMO": _CODE,
     "MiniCPMV": f"{_CODE}; MiniCPMV4_6ForConditionalGeneration is the later model",
-    "MolmoForCausalLM": f"{_CODE}; of Molmo2ForConditionalGeneration too, pictures see each other across a prompt",
+    "MolmoForCausalLM": f"{_CODE}; Molmo2ForConditionalGeneration is the later model",
     "NVLM_D_Model": "transformers' InternVL has no projector of a width of its own, nor tags between tiles",
     "Phi3VForCausalLM": _CODE,
     "QwenVLForConditionalGeneration": _CODE,

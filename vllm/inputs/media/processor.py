@@ -122,7 +122,14 @@ class MediaProcessor:
             tokens = self.tokenizer.encode(filled(text or "", items, prepared, marks, where), add_special_tokens)
         else:
             tokens = spliced(token_ids, items, prepared, self._marks(items, where), self.tokenizer, where)
-        return tokens, placed(tokens, items, prepared, self.config, self.tokenizer, where)
+        return tokens, placed(tokens, items, prepared, self.config, self.tokenizer, where, self._words())
+
+    def _words(self) -> list[int]:
+        """Return the tokens of media and around them, where all of a prompt's see each other; else none."""
+        if not self.config.across:
+            return []
+        processor, _ = self._loaded()
+        return [int(token) for token in processor.image_token_ids]
 
     def _marks(self, items: Sequence[MediaItem], where: str) -> dict[Modality, str]:
         """Return what marks the places of items, by modality."""

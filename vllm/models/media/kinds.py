@@ -49,6 +49,7 @@ KINDS: Mapping[str, MediaSpec] = {
     "MllamaForConditionalGeneration": MediaSpec(text="mllama", prompts="whole", reads="states"),
     "MiniCPMV4_6ForConditionalGeneration": MediaSpec(_BOTH, prompts="whole"),
     "Mistral3ForConditionalGeneration": MediaSpec(),
+    "Molmo2ForConditionalGeneration": MediaSpec(text="molmo2", prompts="whole", reads="sum", sees="media"),
     "Ovis2ForConditionalGeneration": MediaSpec(beside="visual_indicator_token_ids", reads="forward"),
     "PaliGemmaForConditionalGeneration": MediaSpec(sees="prompt", prompts="bare"),
     "Phi4MultimodalForCausalLM": MediaSpec(

@@ -11,9 +11,10 @@ from vllm.models.families import kin, moe
 from vllm.models.families.chameleon import chameleon
 from vllm.models.families.llama import attention_of, decoder_of
 from vllm.models.families.mllama import mllama
+from vllm.models.families.molmo2 import molmo2
 from vllm.models.spec import HeadSpec, LayerSpec, MoeSpec, TransformerSpec
 
-__all__ = ["aria", "chameleon", "cohere2", "glm4", "glm4_moe", "mllama", "named", "qwen3_moe"]
+__all__ = ["aria", "chameleon", "cohere2", "glm4", "glm4_moe", "mllama", "molmo2", "named", "qwen3_moe"]
 
 ARIA_NAMES: Mapping[str, str] = {
     **moe.QWEN_NAMES,
