@@ -42,6 +42,7 @@ class Media(Struct, array_like=True):
     features: dict[str, Array]
     whole: tuple[int, int] | None = None  # the run of tokens that see each other, where those of its spans are not all
     length: int = 0  # positions of what is made of it, where that stands in no place and all tokens attend to it
+    within: list[tuple[int, int]] = []  # the runs of `whole` whose tokens see each other, where not all of its do
 
     @property
     def runs(self) -> list[tuple[int, int]]:

@@ -22,10 +22,7 @@ from vllm.models.media.kinds import PAIRS
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- by python -m tests.media --write -->", "<!-- end of media -->"
-NOT_HERE = {
-    **UNFIT,
-    "Molmo2ForConditionalGeneration": "its pictures see each other across a prompt",
-}
+NOT_HERE = UNFIT
 """Names that people may look for, and why they are not here"""
 _TOWERS = "transformers' towers | each text and picture, to 1e-4 (`tests/media/test_embedders.py`)"
 _TOKENS = "family, transformers' tower | each token, to 1e-4 (`tests/media/test_embedders.py`)"

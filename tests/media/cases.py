@@ -23,11 +23,11 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True, log
 RATE = 16000
 NO_TEXTS = ("blip_2", "instructblip")
 """Which transformers can't ask without a picture"""
-PLAIN_TEXTS = ("paligemma", "mllama", "chameleon", "chameleon_swin")
+PLAIN_TEXTS = ("paligemma", "mllama", "chameleon", "chameleon_swin", "molmo2", "molmo2_o")
 """Whose processors write tokens of their own into texts without pictures, or refuse those: the tokenizer is asked"""
 
-WHOLE_PROMPTS = ("paligemma",)
-"""Whose prompts' tokens see each other, and so are not cut"""
+WHOLE_PROMPTS = ("paligemma", "molmo2", "molmo2_o")
+"""Whose tokens see each other across prompts, and so are not cut there"""
 
 
 @dataclass

@@ -24,7 +24,18 @@ SOUNDS = tuple(make.__name__ for make in tiny_sounds.SOUNDS)
 """Those that hear"""
 NEEDS = {
     **dict.fromkeys(
-        ("pixtral", "mistral3", "llava_next_video", "kimi_k25", "fuyu", "phi4_multimodal", "llama4", "cohere2_vision"),
+        (
+            "pixtral",
+            "mistral3",
+            "llava_next_video",
+            "kimi_k25",
+            "fuyu",
+            "phi4_multimodal",
+            "llama4",
+            "cohere2_vision",
+            "molmo2",
+            "molmo2_o",
+        ),
         "torchvision",
     ),
     "granite_speech": "torchaudio",

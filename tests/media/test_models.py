@@ -43,7 +43,7 @@ def test_a_model_says_what_transformers_says(
     encode, look = Tower.encode, StatesTower.look
     monkeypatch.setattr(Tower, "encode", lambda self, media: encoded.append(media.key) or encode(self, media))
     monkeypatch.setattr(StatesTower, "look", lambda self, media: encoded.append(media.key) or look(self, media))
-    with make(folder) as llm:
+    with make(folder, max_num_batched_tokens=2048) as llm:  # so many embeddings are kept, too
         for case in cases:  # alone; the last one's first picture is known to the tower
             check(case, llm.generate(case.prompt, GREEDY, use_tqdm=False)[0])
         assert len(encoded) == len(set(encoded)) == 3, "the tower saw a picture twice"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.media.cases import GREEDY, answered, check
 from tests.media.test_models import make
-from tests.media.tiny import picture
+from tests.media.tiny import has_torchvision, picture
 from vllm import SamplingParams
 from vllm.errors import RequestError
 
@@ -64,6 +64,25 @@ def test_company_changes_no_bit(name: str, media_checkpoint: Callable[[str], Pat
     with make(folder, max_model_len=256, num_gpu_blocks_override=17, enable_prefix_caching=False) as llm:
         assert said(llm, prompts) == alone, "preempted"
         assert llm.llm_engine.core.stats().num_preemptions > 0
+
+
+@pytest.mark.skipif(not has_torchvision(), reason="its processor needs torchvision")
+@pytest.mark.parametrize("kernels", ["", "torch"])
+def test_pictures_of_a_prompt_see_each_other_past_the_text_between(
+    kernels: str, media_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels:
+        monkeypatch.setenv("VLLM_CPU_KERNELS", kernels)
+    folder = media_checkpoint("molmo2")
+    between = "<|image|> and then, behind many words that stand between the two, <|image|> b <|image|>"
+    texts = [(f"a {between} end", [WIDE, HIGH, SMALL]), ("plain", []), ("<|image|><|image|>", [SMALL, WIDE])]
+    cases = answered("molmo2", folder, texts)
+    for options in ({}, {"max_num_batched_tokens": 128}, {"max_num_seqs": 1, "enable_prefix_caching": False}):
+        with make(folder, **options) as llm:
+            for _ in range(2):  # again, on a prefix hit
+                outputs = llm.generate([case.prompt for case in cases], GREEDY, use_tqdm=False)
+                for case, output in zip(cases, outputs, strict=True):
+                    check(case, output)
 
 
 def test_more_pictures_than_the_cache_has_room_for_are_refused(media_checkpoint: Callable[[str], Path]) -> None:

@@ -57,6 +57,8 @@ class Seeing:
     """After how many layers more of what the tower saw is added"""
     whole: bool
     """The tokens of a medium see each other."""
+    across: bool = False
+    """So do those of all of a prompt's media."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from vllm.layers.blocks import (
     announce_norms,
 )
 from vllm.layers.embedding import (
+    Appended,
     Embedding,
     Head,
     MaskedHead,
@@ -171,9 +172,12 @@ class Builder:
 
     def tokens(self) -> Embedding:
         """Make the table of tokens; an encoder and its decoder may have one together."""
-        entry, name = self.spec.entry, self.spec.names["embed"]
-        rows = entry.vocab_size + entry.unwritten
-        return self.once(partial(Embedding, rows, self.embed_width, name, self.placement), name)
+        entry, name, more = self.spec.entry, self.spec.names["embed"], self.spec.names.get("embed_unwritten")
+        if more is not None:
+            rows = (entry.vocab_size, entry.unwritten)
+            return self.once(partial(Appended, rows, self.embed_width, (name, more), self.placement), name)
+        count = entry.vocab_size + entry.unwritten
+        return self.once(partial(Embedding, count, self.embed_width, name, self.placement), name)
 
     @property
     def embed_width(self) -> int:

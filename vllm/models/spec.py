@@ -308,7 +308,7 @@ class EntrySpec:
     hearing: Hearing | None = None
     """It has frames of sound in the place of tokens."""
     unwritten: int = 0
-    """How many tokens more are read, which are never chosen"""
+    """How many tokens more are read, which are never chosen; in a tensor of their own, where there is the role embed_unwritten"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +343,7 @@ class TransformerSpec:
     """A decoder or an encoder.
 
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
-    layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
+    layer, {x} for the expert.  Roles: embed, embed_unwritten (both with their endings then), positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, of an entry that hears conv1 and conv2, and per layer q, k, v or qkv, o, q_norm, k_norm, cross_q, cross_k,
     cross_v, cross_o, norm_cross, of pictures cross_q_norm, cross_k_norm and with their endings cross_gate and ffn_gate, norm1, norm1_after, norm2, norm2_after, attention_gate, sinks with its ending, norm_beside,
     gate, up or gate_up, down, router, expert_gate, expert_up, expert_down or with their endings experts_gate_up, experts_gate,

@@ -18,6 +18,7 @@ from vllm.errors import ConfigError
 from vllm.kv_cache.spec import Blocks, CacheGroup, CacheSpec, Chunk, Cross, Scratch, State, group_layers
 from vllm.layers.cross import Encoder
 from vllm.layers.embedding import Head
+from vllm.layers.media import Seeing
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
 from vllm.layers.step import Step
@@ -53,6 +54,9 @@ from vllm.worker.tables import SlotTables
 from vllm.worker.tokens import DeviceTokens, HostTokens, Tokens
 
 logger = get_logger(__name__)
+
+_ROOM = 2048
+"""Tokens of a step, where those of a prompt's media see each other: one of molmo2's large pictures has 1,300"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     scheduler = _whole_prompts(config.scheduler) if model.whole_prompts else config.scheduler
     media = None
     if model.seeing is not None and model.reads is not None:
-        scheduler = replace(scheduler, whole_media=model.seeing.whole)
+        scheduler = _with_media(scheduler, model.seeing)
         media = MediaStates(model, scheduler.max_num_batched_tokens, dtype, device)
     if pictures := layers_of(model):
         pictures[0].sight.make_room(scheduler.max_num_batched_tokens, dtype, device)
@@ -220,6 +224,14 @@ def _whole_prompts(scheduler: SchedulerConfig) -> SchedulerConfig:
         )
     step_tokens = max(scheduler.max_num_batched_tokens, scheduler.max_model_len)
     return replace(scheduler, chunked_prefill=False, max_num_batched_tokens=step_tokens)
+
+
+def _with_media(scheduler: SchedulerConfig, seeing: Seeing) -> SchedulerConfig:
+    """Tokens of media that see each other are computed in one step, which has room for some unless it is said how much it has."""
+    roomy = seeing.across and not scheduler.chose_step_tokens
+    least = min(scheduler.max_model_len, _ROOM) if roomy else 0
+    step_tokens = max(scheduler.max_num_batched_tokens, least)
+    return replace(scheduler, whole_media=seeing.whole, max_num_batched_tokens=step_tokens)
 
 
 def _step(tables: SlotTables, memory: _CacheMemory, groups: tuple[CacheGroup, ...], caches: dict[int, Any]) -> Step:

@@ -111,9 +111,14 @@ def placed(
     config: MediaConfig,
     tokenizer: Tokenizer,
     where: str,
+    words: Sequence[int] = (),
 ) -> list[Media]:
-    """Find the runs of tokens that each item's embeddings belong to.  Raises RequestError."""
+    """Find the runs of tokens that each item's embeddings belong to.  Raises RequestError.
+
+    `words`: the tokens of media, and what stands around them, where all of a prompt's see each other.
+    """
     every, media = np.array(tokens), []
+    within = _runs(np.flatnonzero(np.isin(every, words))) if words else []
     has_pictures = any(item.modality == "image" for item in items)
     for modality, token in config.token_ids.items():
         kinds = (token, *config.beside)
@@ -128,7 +133,9 @@ def placed(
                 if config.notices and modality == "audio" and has_pictures:
                     key, features = _key_beside(key), features | {config.notices: array_of(np.zeros(0))}
                 whole = (0, len(tokens)) if config.whole_prompt else None
-                media.append(Media(modality, key, _runs(here), features, whole, config.states))
+                if within:
+                    whole = (within[0][0], within[-1][1])
+                media.append(Media(modality, key, _runs(here), features, whole, config.states, within))
                 used += count
         if used != len(places):
             raise RequestError(

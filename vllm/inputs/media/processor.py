@@ -130,7 +130,14 @@ class MediaProcessor:
             tokens = self._filled(text or "", items, prepared, add_special_tokens, where)
         else:
             tokens = spliced(token_ids, items, prepared, self._marks(items, where), self.tokenizer, where)
-        return tokens, placed(tokens, items, prepared, self.config, self.tokenizer, where)
+        return tokens, placed(tokens, items, prepared, self.config, self.tokenizer, where, self._words())
+
+    def _words(self) -> list[int]:
+        """Return the tokens of media and around them, where all of a prompt's see each other; else none."""
+        if not self.config.across:
+            return []
+        processor, _ = self._loaded()
+        return [int(token) for token in processor.image_token_ids]
 
     def _filled(
         self, text: str, items: Sequence[MediaItem], prepared: Sequence[Prepared], add_special_tokens: bool, where: str

@@ -23,7 +23,11 @@ def text_spec(config: Any) -> TransformerSpec:
     """Return the decoder of a model that takes media.  Raises ModelError if its text part is of no family."""
     media = next(KINDS[name] for name in config.architectures if name in KINDS)
     text = config.get_text_config()
-    if media.sees in ("prompt", "all"):  # what is said about it there is how prompts are read, not the layers' nature
+    if media.sees in (
+        "media",
+        "prompt",
+        "all",
+    ):  # what is said about it there is how prompts are read, not the layers' nature
         text.use_bidirectional_attention = None
     spec = (getattr(texts, media.text) if media.text else _family_of(text))(text)
     if media.positions == "spatial":
@@ -77,7 +81,8 @@ def load_seeing(
     if spec.entry.scales_media:
         tower.scale = spec.entry.scale
     deep = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
-    return Seeing(tower, len(deep), media.sees in ("medium", "prompt"))
+    across = media.sees in ("media", "prompt")
+    return Seeing(tower, len(deep), across or media.sees == "medium", across)
 
 
 def text_tensors(

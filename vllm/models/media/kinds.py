@@ -77,6 +77,7 @@ KINDS: Mapping[str, MediaSpec] = {
     ),
     "MiniCPMV4_6ForConditionalGeneration": MediaSpec(_BOTH, prompts="whole"),
     "Mistral3ForConditionalGeneration": MediaSpec(),
+    "Molmo2ForConditionalGeneration": MediaSpec(text="molmo2", prompts="whole", reads="sum", sees="media"),
     "MllamaForConditionalGeneration": MediaSpec(text="mllama", prompts="whole", reads="states"),
     "MolmoForCausalLM": MediaSpec(
         beside="image_marks",

@@ -11,9 +11,22 @@ from vllm.models.families import era, kin, moe
 from vllm.models.families.chameleon import chameleon
 from vllm.models.families.llama import attention_of, decoder_of, mlp_of
 from vllm.models.families.mllama import mllama
+from vllm.models.families.molmo2 import molmo2
 from vllm.models.spec import HeadSpec, LayerSpec, MoeSpec, TransformerSpec
 
-__all__ = ["aria", "chameleon", "chatglm", "cohere2", "glm4", "glm4_moe", "mllama", "molmo", "named", "qwen3_moe"]
+__all__ = [
+    "aria",
+    "chameleon",
+    "chatglm",
+    "cohere2",
+    "glm4",
+    "glm4_moe",
+    "mllama",
+    "molmo",
+    "molmo2",
+    "named",
+    "qwen3_moe",
+]
 
 ARIA_NAMES: Mapping[str, str] = {
     **moe.QWEN_NAMES,

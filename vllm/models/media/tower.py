@@ -24,7 +24,7 @@ from vllm.loader.fill import fill
 from vllm.loader.read import tensors
 from vllm.messages import Array, Media, Modality
 from vllm.models.media import layouts
-from vllm.models.media.reading import Reader, Vocabulary, read, replace_text, taken
+from vllm.models.media.reading import Reader, Vocabulary, Zeros, read, replace_text, taken
 from vllm.models.media.spec import MediaSpec
 from vllm.names import named
 from vllm.ops.memory import tensor_of
@@ -196,13 +196,14 @@ def load_tower(
         )
     width = config.get_text_config().hidden_size
     instead: dict[str, Callable[[], nn.Module]] = {
-        "forward": partial(Reader, width, dtype),
+        "forward": partial(Reader, Zeros(width, dtype)),
+        "sum": lambda: Reader(Vocabulary(entry).table),
         "vocabulary": partial(Vocabulary, entry),
         "states": nn.Identity,
         "method": nn.Identity,
     }
     replace_text(module, instead[media.reads](), media.decoder)
-    tokens = media.tokens(config) if media.reads == "forward" else {}
+    tokens = media.tokens(config) if media.reads in ("forward", "sum") else {}
     make = StatesTower if media.reads == "states" else Tower
     return make(module.to(placement.device).eval().requires_grad_(False), width, dtype, placement.device, tokens)
 
