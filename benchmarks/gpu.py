@@ -147,7 +147,10 @@ def _time(function: Any, repeats: int = 10) -> float:
     return statistics.median(times)
 
 
-def compare_with_cpu() -> dict[str, list[bool]]:
+KINDS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "qwen3_moe")
+
+
+def compare_with_cpu(kinds: tuple[str, ...] = KINDS) -> dict[str, list[bool]]:
     """Return, per architecture, whether greedy tokens of a tiny model are the same on one GPU, and some also on two if there are
     as many, as on the CPU."""
     import torch
@@ -164,7 +167,7 @@ def compare_with_cpu() -> dict[str, list[bool]]:
     prompts = [{"prompt_token_ids": [(7 * i + 3 * j) % 290 + 5 for j in range(5 + 37 * i)]} for i in range(6)]
     params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
     found = {}
-    for kind in ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "qwen3_moe"):
+    for kind in kinds:
         config = AutoConfig.for_model(kind, **tiny, **(moe if "moe" in kind else {}))
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)

@@ -111,8 +111,8 @@ def client_api_key() -> str | None:
 
 
 def forbid_multicast() -> None:
-    """Keep torch from asking NVLink's switches for multicast, which nothing here uses, and which not every host survives."""
-    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+    """Keep NCCL from NVLink's multicast, which not every host survives, unless the user says otherwise."""
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
 
 
 def settings() -> dict[str, str]:

@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.conformance.published_parts import attend, rotate
+from tests.conformance.published_states import PLAMO2, plamo2, plamo2_shapes
 from tests.conformance.tiny import VOCAB
 
 Config = Mapping[str, Any]
 Weights = dict[str, Tensor]
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, INNER, LAYERS, EXPERTS = 64, 4, 2, 16, 48, 4, 4
+_ENDS = ("weight", "bias")
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,11 @@ class Written:
         return ids[len(prompt) :], torch.stack(found)
 
 
-def save(architecture: str, folder: Path) -> Written:
-    """Write a tiny checkpoint of an architecture; return what it computes."""
+def save(architecture: str, folder: Path, **changes: Any) -> Written:
+    """Write a tiny checkpoint of an architecture, with changes to its config; return what it computes."""
     torch.manual_seed(0)
     config, shapes, compute = MODELS[architecture]
+    config = {**config, **changes}
     weights = {name: _random(name, shape) for name, shape in shapes.items()}
     content = {"architectures": [architecture], "model_type": architecture.lower(), "torch_dtype": "float32", **config}
     (folder / "config.json").write_text(json.dumps(content))
@@ -62,24 +66,9 @@ def _rms(weights: Weights, name: str, x: Tensor) -> Tensor:
     return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weights[f"{name}.weight"]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | float = 0.0) -> Tensor:
-    """Causal attention.  [n, H, E], [n, G, E], [n, G, E] -> [n, H E]"""
-    k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (k, v))
-    scores = torch.einsum("qhe,khe->hqk", q, k) * scale + bias
-    future = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
-    return torch.einsum("hqk,khe->qhe", scores.masked_fill(future, -math.inf).softmax(-1), v).flatten(1)
-
-
-def _rotate(x: Tensor) -> Tensor:
-    """By halves of each head.  [n, H, E]"""
-    angles = torch.arange(len(x)).float()[:, None, None] * 10000.0 ** -(torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
-    low, high = x.chunk(2, -1)
-    return torch.cat((low * angles.cos() - high * angles.sin(), high * angles.cos() + low * angles.sin()), -1)
-
-
 def _llama_attention(weights: Weights, name: str, x: Tensor) -> Tensor:
     q, k, v = (F.linear(x, weights[f"{name}.{part}_proj.weight"]).unflatten(1, (-1, HEAD_DIM)) for part in "qkv")
-    mixed = _attend(_rotate(q), _rotate(k), v, HEAD_DIM**-0.5)
+    mixed = attend(rotate(q), rotate(k), v, HEAD_DIM**-0.5)
     return F.linear(mixed, weights[f"{name}.o_proj.weight"])
 
 
@@ -140,7 +129,7 @@ def jais(config: Config, weights: Weights, ids: Tensor) -> Tensor:
         name = f"transformer.h.{layer}"
         parts = linear(f"{name}.attn.c_attn", norm(f"{name}.ln_1", x)).chunk(3, -1)
         q, k, v = (part.unflatten(1, (HEADS, HEAD_DIM)) for part in parts)
-        x = x + linear(f"{name}.attn.c_proj", _attend(q, k, v, 1 / HEAD_DIM, distances))
+        x = x + linear(f"{name}.attn.c_proj", attend(q, k, v, 1 / HEAD_DIM, distances))
         y = norm(f"{name}.ln_2", x)
         x = x + linear(f"{name}.mlp.c_proj", linear(f"{name}.mlp.c_fc", y) * F.silu(linear(f"{name}.mlp.c_fc2", y)))
     return norm("transformer.ln_f", x) @ table.T * config["mup_output_alpha"] * config["mup_width_scale"]
@@ -221,8 +210,70 @@ def arctic(config: Config, weights: Weights, ids: Tensor) -> Tensor:
     return F.linear(_rms(weights, "model.norm", x), weights["lm_head.weight"])
 
 
+# ── phi 3 small: heads that see blocks; a bounded gate; muP's factors ───────────────────────────────────────────────
+
+PHI3_SMALL: Config = {
+    "model_type": "phi3small",
+    "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS, "hidden_act": "gegelu", "ff_intermediate_size": INNER, "gegelu_limit": 1.5,
+    "layer_norm_epsilon": 1e-5, "max_position_embeddings": 128, "rope_embedding_base": 5000, "rope_position_scale": 1.0,
+    "blocksparse_block_size": 8, "blocksparse_num_local_blocks": 2, "blocksparse_vert_stride": 3,
+    "blocksparse_homo_head_pattern": False, "dense_attention_every_n_layers": 2, "mup_use_scaling": True,
+    "mup_attn_multiplier": 3.0, "mup_embedding_multiplier": 10.0, "mup_width_multiplier": 8.0,
+}  # fmt: skip
+_PHI3_SMALL_SIZES = {
+    "self_attn.query_key_value": ((HEADS + 2 * KV_HEADS) * HEAD_DIM, WIDTH),
+    "self_attn.dense": (WIDTH, HEADS * HEAD_DIM),
+    "mlp.up_proj": (2 * INNER, WIDTH),
+    "mlp.down_proj": (WIDTH, INNER),
+    "input_layernorm": (WIDTH,),
+    "post_attention_layernorm": (WIDTH,),
+}
+
+
+def _phi3_small_shapes() -> dict[str, tuple[int, ...]]:
+    sizes = {
+        f"model.layers.{layer}.{part}": size for layer in range(LAYERS) for part, size in _PHI3_SMALL_SIZES.items()
+    }
+    sizes["model.final_layernorm"] = (WIDTH,)
+    shapes = {f"{name}.{end}": size if end == "weight" else size[:1] for name, size in sizes.items() for end in _ENDS}
+    return shapes | {"model.embed_tokens.weight": (VOCAB, WIDTH), "lm_head.weight": (VOCAB, WIDTH)}
+
+
+def phi3_small(config: Config, weights: Weights, ids: Tensor) -> Tensor:
+    def linear(name: str, x: Tensor) -> Tensor:
+        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (WIDTH,), weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5)
+
+    blocks = torch.arange(len(ids)) // config["blocksparse_block_size"]
+    near = blocks[:, None] - blocks < config["blocksparse_num_local_blocks"]
+    stride = config["blocksparse_vert_stride"]
+    turn = 0 if config["blocksparse_homo_head_pattern"] else max(1, stride // HEADS)
+    far = (blocks + torch.arange(HEADS)[:, None, None] * turn + 1) % stride == 0
+    hidden = torch.zeros(HEADS, len(ids), len(ids)).masked_fill(~(near | far), -math.inf)
+    x = weights["model.embed_tokens.weight"][ids] * config["mup_embedding_multiplier"]
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}"
+        mixed = linear(f"{name}.self_attn.query_key_value", norm(f"{name}.input_layernorm", x))
+        q, k, v = mixed.unflatten(1, (KV_HEADS, -1, HEAD_DIM)).split((HEADS // KV_HEADS, 1, 1), dim=2)
+        q, k, v = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)
+        bias = hidden if (layer + 1) % config["dense_attention_every_n_layers"] else 0.0
+        scale, theta = config["mup_attn_multiplier"] / HEAD_DIM, config["rope_embedding_base"]
+        x = x + linear(f"{name}.self_attn.dense", attend(rotate(q, theta), rotate(k, theta), v, scale, bias))
+        y = linear(f"{name}.mlp.up_proj", norm(f"{name}.post_attention_layernorm", x))
+        gate, up = y[:, ::2].clamp(max=config["gegelu_limit"]), y[:, 1::2]
+        up = up.clamp(-config["gegelu_limit"], config["gegelu_limit"])
+        x = x + linear(f"{name}.mlp.down_proj", gate * torch.sigmoid(1.702 * gate) * (up + 1))
+    logits = F.linear(norm("model.final_layernorm", x), weights["lm_head.weight"])
+    return logits / config["mup_width_multiplier"]
+
+
 MODELS: Mapping[str, tuple[Config, dict[str, tuple[int, ...]], Callable[[Config, Weights, Tensor], Tensor]]] = {
     "ArcticForCausalLM": (ARCTIC, _arctic_shapes(), arctic),
     "JAISLMHeadModel": (JAIS, _jais_shapes(), jais),
+    "Phi3SmallForCausalLM": (PHI3_SMALL, _phi3_small_shapes(), phi3_small),
+    "Plamo2ForCausalLM": (PLAMO2, plamo2_shapes(), plamo2),
     "SolarForCausalLM": (SOLAR, _solar_shapes(), solar),
 }

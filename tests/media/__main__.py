@@ -22,29 +22,25 @@ from vllm.models.media.kinds import PAIRS
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- by python -m tests.media --write -->", "<!-- end of media -->"
-_CODE = "transformers has no class of it, and its checkpoints' own code was not tried"
-NOT_HERE = {
-    **UNFIT,
-    "DeepseekVLV2ForCausalLM": _CODE,
-    "GLM4VForCausalLM": f"{_CODE}; Glm4vForConditionalGeneration is the later model",
-    "H2OVLChatModel": "its pictures are cut at several scales, which is not here; the tower is that of InternVLChatModel",
-    "MiniCPMO": _CODE,
-    "MiniCPMV": f"{_CODE}; MiniCPMV4_6ForConditionalGeneration is the later model",
-    "MolmoForCausalLM": f"{_CODE}; Molmo2ForConditionalGeneration is the later model",
-    "NVLM_D_Model": "transformers' InternVL has no projector of a width of its own, nor tags between tiles",
-    "Phi3VForCausalLM": _CODE,
-    "QwenVLForConditionalGeneration": _CODE,
-    "UltravoxModel": _CODE,
-}
-"""Names that people may look for, and why they are not here"""
 _TOWERS = "transformers' towers | each text and picture, to 1e-4 (`tests/media/test_embedders.py`)"
 _TOKENS = "family, transformers' tower | each token, to 1e-4 (`tests/media/test_embedders.py`)"
 _ALIKE = "family, transformers' tower | in all ways (`tests/media/test_layouts.py`)"
+_OWN = "family, transformers' encoder, own projector | in all ways, with its mathematics written plainly"
 ELSEWHERE = {
     **dict.fromkeys(PAIRS, _TOWERS),
     "ColPaliForRetrieval": _TOKENS,
     "ColQwen2ForRetrieval": _TOKENS,
+    "DeepseekVLV2ForCausalLM": f"{_OWN} (`tests/media/test_deepseek_vl_v2.py`)",
+    "GLM4VForCausalLM": f"{_OWN} (`tests/media/test_glm_4v.py`)",
+    "H2OVLChatModel": f"{_OWN} (`tests/media/test_tiles.py`)",
     "InternVLChatModel": _ALIKE,
+    "MolmoForCausalLM": f"{_OWN} (`tests/media/test_molmo.py`)",
+    "MiniCPMO": f"{_OWN} (`tests/media/test_minicpm_o.py`; 2.6)",
+    "MiniCPMV": f"{_OWN} (`tests/media/test_minicpm_v.py`; 2.5, 2.6, 4.0 and 4.5)",
+    "NVLM_D": f"{_OWN} (`tests/media/test_tiles.py`)",
+    "Phi3VForCausalLM": f"{_OWN} (`tests/media/test_phi3_v.py`)",
+    "QwenVLForConditionalGeneration": f"{_OWN} (`tests/media/test_qwen_vl.py`)",
+    "UltravoxModel": f"{_OWN} (`tests/media/test_ultravox.py`)",
     "VoxtralForConditionalGeneration": _ALIKE,
 }
 """What other tests compare"""
@@ -100,7 +96,7 @@ def rows(names: list[str], place: Path, raises: bool) -> Iterator[str]:
         yield f"| `{architecture}` | {name} | {route} | {text} |"
     for architecture, way in sorted(ELSEWHERE.items()):
         yield f"| `{architecture}` | | {way} |"
-    for architecture, reason in sorted(NOT_HERE.items()):
+    for architecture, reason in sorted(UNFIT.items()):
         yield f"| `{architecture}` | | not here | {reason} |"
     yield ""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests import checkpoints
 from tests.models.dense_attention import DenseAttention
-from vllm.kv_cache.spec import CacheSpec, Chunk, State, group_layers
+from vllm.kv_cache.spec import Blocks, CacheSpec, Chunk, State, group_layers
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler, PoolingRow
 from vllm.layers.step import Step
@@ -25,10 +25,11 @@ from vllm.loader.files import weight_files
 from vllm.loader.fill import fill as loader_fill
 from vllm.loader.read import tensors
 from vllm.models.heads import head_files
-from vllm.models.registry import build
+from vllm.models.registry import build, read_as_they_stand
 from vllm.models.tasks import resolve_pooling
 from vllm.ops import attention_backend, native, record
 from vllm.ops.attention import AttentionBackend, CacheBackend, Layout
+from vllm.ops.attention_blocks import BlocksCache
 from vllm.ops.attention_chunks import ChunkedCache
 from vllm.ops.attention_torch import PagedCache, TorchAttention
 from vllm.ops.matrix import Matrix
@@ -129,7 +130,7 @@ def load(fill: Callable[..., None]) -> Callable[..., Transformer]:
 
     def load(folder: Path, max_model_len: int = 40, **options: Any) -> Transformer:
         overrides, dtype = options.pop("hf_overrides", None), options.pop("dtype", torch.float32)
-        config = read_config(folder, hf_overrides=overrides)
+        config = read_config(folder, hf_overrides=overrides, own_architectures=read_as_they_stand())
         pooling = resolve_pooling(config, folder, **options)
         placement = Placement(dtype, torch.device("cpu"))
         model = build(config, placement, max_model_len, pooling, folder).eval()
@@ -216,6 +217,8 @@ class Memory:
     def memory(self, spec: CacheSpec) -> CacheBackend:
         if isinstance(spec, Chunk):
             return ChunkedCache(self.backend, spec.size)
+        if isinstance(spec, Blocks):
+            return BlocksCache(self.backend, spec)
         return StateMemory(torch.device("cpu")) if isinstance(spec, State) else self.backend
 
     def place(self, rows: Tensor, start: Tensor, count: Tensor) -> None:

@@ -71,6 +71,25 @@ class Chunk(Full):
 
 
 @dataclass(frozen=True, slots=True)
+class BlockPattern:
+    """Which of a sequence's blocks of `size` tokens each head sees: the last `local` up to a token's own, and of those before
+    every one whose number leaves the head's phase when it is divided by `stride`."""
+
+    size: int
+    local: int
+    stride: int
+    phases: tuple[int, ...]
+    """One per head, below `stride`"""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks(Full):
+    """Attention to some blocks of earlier tokens, others for each head: together they may see all."""
+
+    pattern: BlockPattern
+
+
+@dataclass(frozen=True, slots=True)
 class Scratch(Full):
     """Attention of all of a sequence's tokens to each other, computed in one step: nothing is kept between steps.
 
@@ -140,7 +159,7 @@ class State:
         return max(1, self.interval // block_size)
 
 
-PagedSpec = Full | Window | Chunk | Scratch | Cross
+PagedSpec = Full | Window | Chunk | Blocks | Scratch | Cross
 """What attention needs: keys and values of single tokens."""
 
 CacheSpec = PagedSpec | State

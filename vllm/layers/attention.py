@@ -8,10 +8,11 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from vllm import ops
-from vllm.kv_cache.spec import CacheSpec, Chunk, Full, PagedSpec, Scratch, Window
+from vllm.kv_cache.spec import BlockPattern, Blocks, CacheSpec, Chunk, Full, PagedSpec, Scratch, Window
 from vllm.layers.linear import Linear
 from vllm.layers.step import Step
 from vllm.ops.attention import AttentionOptions, CachePlan
+from vllm.ops.attention_blocks import BlocksPlan
 from vllm.ops.attention_chunks import ChunkedPlan
 
 
@@ -117,6 +118,27 @@ class ChunkedAttention(Attention):
         plan = super().plan(step)
         assert isinstance(plan, ChunkedPlan)
         return plan.pieces
+
+
+class BlockAttention(Attention):
+    """Attention whose heads see some blocks of tokens, each others.  [T, D] -> [T, D]"""
+
+    def __init__(self, pattern: BlockPattern, *args: Any, **options: Any) -> None:
+        """`pattern`: which ones; the rest as above."""
+        super().__init__(*args, **options)
+        self.pattern = pattern
+
+    @property
+    def cache_spec(self) -> CacheSpec:
+        """What memory this layer needs."""
+        return Blocks(self.num_kv_heads, self.head_dim, self.head_dim, self.pattern)
+
+    def attend(self, heads: Tensor, step: Step) -> Tensor:
+        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        q, k = self.rotary(self.q_norm(q), self.k_norm(k), step.positions)
+        plan = self.plan(step)
+        assert isinstance(plan, BlocksPlan)
+        return plan.run(step.attention, (q, k, v), step.caches[self.index], self.options).flatten(1)
 
 
 class GatedAttention(Attention):

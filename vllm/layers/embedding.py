@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -218,16 +219,15 @@ class MaskedHead(Head):
 
     never: Tensor
 
-    def __init__(
-        self, never: Tensor, project: nn.Module, vocabulary: nn.Module, softcap: float, scale: float = 1.0
-    ) -> None:
-        """`never`: [n] int64, those tokens; the rest as above."""
-        super().__init__(project, vocabulary, softcap, scale)
-        self.register_buffer("never", never, persistent=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden).index_fill_(1, self.never, torch.finfo(torch.float32).min)
+    def __init__(self, never: Sequence[int], device: torch.device, *args: Any) -> None:
+        """`never`: those tokens; the rest as above."""
+        super().__init__(*args)
+        self.register_buffer("never", torch.tensor(never, device=device), persistent=False)
 
     @property
     def is_gathered(self) -> bool:
+        """It looks at all logits in any case."""
         return False
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden).index_fill(1, self.never, torch.finfo(torch.float32).min)

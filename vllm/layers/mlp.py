@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vllm import ops
 from vllm.layers.linear import Linear
 from vllm.layers.recurrent import Exact
-from vllm.ops.activations import Clamp, activation
+from vllm.ops.activations import Clamp, activation, gated_activation
 from vllm.ops.matrix import Matrix
 from vllm.ops.moe import Routing
 from vllm.ops.mxfp4 import Unpacked
@@ -33,6 +33,20 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.down(self.up(x), residual)
+
+
+class ClampedGate(nn.Module):
+    """activation(gate(x)) · up(x), both bounded before: phi 3 small.  [T, D] -> [T, I]"""
+
+    def __init__(self, product: Linear, activation: str, clamp: Clamp) -> None:
+        """`product` makes gates and what they are gates of."""
+        super().__init__()
+        self.product = product
+        self.activation = activation
+        self.clamp = clamp
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gated_activation(self.product(x), self.activation, self.clamp)
 
 
 class SparseGate(nn.Module):

@@ -247,11 +247,13 @@ class LongRope:
     short_factor: tuple[float, ...]
     long_factor: tuple[float, ...]
     original: int
-    attention_factor: float
+    attention_factors: tuple[float, float]
+    """Beside the first set, and beside the second"""
 
     def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
-        divisors = self.long_factor if max_model_len > self.original else self.short_factor
-        return 1 / (torch.tensor(divisors) * _wavelengths(theta, width)), self.attention_factor
+        is_long = max_model_len > self.original
+        divisors = torch.tensor(self.long_factor if is_long else self.short_factor)
+        return 1 / (divisors * _wavelengths(theta, width)), self.attention_factors[is_long]
 
 
 @dataclass(frozen=True, slots=True)

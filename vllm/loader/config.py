@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.errors import ConfigError, ModelError, did_you_mean
 from vllm.loader.foreign_config import translated
-from vllm.loader.internvl_config import internvl_chat
 from vllm.loader.plain_config import PlainConfig, plain_config
+from vllm.loader.published import as_published
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -74,9 +74,7 @@ def read_config(
     of transformers' class.
     Raises ModelError if the file is missing, damaged or not understood, ConfigError for an override without effect.
     """
-    raw = translated(_read_model_json(path))
-    if raw.get("model_type") == "internvl_chat":
-        raw = internvl_chat(raw, path)
+    raw = as_published(translated(_read_model_json(path)), path)
     plain = None if hf_overrides or by_transformers else plain_config(raw, path)
     config = plain or _config_of_transformers(
         path, raw, hf_overrides, _Code(trust_remote_code, code_revision), own_architectures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vllm.errors import ModelError
 
@@ -36,6 +37,12 @@ def weight_files(path: Path, load_format: str = "auto") -> list[Path]:
     others = sorted(file.name for pattern in _OTHER_FORMATS for file in path.glob(pattern))
     hint = f"found only {others[0]}, a format that is not read; convert it" if others else "download the model again"
     raise ModelError(f"{path} has no weights ({wanted}; load_format={load_format!r}): {hint}")
+
+
+def all_weight_files(path: Path, config: Any, load_format: str = "auto") -> list[Path]:
+    """Return `weight_files` of a folder, and of those in which parts of the model lie that its configuration only names."""
+    beside = [Path(folder) for folder in getattr(config, "weights_beside", ())]
+    return [file for folder in (path, *beside) for file in weight_files(folder, load_format)]
 
 
 def index_of(path: Path, single: str) -> Path:

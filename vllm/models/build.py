@@ -45,7 +45,7 @@ from vllm.layers.embedding import (
     Waves,
 )
 from vllm.layers.linear import Linear, Part, scaled, split
-from vllm.layers.mlp import Mlp, SparseGate
+from vllm.layers.mlp import ClampedGate, Mlp, SparseGate
 from vllm.layers.norm import LayerNorm, RmsNorm
 from vllm.layers.per_layer import PerLayerInput, Reading, Scaled
 from vllm.layers.placement import Placement
@@ -154,7 +154,7 @@ class Builder:
             entry = self.kept = Kept(entry)
         if spec.entry.per_layer is not None:
             entry = self.per_layer = build_per_layer_input(self, entry, spec.entry.per_layer)
-        norm = self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity()
+        norm = self.norm(spec.width, spec.names["norm"], "norm") if spec.final_norm else nn.Identity()
         if spec.lanes is not None:
             entry, norm = build_lanes_input(self, entry, spec.lanes), build_lanes_output(self, norm, spec.lanes)
         blocks = self.passed([self.layer(index, layer) for index, layer in enumerate(spec.layers)])
@@ -217,19 +217,19 @@ class Builder:
         project: nn.Module = nn.Identity()
         if spec.entry.width:
             project = Linear(spec.width, [Part(spec.names["project_out"], spec.entry.width)], self.placement)
-        never = torch.tensor(spec.head.never, dtype=torch.int64, device=self.placement.device)
-        kind: Callable[..., Head] = partial(MaskedHead, never) if spec.head.never else Head
-        make = partial(kind, project, softcap=spec.head.softcap, scale=spec.head.scale)
+        kind = partial(MaskedHead, spec.head.never, self.placement.device) if spec.head.never else Head
+        return kind(project, self.vocabulary(tokens), spec.head.softcap, spec.head.scale)
+
+    def vocabulary(self, tokens: Embedding) -> nn.Module:
+        """Make the product that ends in logits."""
+        spec = self.spec
         if spec.tied and spec.head.bias_name is None:
             tied = TiedLinear(tokens, self.placement)
-            if spec.head.own_or_tied:
-                return make(vocabulary=OwnOrTied(spec.names["head"], tied, self.placement))
-            return make(vocabulary=tied)
+            return OwnOrTied(spec.names["head"], tied, self.placement) if spec.head.own_or_tied else tied
         cut = partial(functional.normalize, dim=-1) if spec.head.unit_rows else None
         name = spec.names["embed" if spec.tied else "head"]
         parts = [Part(name, spec.entry.vocab_size, cut, spec.head.bias_name)]
-        vocabulary = Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
-        return make(vocabulary=vocabulary)
+        return Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
 
     def layer(self, index: int, layer: LayerSpec) -> nn.Module:
         if self.spec.lanes is not None:
@@ -247,7 +247,9 @@ class Builder:
         if layer.block == "pictures":
             return build_picture_block(self, index, layer)
         kind, roles = _BLOCKS[layer.block]
-        norms = tuple(self.norm(self.spec.width, self.name(role, index)) if role else nn.Identity() for role in roles)
+        norms = tuple(
+            self.norm(self.spec.width, self.name(role, index), role) if role else nn.Identity() for role in roles
+        )
         if layer.mixer is None:
             assert layer.ffn is not None
             return kind(self.ffn(index, layer.ffn), norms)
@@ -298,6 +300,9 @@ class Builder:
         parts = self.up_parts(index, mlp)
         if mlp.sparsity:
             up: nn.Module = SparseGate(self.linear(self.spec.width, parts, mlp.up_bias), mlp.activation, mlp.sparsity)
+        elif mlp.clamp is not None:
+            product = self.linear(self.spec.width, parts, mlp.up_bias, shard="rows")
+            up = ClampedGate(product, mlp.activation, mlp.clamp)
         else:
             up = self.linear(
                 self.spec.width, parts, mlp.up_bias, activation=mlp.activation, gated=mlp.gated, shard="rows"
@@ -321,6 +326,8 @@ class Builder:
         if mlp.layout == "split":
             return [self.part(role, index, mlp.width) for role in ("gate", "up")]
         name = self.name("gate_up", index)
+        if mlp.layout == "turns":
+            return [Part(name, mlp.width, partial(_cut_every_other, which)) for which in (0, 1)]
         if mlp.layout == "gate_up":
             return [Part(name, 2 * mlp.width)] if self.placement.group.size == 1 else split(name, 2 * (mlp.width,))
         return [Part(name, mlp.width, partial(_cut_half, which)) for which in (1, 0)]
@@ -330,10 +337,10 @@ class Builder:
         make = partial(Linear, width, parts, self.placement, bias=bias, transposed=transposed, **options)
         return self.once(make, *(part.name for part in parts))
 
-    def norm(self, width: int, name: str) -> nn.Module:
-        norm = self.spec.norm
+    def norm(self, width: int, name: str, role: str = "") -> nn.Module:
+        norm, shift = self.spec.norm, self.spec.norm_shifts.get(role, 0.0)
         if norm.kind == "rms":
-            return self.once(partial(RmsNorm, width, name, self.placement, norm.eps, norm.offset), name)
+            return self.once(partial(RmsNorm, width, name, self.placement, norm.eps, norm.offset, shift), name)
         make = partial(
             LayerNorm, width, name, self.placement, norm.eps, norm.offset, affine=norm.affine, bias=norm.bias
         )
@@ -365,3 +372,8 @@ class Builder:
 def _cut_half(which: int, stored: Tensor) -> Tensor:
     """Take the first or the second half of a tensor's rows."""
     return stored.chunk(2)[which]
+
+
+def _cut_every_other(first: int, stored: Tensor) -> Tensor:
+    """Take every other row of a tensor."""
+    return stored[first::2]

@@ -7,18 +7,20 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from vllm.errors import ConfigError, ModelError
 from vllm.layers.attention import (
     Attention,
+    BlockAttention,
     ChunkedAttention,
     GatedAttention,
     NormedValueAttention,
     SharingAttention,
 )
 from vllm.layers.linear import Clipped, Part, cut_third, split
-from vllm.layers.norm import HeadsNorm, OwnNorms, PlainRmsNorm
+from vllm.layers.norm import HeadsNorm, OwnNorms, OwnRmsNorms, PlainRmsNorm
 from vllm.layers.position_bias import Alibi, RelativeBias, alibi_slopes
 from vllm.layers.recurrent import Exact
 from vllm.layers.rotary import NormedRotary, TemperedRotary
@@ -67,6 +69,9 @@ def build_attention(
 def _kind(builder: Builder, attention: AttentionSpec) -> Callable[..., Attention]:
     if attention.chunk is not None:
         return partial(ChunkedAttention, attention.chunk)
+    if attention.blocks is not None:
+        phases = builder.placement.group.cut(torch.tensor(attention.blocks.phases), 0)
+        return partial(BlockAttention, replace(attention.blocks, phases=tuple(phases.tolist())))
     if attention.value_norm:
         v_norm = PlainRmsNorm(attention.head_dim, builder.placement, builder.spec.norm.eps)
         return partial(NormedValueAttention, v_norm)
@@ -149,6 +154,8 @@ def _head_norm(builder: Builder, role: str, index: Index, attention: AttentionSp
     count = attention.heads if role == "q_norm" else attention.kv_heads
     if attention.own_norms is not None:
         eps, bias = attention.own_norms.eps, attention.own_norms.bias
+        if attention.own_norms.kind == "rms":
+            return OwnRmsNorms(count, attention.head_dim, builder.name(role, index), builder.placement, eps)
         return OwnNorms(count, attention.head_dim, builder.name(role, index), builder.placement, eps, bias=bias)
     if attention.head_norm in ("head", "turned"):
         return builder.norm(attention.head_dim, builder.name(role, index))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from vllm.errors import ModelError, did_you_mean
 from vllm.layers.rotary import DynamicNtk, Linear, Llama3, LongRope, Ntk, Proportional, Rope, Stretch, Unstretched, Yarn
@@ -57,7 +57,9 @@ def _long_rope(parameters: Parameters, longest: int) -> Stretch:
     attention_factor = parameters.get("attention_factor")
     if attention_factor is None:
         attention_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    return LongRope(tuple(parameters["short_factor"]), tuple(parameters["long_factor"]), original, attention_factor)
+    factors = tuple(parameters.get(name) or attention_factor for name in ("short_mscale", "long_mscale"))
+    divisors = (tuple(parameters["short_factor"]), tuple(parameters["long_factor"]))
+    return LongRope(*divisors, original, cast("tuple[float, float]", factors))
 
 
 def _llama3(parameters: Parameters, longest: int) -> Stretch:

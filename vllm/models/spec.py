@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vllm.kv_cache.spec import BlockPattern
 from vllm.layers.cross import Hearing
 from vllm.layers.position_bias import Alibi, Buckets
 from vllm.layers.rotary import Rope, Tempering
@@ -24,8 +25,8 @@ QkvLayout = Literal["split", "concat", "per_head", "per_group", "q_kv", "gate", 
 """How a checkpoint stores q, k and v: three tensors; one, one after the other; one, head by head; one, the heads of a group,
 then its k and v; q, and one of k and v head by head; three, and one of the gate; two,
 of which k's is v's too."""
-MlpLayout = Literal["split", "gate_up", "up_gate"]
-"""How it stores a gate and what it is a gate of: two tensors; one, gate first; one, gate last."""
+MlpLayout = Literal["split", "gate_up", "up_gate", "turns"]
+"""How it stores a gate and what it is a gate of: two tensors; one, gate first; one, gate last; one, taking turns, row by row."""
 ExpertLayout = Literal["each", "stacked", "transposed", "turns", "mxfp4", "flat"]
 """How it stores experts: each by itself, gate and up too; all in one tensor, [X, rows, width], gate above up; the same as [X,
 width, rows]; the same with gate and up taking turns, row by row; rows that take turns, packed in MXFP4; gate,
@@ -44,6 +45,8 @@ class AttentionSpec:
     window: int | None = None
     chunk: int | None = None
     """A token sees none before the last position that is a multiple of it."""
+    blocks: BlockPattern | None = None
+    """A head sees blocks of tokens, and not all of them."""
     tempering: Tempering | None = None
     causal: bool = True
     """A token sees only those before it; else all of its sequence, which is computed in one step then."""
@@ -54,7 +57,7 @@ class AttentionSpec:
     """q and k are normalised: each head by itself, before it is rotated or once it is, or without weights; or all heads of a token
     together."""
     own_norms: NormSpec | None = None
-    """Each head of q and k has a layer norm of its own instead."""
+    """Each head of q and k has a norm of its own instead."""
     qkv_bias: bool = False
     k_bias: bool = True
     """Where q and v have one, k has one too."""
@@ -124,6 +127,8 @@ class MlpSpec:
     """Of the gate too."""
     down_bias: bool = False
     layout: MlpLayout = "split"
+    clamp: Clamp | None = None
+    """Bounds of gate and up"""
     sparsity: float = 0.0
     """The share of gates that are cut off, were they distributed normally."""
 
@@ -321,7 +326,7 @@ class HeadSpec:
     unit_rows: bool = False
     """The rows of the matrix are brought to length 1."""
     never: tuple[int, ...] = ()
-    """Tokens that are not to be chosen"""
+    """Tokens that are never chosen"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +371,8 @@ class TransformerSpec:
     """What the result of a block's branch is multiplied with before it is added."""
     scales: Mapping[str, Scale] = field(default_factory=dict)
     """Role → what its matrices are multiplied with: q, k, v, o, gate, up, down, leave"""
+    norm_shifts: Mapping[str, float] = field(default_factory=dict)
+    """Role → what the weights of its rms norms are less by in the checkpoint: norm, and those of blocks"""
     lanes: LanesSpec | None = None
     """With embeddings for each layer alone."""
     skips: tuple[SkipSpec, ...] = ()

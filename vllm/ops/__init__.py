@@ -32,6 +32,7 @@ from vllm.ops.native import recurrent as native_recurrent
 from vllm.ops.native import rows as native_rows
 from vllm.ops.native.attention import NativeAttention
 from vllm.ops.recurrent import Fading
+from vllm.ops.states import StateMemory
 
 __all__ = [
     "ACTIVATIONS",
@@ -61,6 +62,7 @@ __all__ = [
     "selective_scan",
     "side_by_side",
     "softcap",
+    "state_memory",
 ]
 
 
@@ -113,11 +115,11 @@ rotary = _either(rotary_torch.rotary, native_rows.rotary, "rotary")
 moe = _either(moe_torch, moe_torch, "moe")
 side_by_side = _either(rows.side_by_side, native_rows.side_by_side)
 softcap = _either(rows.softcap, native_rows.softcap)
-causal_conv = _either(recurrent.causal_conv, native_recurrent.causal_conv)
-selective_scan = _either(recurrent.selective_scan, native_recurrent.selective_scan)
-gated_delta = _either(recurrent.gated_delta, native_recurrent.gated_delta)
-rg_lru = _either(recurrent.rg_lru, native_recurrent.rg_lru)
-gate = _either(recurrent.gate, native_recurrent.gate)
+causal_conv = _either(recurrent.causal_conv, native_recurrent.causal_conv, "recurrent")
+selective_scan = _either(recurrent.selective_scan, native_recurrent.selective_scan, "recurrent")
+gated_delta = _either(recurrent.gated_delta, native_recurrent.gated_delta, "delta")
+rg_lru = _either(recurrent.rg_lru, native_recurrent.rg_lru, "recurrent")
+gate = _either(recurrent.gate, native_recurrent.gate, "recurrent")
 
 
 def choose(logits: Tensor, controls: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,6 +175,12 @@ def _gpu_attention(device: torch.device) -> AttentionBackend:
     if _gpu("flashinfer").installed(device):
         kind = _gpu("flashinfer").FlashInferAttention
     return kind(device)
+
+
+def state_memory(device: torch.device) -> StateMemory:
+    """Return what makes the caches of recurrent layers, and plans for the device's kernels."""
+    memory: StateMemory = _gpu("states").TritonStateMemory(device) if device.type == "cuda" else StateMemory(device)
+    return memory
 
 
 def matrix(shape: MatrixShape) -> Matrix:

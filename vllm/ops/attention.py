@@ -69,6 +69,10 @@ class Form(Enum):
     """A few rows have more, and there are not too many tokens."""
 
 
+MOST_RECORDED = 2048
+"""Tokens of a step that is recorded on a GPU.  A larger one keeps the device busy while it is launched kernel by kernel."""
+
+
 class CachePlan(Protocol):
     """What all layers of a cache group share in a step.  It lives as long as the engine; each step fills it."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vllm.errors import ConfigError
 from vllm.kv_cache.spec import NULL_BLOCK
@@ -69,19 +70,22 @@ class ChunkedPlan:
 def cut(layout: Layout, size: int) -> Layout:
     """Cut the rows of a step where chunks of `size` tokens begin."""
     assert layout.media is None, "no model cuts attention into chunks and lets the tokens of a medium see each other"
-    begin, end = layout.start // size, (layout.start + layout.count - 1) // size
-    counts = end - begin + 1
-    row = torch.repeat_interleave(torch.arange(len(counts)), counts)  # [N] of each piece
-    number = begin[row] + torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-    first = torch.maximum(number * size, layout.start[row])
-    last = torch.minimum((number + 1) * size, (layout.start + layout.count)[row])
+    row, number, first, count = pieces(layout, size)
     width = layout.block_table.shape[1]
     columns = (number * size // layout.block_size)[:, None] + torch.arange(min(width, -(-size // layout.block_size)))
     table = layout.block_table[row[:, None], columns.clamp(max=width - 1)].where(columns < width, NULL_BLOCK)
-    return Layout(
-        layout.first[row] + first - layout.start[row],
-        first - number * size,
-        last - first,
-        table,
-        layout.block_size,
-    )
+    return Layout(layout.first[row] + first - layout.start[row], first - number * size, count, table, layout.block_size)
+
+
+def pieces(layout: Layout, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cut the rows of a step at multiples of `size` tokens.
+
+    Return of each piece its row, the number of its multiple, the position of its first token, and how many it has.  [N] each
+    """
+    begin, end = layout.start // size, (layout.start + layout.count - 1) // size
+    counts = end - begin + 1
+    row = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    number = begin[row] + torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+    first = torch.maximum(number * size, layout.start[row])
+    last = torch.minimum((number + 1) * size, (layout.start + layout.count)[row])
+    return row, number, first, last - first

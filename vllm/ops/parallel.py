@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vllm.env import forbid_multicast
 from vllm.errors import ConfigError
 from vllm.logging import get_logger
 
@@ -126,6 +127,7 @@ ALONE = Group()
 def join(rank: int, size: int, device: torch.device, meeting: str) -> Group:
     """Meet the other processes.  `meeting` is a file that all of them can reach and that is not there yet."""
     if size > 1:
+        forbid_multicast()
         _distributed().init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             init_method=f"file://{meeting}",
@@ -134,15 +136,15 @@ def join(rank: int, size: int, device: torch.device, meeting: str) -> Group:
             device_id=device if device.type == "cuda" else None,
         )
     group = Group(rank, size)
-    return group if device.type == "cpu" or size == 1 else Group(rank, size, _shortcut(group, device, meeting))
+    return group if device.type == "cpu" or size == 1 else Group(rank, size, _shortcut(group, device))
 
 
-def _shortcut(group: Group, device: torch.device, meeting: str) -> Shortcut | None:
+def _shortcut(group: Group, device: torch.device) -> Shortcut | None:
     """Return the way over each other's memory, if all GPUs of the group have it."""
     from vllm.ops.triton.peers import meet
 
     try:
-        shortcut = meet(group.rank, group.size, device, meeting)
+        shortcut = meet(group.rank, group.size, device)
     except (RuntimeError, ImportError, AttributeError) as error:
         logger.warning("the GPUs can't write into each other's memory, so steps are slower: %s", error)
         shortcut = None

@@ -15,7 +15,7 @@ from torch import Tensor
 from vllm.config import CacheConfig, EngineConfig, SchedulerConfig
 from vllm.device import free_memory
 from vllm.errors import ConfigError
-from vllm.kv_cache.spec import CacheGroup, CacheSpec, Chunk, Cross, Scratch, State, group_layers
+from vllm.kv_cache.spec import Blocks, CacheGroup, CacheSpec, Chunk, Cross, Scratch, State, group_layers
 from vllm.layers.cross import Encoder
 from vllm.layers.embedding import Head
 from vllm.layers.media import Seeing
@@ -24,15 +24,16 @@ from vllm.layers.pooler import Pooler
 from vllm.layers.step import Step
 from vllm.layers.transformer import Transformer
 from vllm.loader.dummy import fill_dummy
-from vllm.loader.files import weight_files
+from vllm.loader.files import all_weight_files
 from vllm.loader.fill import fill
 from vllm.loader.read import check_files, tensors
 from vllm.logging import get_logger
 from vllm.models.heads import head_files
 from vllm.models.media.build import text_tensors
 from vllm.models.registry import build
-from vllm.ops import attention_backend
+from vllm.ops import attention_backend, state_memory
 from vllm.ops.attention import AttentionBackend, CacheBackend
+from vllm.ops.attention_blocks import BlocksCache
 from vllm.ops.attention_chunks import ChunkedCache
 from vllm.ops.matrix import Matrix
 from vllm.ops.native import set_threads
@@ -83,7 +84,8 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     settings = config.model
     dtype, device = getattr(torch, settings.dtype), _device(config, rank)
     group = join(rank, config.tensor_parallel_size, device, meeting)
-    files = [] if settings.load_format == "dummy" else weight_files(Path(settings.path), settings.load_format)
+    is_dummy = settings.load_format == "dummy"
+    files = [] if is_dummy else all_weight_files(Path(settings.path), settings.hf_config, settings.load_format)
     check_files(files)
     free = group.least(free_memory(config.device), device)
     placement, folder = Placement(dtype, device, settings.quantization, group), Path(settings.path)
@@ -94,7 +96,7 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
         settings.pooling,
         folder,
         impl=settings.model_impl,
-        dummy=settings.load_format == "dummy",
+        dummy=is_dummy,
     ).eval()
     groups = _Groups.of(model)
     scheduler = _whole_prompts(config.scheduler) if model.whole_prompts else config.scheduler
@@ -110,7 +112,7 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     attention = attention_backend(
         paged, dtype, device, size, config.cache.quantized, media=scheduler.whole_media or bool(pictures)
     )
-    memory = _CacheMemory(attention, StateMemory(device), config.cache, dtype)
+    memory = _CacheMemory(attention, state_memory(device), config.cache, dtype)
     tables = SlotTables(_tokens(scheduler, device, group), groups.kept + groups.scratch, size)
     tables.whole_media = scheduler.whole_media
     num_scratch = scheduler.max_num_batched_tokens // size + scheduler.max_num_seqs + 1
@@ -341,6 +343,8 @@ class _CacheMemory:
         """Return what makes the caches of a spec."""
         if isinstance(spec, Chunk):
             return ChunkedCache(self.attention, spec.size)
+        if isinstance(spec, Blocks):
+            return BlocksCache(self.attention, spec)
         return self.states if isinstance(spec, State) else self.attention
 
     def block_bytes(self, group: CacheGroup) -> int:

@@ -7,11 +7,11 @@ import torch
 from vllm.layers.embedding import Head
 from vllm.layers.step import Step
 from vllm.layers.transformer import Transformer
-from vllm.ops.attention import Layout
+from vllm.ops.attention import MOST_RECORDED, Layout
 from vllm.worker.tables import SlotTables
 
-_GRAPHS = 256 << 20
-"""Bytes for what recorded steps hold, and for libraries that take theirs when they are first used."""
+_LIBRARIES = 256 << 20
+"""Bytes for what libraries take when they are first used, and for the recordings themselves."""
 
 
 @torch.inference_mode()
@@ -38,4 +38,5 @@ def measure(model: Transformer, step: Step, tables: SlotTables) -> int:
     peak = torch.cuda.max_memory_allocated(device) - before
     del hidden
     torch.cuda.empty_cache()
-    return peak * num_tokens // longest + _GRAPHS
+    recorded = min(num_tokens, MOST_RECORDED)  # recorded steps have memory of their own
+    return peak * (num_tokens + recorded) // longest + _LIBRARIES

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.ops.paged import Paged, Shape, reference
 from vllm.kv_cache.spec import Full
-from vllm.ops.attention import Form, Layout
+from vllm.ops.attention import MOST_RECORDED, Form, Layout
 from vllm.ops.triton.attention import TritonAttention
 
 CPU = torch.device("cpu")
@@ -126,5 +126,5 @@ def test_some_steps_have_no_form() -> None:
     assert form((5, 1), (6000, 1)) is Form.SINGLES
     assert form((0, 1), (0, 500)) is Form.MIXED
     assert form((6000, 1), (0, 500)) is None  # a long walk
-    assert form((0, 1030)) is None  # many tokens
+    assert form((0, MOST_RECORDED + 1)) is None  # many tokens
     assert form(*[(0, 2)] * 40) is None  # many long rows

@@ -59,7 +59,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> type[Wrapper]:
     stand_in.BatchPrefillWithPagedKVCacheWrapper = Wrapper  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flashinfer", stand_in)
     monkeypatch.setattr(flashinfer, "_LEAST_TOKENS", 20)
-    monkeypatch.setattr(attention, "_MOST_TOKENS", 20)
+    monkeypatch.setattr(attention, "MOST_RECORDED", 20)
     monkeypatch.setattr(Wrapper, "runs", 0)
     return Wrapper
 

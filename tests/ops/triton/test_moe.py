@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,16 +22,19 @@ from vllm.ops.triton.moe import ExpertMatrices, moe
     activation=st.sampled_from(["silu", "gelu"]),
     dtype=st.sampled_from([torch.float32, torch.float16]),
     gates=st.tuples(st.booleans(), st.booleans(), st.sampled_from([None, Clamp(0.7), Clamp(0.4, offset=1.0)])),
+    most_sorted=st.sampled_from([0, 4096]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_each_token_gets_what_its_experts_make_of_it(
+    *,
     tokens: int,
     experts: tuple[int, int],
     widths: tuple[int, int],
     activation: str,
     dtype: torch.dtype,
     gates: tuple[bool, bool, Clamp | None],
+    most_sorted: int,
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
@@ -53,9 +58,8 @@ def test_each_token_gets_what_its_experts_make_of_it(
                 other.bias_place(0, shape.rows).put(values)
     x, weights = torch.randn(tokens, outer).to(dtype), torch.rand(tokens, chosen)
     ids = torch.stack([torch.randperm(count)[:chosen] for _ in range(tokens)])
-    got, expected = (
-        moe(x, weights, ids, *stacked, activation=activation, clamp=clamp),
-        moe_torch(x, weights, ids, *plain, activation=activation, clamp=clamp),
-    )
+    with patch("vllm.ops.triton.moe._MOST_SORTED", most_sorted):
+        got = moe(x, weights, ids, *stacked, activation=activation, clamp=clamp)
+    expected = moe_torch(x, weights, ids, *plain, activation=activation, clamp=clamp)
     tolerance = 2e-5 if dtype == torch.float32 else 8e-3
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)

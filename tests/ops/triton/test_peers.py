@@ -39,7 +39,7 @@ def take_part(rank: int, size: int, folder: Path, dtype: torch.dtype, end: Conne
     memories = [
         torch.from_file(str(folder / str(other)), shared=True, size=count, dtype=torch.uint8) for other in range(size)
     ]
-    peers = Peers(rank, [memory.data_ptr() for memory in memories], memories[rank])
+    peers = Peers(rank, [memory.untyped_storage() for memory in memories], memories[rank])
     end.send("ready")
     end.recv()
     found = []
@@ -87,7 +87,7 @@ def test_ranks_add_up_what_they_have(tmp_path: Path, dtype: torch.dtype) -> None
 
 def test_who_is_abandoned_waits_no_longer() -> None:
     memories = [torch.empty(Peers.num_bytes(2), dtype=torch.uint8) for _ in range(2)]
-    peers = Peers(0, [memory.data_ptr() for memory in memories], memories[0])
+    peers = Peers(0, [memory.untyped_storage() for memory in memories], memories[0])
     peers._abandoned.fill_(1)
     x = torch.ones(2, WIDTH)
     torch.testing.assert_close(peers.add_up(x), x)
@@ -99,4 +99,4 @@ def test_who_is_abandoned_waits_no_longer() -> None:
 )
 def test_what_is_not_for_it_goes_the_other_way(shape: tuple[int, int], dtype: torch.dtype) -> None:
     memory = torch.empty(Peers.num_bytes(2), dtype=torch.uint8)
-    assert not Peers(0, [memory.data_ptr()] * 2, memory).takes(torch.zeros(shape, dtype=dtype))
+    assert not Peers(0, [memory.untyped_storage()] * 2, memory).takes(torch.zeros(shape, dtype=dtype))

@@ -1,4 +1,4 @@
-"""How InternVL sees a picture: in tiles of one size, as many as fit its shape best, and as a whole.
+"""How InternVL and its kin see a picture: in tiles of one size, as many as fit its shape best, and as a whole.
 
 a picture 3 : 2   ──▶   ▢ ▢ ▢      and   ▢     each  <IMG_CONTEXT> × 256
                         ▢ ▢ ▢
@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from vllm.inputs.media.tiles import BICUBIC, IMAGENET, closest, cut, grids, normalized
 from vllm.messages import Modality
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class InternVL:
@@ -39,45 +38,59 @@ class InternVL:
         """Return the places of a picture, and its tiles.  Raises ValueError for an option that nobody knows."""
         if unknown := options.keys() - self.options.keys():
             raise ValueError(f"mm_processor_kwargs has {min(unknown)!r}; it takes {', '.join(self.options)}")
-        tiles = np.stack([_normalized(tile) for tile in self._tiles(data, **{**self.options, **options})])
-        return "<img>" + "<IMG_CONTEXT>" * self.num_places * len(tiles) + "</img>", {"pixel_values": tiles}
+        tiles = self.tiles(data, **{**self.options, **options})
+        return self.places(len(tiles)), {"pixel_values": np.stack([normalized(tile, IMAGENET) for tile in tiles])}
 
-    def _tiles(
+    def places(self, count: int) -> str:
+        """Return what stands in a text for so many tiles."""
+        return "<img>" + "<IMG_CONTEXT>" * self.num_places * count + "</img>"
+
+    def tiles(
         self,
         picture: Any,
+        *,
         min_dynamic_patch: int,
         max_dynamic_patch: int,
         dynamic_image_size: bool,
         use_thumbnail: bool,
     ) -> list[Any]:
-        whole = picture.resize((self.size, self.size), _BICUBIC)
+        """Return a picture's tiles, and itself as one where there are several."""
+        whole = picture.resize((self.size, self.size), BICUBIC)
         if not dynamic_image_size:
             return [whole]
-        width, height = picture.size
-        columns, rows = _grid(width, height, self.size, min_dynamic_patch, max_dynamic_patch)
-        large = picture.resize((columns * self.size, rows * self.size), _BICUBIC)
-        corners = [(x * self.size, y * self.size) for y in range(rows) for x in range(columns)]
-        tiles = [large.crop((x, y, x + self.size, y + self.size)) for x, y in corners]
+        grid = closest(picture, self.size, grids(min_dynamic_patch, max_dynamic_patch))
+        tiles = cut(picture, grid, self.size)
         return [*tiles, whole] if use_thumbnail and len(tiles) > 1 else tiles
 
 
-_BICUBIC = 3
-"""As PIL numbers it"""
+class H2OVL(InternVL):
+    """What prepares pictures for an H2OVLChatModel: one by itself is cut at two scales."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        said = json.loads((folder / "config.json").read_bytes())
+        self.options["use_msac"] = False
+        self.has_scales = bool(said.get("use_msac", False))
+
+    def among(self, count: int) -> Mapping[str, Any]:
+        """Return how an item is prepared of so many."""
+        return {"use_msac": self.has_scales and count == 1}
+
+    def tiles(self, picture: Any, *, use_msac: bool = False, **options: Any) -> list[Any]:
+        """Return a picture's tiles, of a second scale before those of the first, and itself as one."""
+        if not use_msac:
+            return super().tiles(picture, **options)
+        most, whole = options["max_dynamic_patch"], picture.resize((self.size, self.size), BICUBIC)
+        first = closest(picture, self.size, grids(1, most))
+        others = [grid for grid in grids(3, most) if first[0] % grid[0] and first[1] % grid[1]]
+        scales = (closest(picture, self.size, others), first)
+        return [*(tile for grid in scales if grid != (1, 1) for tile in cut(picture, grid, self.size)), whole]
 
 
-def _grid(width: int, height: int, size: int, least: int, most: int) -> tuple[int, int]:
-    """Return how many columns and rows of tiles fit a picture's shape best; of equal ones the most that it fills by half."""
-    grids = [(x, y) for x in range(1, most + 1) for y in range(1, most + 1) if least <= x * y <= most]
-    best, smallest = (1, 1), float("inf")
-    for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
-        difference = abs(width / height - columns / rows)
-        is_filled = width * height > 0.5 * size * size * columns * rows
-        if difference < smallest or (difference == smallest and is_filled):
-            best, smallest = (columns, rows), difference
-    return best
+class NVLM(InternVL):
+    """What prepares pictures for an NVLM_D_Model: each tile has its number before it."""
 
-
-def _normalized(tile: Any) -> np.ndarray:
-    """-> [3, size, size] float32"""
-    pixels = (np.asarray(tile, dtype=np.float32) / 255.0 - np.array(_MEAN, np.float32)) / np.array(_STD, np.float32)
-    return pixels.transpose(2, 0, 1)
+    def places(self, count: int) -> str:
+        """Return what stands in a text for so many tiles, of which the last is the whole."""
+        tags = [*(f"<tile_{number}>" for number in range(1, count)), "<tile_global_thumbnail>"]
+        return "<Image>" + "".join(tag + "<|vision_pad|>" * self.num_places for tag in tags) + "</Image>"

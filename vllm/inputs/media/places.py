@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,11 +18,43 @@ from vllm.inputs.media.tensors import array_of
 from vllm.inputs.tokenizer import Tokenizer
 from vllm.messages import Media, Modality
 
+NUMBER = "\ue000"
+"""In a stand-in: the number of its medium in the prompt, from 0"""
+
 
 def filled(
     text: str, items: Sequence[MediaItem], prepared: Sequence[Prepared], marks: Mapping[Modality, str], where: str
 ) -> str:
     """Put the stand-ins in the places of the placeholders, which `marks` names.  Raises RequestError."""
+    return "".join(pieces(text, items, prepared, marks, where))
+
+
+def respelled(text: str, pattern: str, mark: str, where: str) -> str:
+    """Put a mark in the place of what a pattern finds; its group, if it has one, counts from 1.  Raises RequestError."""
+    numbers = [int(number) for number in re.findall(pattern, text)] if re.compile(pattern).groups else []
+    if numbers != list(range(1, len(numbers) + 1)):
+        raise RequestError(
+            f"{where}: its placeholders have the numbers {', '.join(map(str, numbers))}; number them from 1 in their order",
+            "prompt",
+        )
+    return re.sub(pattern, mark, text)
+
+
+def led(text: str, lead: str, marks: Sequence[str]) -> str:
+    """Move the marks of media to a text's front, behind what it begins with; a text may lack them."""
+    rest = text.removeprefix(lead)
+    if all(mark not in text for mark in marks):
+        return lead + "".join(marks) + rest
+    found = re.findall("|".join(re.escape(mark) for mark in set(marks)), rest)
+    for mark in set(marks):
+        rest = re.sub(re.escape(mark) + r"\n?", "", rest)
+    return lead + "".join(found) + rest
+
+
+def pieces(
+    text: str, items: Sequence[MediaItem], prepared: Sequence[Prepared], marks: Mapping[Modality, str], where: str
+) -> list[str]:
+    """Return a text's parts before, between and after its placeholders, and the stand-ins between them."""
     queues = _queues(items, prepared)
     parts, at = [], 0
     while True:
@@ -31,12 +64,13 @@ def filled(
         start, modality = min(found)
         if not queues[modality]:
             raise _wrong_count(where, modality, marks[modality], text.count(marks[modality]), items)
-        parts += [text[at:start], queues[modality].pop(0).stand_in]
+        number = sum(item.modality == modality for item in items) - len(queues[modality])
+        parts += [text[at:start], queues[modality].pop(0).stand_in.replace(NUMBER, str(number))]
         at = start + len(marks[modality])
     for modality, left in queues.items():
         if left:
             raise _wrong_count(where, modality, marks[modality], text.count(marks[modality]), items)
-    return "".join([*parts, text[at:]])
+    return [*parts, text[at:]]
 
 
 def spliced(
@@ -61,7 +95,8 @@ def spliced(
         if not queues[here[0]]:
             count = token_ids.count(spelled[here[0]][0])
             raise _wrong_count(where, here[0], marks[here[0]], count, items)
-        tokens += tokenizer.encode(queues[here[0]].pop(0).stand_in, False)
+        number = sum(item.modality == here[0] for item in items) - len(queues[here[0]])
+        tokens += tokenizer.encode(queues[here[0]].pop(0).stand_in.replace(NUMBER, str(number)), False)
         at += len(spelled[here[0]])
     for modality, left in queues.items():
         if left:

@@ -24,7 +24,7 @@ from vllm.errors import ModelError, RequestError
 from vllm.inputs.media.assemble import load_processor
 from vllm.inputs.media.fetch import Fetcher, Reach
 from vllm.inputs.media.item import MediaItem, Prepared, Sound
-from vllm.inputs.media.places import filled, placed, spliced
+from vllm.inputs.media.places import filled, led, pieces, placed, respelled, spliced
 from vllm.inputs.media.sound import at_rate
 from vllm.inputs.media.tensors import array_of
 from vllm.inputs.tokenizer import Tokenizer
@@ -55,6 +55,14 @@ class OwnProcessor(Protocol):
 
         `data` is as in `MediaItem`.  Whatever it raises is told to the sender.
         """
+
+    # It may have more:
+    #
+    # among(count) -> Mapping[str, Any]   options of an item that is one of so many, unless somebody says otherwise
+    # spelled: Mapping[Modality, str]     patterns of what people write for placeholders too; a group in one is their number
+    # begins: str                         what a prompt with media begins with, and no other special tokens are added
+    # leads: bool                         next come all media, wherever their places are marked
+    # apart: bool                         texts between media are tokenized each by itself, with special tokens
 
 
 class MediaProcessor:
@@ -104,7 +112,8 @@ class MediaProcessor:
         self.check([item.modality for item in items], where)
         if self.tokenizer is None:
             raise RequestError(f"{where} has media, but the engine runs without a tokenizer", "multi_modal_data")
-        options = {**self.config.options, **options}
+        among = getattr(self._own, "among", None)
+        options = {**(among(len(items)) if among else {}), **self.config.options, **options}
         if self.config.prompts in ("apart", "framed"):
             return self._alone(text, items, options, where)
         if token_ids is not None and (self.config.together or self.config.prompts != "pieces"):
@@ -118,8 +127,7 @@ class MediaProcessor:
         if self.config.prompts != "pieces":
             tokens = self._read_by_processor(text, items, options, add_special_tokens, where)
         elif token_ids is None:
-            marks = self._marks(items, where)
-            tokens = self.tokenizer.encode(filled(text or "", items, prepared, marks, where), add_special_tokens)
+            tokens = self._filled(text or "", items, prepared, add_special_tokens, where)
         else:
             tokens = spliced(token_ids, items, prepared, self._marks(items, where), self.tokenizer, where)
         return tokens, placed(tokens, items, prepared, self.config, self.tokenizer, where, self._words())
@@ -130,6 +138,23 @@ class MediaProcessor:
             return []
         processor, _ = self._loaded()
         return [int(token) for token in processor.image_token_ids]
+
+    def _filled(
+        self, text: str, items: Sequence[MediaItem], prepared: Sequence[Prepared], add_special_tokens: bool, where: str
+    ) -> list[int]:
+        """Return the tokens of a text with stand-ins in the places of its placeholders."""
+        assert self.tokenizer is not None
+        marks = self._marks(items, where)
+        for modality, pattern in getattr(self._own, "spelled", {}).items():
+            text = respelled(text, pattern, self.placeholder(modality, where), where)
+        if begin := getattr(self._own, "begins", ""):
+            text, add_special_tokens = begin + text.removeprefix(begin), False
+        if getattr(self._own, "leads", False):
+            text = led(text, begin, [marks[item.modality] for item in items])
+        if not getattr(self._own, "apart", False):
+            return self.tokenizer.encode(filled(text, items, prepared, marks, where), add_special_tokens)
+        parts = pieces(text, items, prepared, marks, where)
+        return [token for index, part in enumerate(parts) for token in self.tokenizer.encode(part, index % 2 == 0)]
 
     def _marks(self, items: Sequence[MediaItem], where: str) -> dict[Modality, str]:
         """Return what marks the places of items, by modality."""

@@ -52,7 +52,7 @@ def _family_of(text: Any) -> Callable[[Any], TransformerSpec]:
 
 def _spatial(mixer: Any, text: Any) -> Any:
     """Have a layer's rotary embedding share its pairs out to three positions."""
-    if not isinstance(mixer, AttentionSpec) or mixer.rope is None:
+    if not isinstance(mixer, AttentionSpec) or mixer.rope is None or mixer.rope.sections:
         return mixer
     sections = tuple(text.rope_parameters.get("mrope_section") or ())
     if not sections:
@@ -98,7 +98,7 @@ def text_tensors(
             continue
         prefix = next((prefix for prefix in _TEXT_PREFIXES if name.startswith(prefix)), "")
         name = "model." + name.removeprefix(prefix) if prefix else name
-        for theirs, ours in _EXPERTS:
+        for theirs, ours in _RENAMED:
             name = name.replace(theirs, ours)
         yield from [(name, tensor)] if name in wanted else _apart(name, tensor, width)
 
@@ -129,9 +129,14 @@ _TEXT_PREFIXES = (
     "language_model.",
     "model.text_model.",
     "text_model.",
+    "language.model.",
     "llm.model.",
 )
 """Where checkpoints have their text part, longest first."""
 _HEADS = ("lm_head.weight", "language_model.output.weight")  # the second is internlm2's
-_EXPERTS = ((".experts.fc1.weight", ".experts.gate_up_proj"), (".experts.fc2.weight", ".experts.down_proj"))
-"""What aria calls the matrices of its experts"""
+_RENAMED = (
+    (".experts.fc1.weight", ".experts.gate_up_proj"),
+    (".experts.fc2.weight", ".experts.down_proj"),
+    (".wte.embedding", ".wte.embedding.weight"),
+)
+"""What aria calls the matrices of its experts, and molmo its table of tokens"""

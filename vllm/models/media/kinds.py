@@ -13,6 +13,16 @@ _SPATIAL = MediaSpec(_BOTH, positions="spatial")
 
 _HEARS: Mapping[Modality, str] = {"audio": "audio_token_id"}
 
+_INTERNVL = MediaSpec(
+    processor="vllm.inputs.media.internvl:InternVL",
+    module="InternVLForConditionalGeneration",
+    layout="internvl_chat",
+    text="named",
+)
+_NVLM = MediaSpec(
+    processor="vllm.inputs.media.internvl:NVLM", tower="vllm.models.media.nvlm:Eye", layout="nvlm_d", text="named"
+)
+
 KINDS: Mapping[str, MediaSpec] = {
     "AriaForConditionalGeneration": MediaSpec(text="aria"),
     "AyaVisionForConditionalGeneration": MediaSpec(text="cohere2"),
@@ -25,20 +35,30 @@ KINDS: Mapping[str, MediaSpec] = {
     "ColQwen2ForRetrieval": MediaSpec({"image": "vlm_config.image_token_id"}, prompts="framed", positions="spatial"),
     "DeepseekVLForConditionalGeneration": MediaSpec(),
     "DeepseekVLHybridForConditionalGeneration": MediaSpec(),
+    "DeepseekVLV2ForCausalLM": MediaSpec(
+        processor="vllm.inputs.media.deepseek_vl_v2:DeepseekVLV2",
+        tower="vllm.models.media.deepseek_vl_v2:Eye",
+        layout="deepseek_vl_v2",
+        text="named",
+    ),
     "FuyuForCausalLM": MediaSpec(prompts="bare", options={"return_legacy_image_output": False}),
+    "GLM4VForCausalLM": MediaSpec(
+        beside="image_marks",
+        positions="spatial",
+        processor="vllm.inputs.media.glm_4v:GLM4V",
+        tower="vllm.models.media.glm_4v:Eye",
+        layout="glm_4v",
+        text="chatglm",
+    ),
     "Gemma3ForConditionalGeneration": MediaSpec(sees="medium"),
     "Glm4vForConditionalGeneration": replace(_SPATIAL, text="glm4"),
     "Glm4vMoeForConditionalGeneration": replace(_SPATIAL, text="glm4_moe"),
     "GraniteSpeechForConditionalGeneration": MediaSpec(_HEARS, reads="forward"),
+    "H2OVLChatModel": replace(_INTERNVL, processor="vllm.inputs.media.internvl:H2OVL"),
     "Idefics2ForConditionalGeneration": MediaSpec(prompts="whole"),
     "Idefics3ForConditionalGeneration": MediaSpec(),
     "InstructBlipForConditionalGeneration": MediaSpec(prompts="bare", reads_text=True),
-    "InternVLChatModel": MediaSpec(
-        processor="vllm.inputs.media.internvl:InternVL",
-        module="InternVLForConditionalGeneration",
-        layout="internvl_chat",
-        text="named",
-    ),
+    "InternVLChatModel": _INTERNVL,
     "InternVLForConditionalGeneration": MediaSpec(),
     "Kimi_K25ForConditionalGeneration": MediaSpec(_BOTH),
     "Llama4ForConditionalGeneration": MediaSpec(reads="forward"),
@@ -46,12 +66,33 @@ KINDS: Mapping[str, MediaSpec] = {
     "LlavaNextForConditionalGeneration": MediaSpec(),
     "LlavaNextVideoForConditionalGeneration": MediaSpec(_BOTH),
     "LlavaOnevisionForConditionalGeneration": MediaSpec(_BOTH),
-    "MllamaForConditionalGeneration": MediaSpec(text="mllama", prompts="whole", reads="states"),
+    "MiniCPMO": MediaSpec(
+        {"image": "image_token_id", "audio": "audio_token_id"},
+        processor="vllm.inputs.media.minicpm_o:MiniCPMO",
+        tower="vllm.models.media.minicpm_o:EyeAndEar",
+        layout="minicpm_o",
+    ),
+    "MiniCPMV": MediaSpec(
+        processor="vllm.inputs.media.minicpm_v:MiniCPMV", tower="vllm.models.media.minicpm_v:Eye", layout="minicpm_v"
+    ),
     "MiniCPMV4_6ForConditionalGeneration": MediaSpec(_BOTH, prompts="whole"),
     "Mistral3ForConditionalGeneration": MediaSpec(),
+    "MllamaForConditionalGeneration": MediaSpec(text="mllama", prompts="whole", reads="states"),
     "Molmo2ForConditionalGeneration": MediaSpec(text="molmo2", prompts="whole", reads="sum", sees="media"),
+    "MolmoForCausalLM": MediaSpec(
+        beside="image_marks",
+        processor="vllm.inputs.media.molmo:Molmo",
+        tower="vllm.models.media.molmo:Eye",
+        layout="molmo",
+        text="molmo",
+    ),
+    "NVLM_D": _NVLM,
+    "NVLM_D_Model": _NVLM,
     "Ovis2ForConditionalGeneration": MediaSpec(beside="visual_indicator_token_ids", reads="forward"),
     "PaliGemmaForConditionalGeneration": MediaSpec(sees="prompt", prompts="bare"),
+    "Phi3VForCausalLM": MediaSpec(
+        processor="vllm.inputs.media.phi3_v:Phi3V", tower="vllm.models.media.phi3_v:Eye", layout="phi3_v"
+    ),
     "Phi4MultimodalForCausalLM": MediaSpec(
         {"image": "vision_config.image_token_id", "audio": "audio_config.audio_token_id"},
         reads="forward",
@@ -65,7 +106,19 @@ KINDS: Mapping[str, MediaSpec] = {
     "Qwen3VLForConditionalGeneration": _SPATIAL,
     "Qwen3VLMoeForConditionalGeneration": replace(_SPATIAL, text="qwen3_moe"),
     "Qwen3_5ForConditionalGeneration": _SPATIAL,
+    "QwenVLForConditionalGeneration": MediaSpec(
+        processor="vllm.inputs.media.qwen_vl:QwenVL",
+        tower="vllm.models.media.qwen_vl:Eye",
+        layout="qwen_vl",
+        text="named",
+    ),
     "SmolVLMForConditionalGeneration": MediaSpec(),
+    "UltravoxModel": MediaSpec(
+        {"audio": "audio_token_id"},
+        processor="vllm.inputs.media.ultravox:Ultravox",
+        tower="vllm.models.media.ultravox:Ear",
+        layout="ultravox",
+    ),
     "VoxtralForConditionalGeneration": MediaSpec(_HEARS, processor="vllm.inputs.media.voxtral:Voxtral"),
     "VipLlavaForConditionalGeneration": MediaSpec(),
 }

@@ -7,14 +7,26 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
-from vllm.models.families import kin, moe
+from vllm.models.families import era, kin, moe
 from vllm.models.families.chameleon import chameleon
-from vllm.models.families.llama import attention_of, decoder_of
+from vllm.models.families.llama import attention_of, decoder_of, mlp_of
 from vllm.models.families.mllama import mllama
 from vllm.models.families.molmo2 import molmo2
 from vllm.models.spec import HeadSpec, LayerSpec, MoeSpec, TransformerSpec
 
-__all__ = ["aria", "chameleon", "cohere2", "glm4", "glm4_moe", "mllama", "molmo2", "named", "qwen3_moe"]
+__all__ = [
+    "aria",
+    "chameleon",
+    "chatglm",
+    "cohere2",
+    "glm4",
+    "glm4_moe",
+    "mllama",
+    "molmo",
+    "molmo2",
+    "named",
+    "qwen3_moe",
+]
 
 ARIA_NAMES: Mapping[str, str] = {
     **moe.QWEN_NAMES,
@@ -24,15 +36,38 @@ ARIA_NAMES: Mapping[str, str] = {
     "shared_down": "model.layers.{i}.mlp.shared_experts.down_proj",
 }
 
+MOLMO_NAMES: Mapping[str, str] = {
+    "embed": "model.transformer.wte.embedding",
+    "norm": "model.transformer.ln_f",
+    "head": "model.transformer.ff_out",
+    **dict.fromkeys(("norm1", "norm1_after"), "model.transformer.blocks.{i}.attn_norm"),
+    **dict.fromkeys(("norm2", "norm2_after"), "model.transformer.blocks.{i}.ff_norm"),
+    "qkv": "model.transformer.blocks.{i}.att_proj",
+    "q_norm": "model.transformer.blocks.{i}.q_norm",
+    "k_norm": "model.transformer.blocks.{i}.k_norm",
+    "o": "model.transformer.blocks.{i}.attn_out",
+    "gate_up": "model.transformer.blocks.{i}.ff_proj",
+    "down": "model.transformer.blocks.{i}.ff_out",
+}
+
 
 def aria(config: Any) -> TransformerSpec:
     """Llama with experts, and some that every token passes."""
     bias = config.attention_bias
-    attention = attention_of(config, qkv_bias=bias, out_bias=bias)
+    attention = attention_of(config, bias=bias)
     experts = (config.moe_num_experts, config.moe_topk, config.intermediate_size)
     shared_width = config.moe_num_shared_experts * config.intermediate_size
     layer = LayerSpec(attention, MoeSpec(*experts, config.hidden_act, renormalize=True, shared_width=shared_width))
-    return decoder_of(config, lambda index: layer, names=ARIA_NAMES)
+    return decoder_of(config, layer, names=ARIA_NAMES)
+
+
+def chatglm(config: Any) -> TransformerSpec:
+    """Glm of which several tokens may have one position."""
+    spec = era.chatglm(config)
+    mixer = spec.layers[0].attention
+    assert mixer.rope is not None
+    told = replace(mixer, rope=replace(mixer.rope, sections=(mixer.rope.width // 2, 0, 0)))
+    return replace(spec, layers=tuple(replace(layer, mixer=told) for layer in spec.layers))
 
 
 def glm4_moe(config: Any) -> TransformerSpec:
@@ -61,6 +96,14 @@ def glm4(config: Any) -> TransformerSpec:
     """Glm4 with biases on q, k and v."""
     config.attention_bias = True
     return kin.glm4(config)
+
+
+def molmo(config: Any) -> TransformerSpec:
+    """Qwen2 or olmo2 with fused tensors, in which the gate comes last."""
+    norms = "all" if config.has_head_norms else ""
+    attention = attention_of(config, qkv_bias=config.attention_bias, layout="concat", head_norm=norms)
+    layer = LayerSpec(attention, replace(mlp_of(config), layout="up_gate"), "after" if config.norm_after else "pre")
+    return decoder_of(config, lambda index: layer, names=MOLMO_NAMES)
 
 
 def qwen3_moe(config: Any) -> TransformerSpec:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vllm.errors import ModelError
 from vllm.layers.placement import Placement
-from vllm.loader.files import weight_files
+from vllm.loader.files import all_weight_files, weight_files
 from vllm.loader.fill import fill
 from vllm.loader.read import tensors
 from vllm.messages import Array, Media, Modality
@@ -87,9 +87,10 @@ class Tower:
             for first, end in one.spans:
                 types[0, first:end] = _TYPES[one.modality]
             for name, value in self._tensors(one.features).items():
-                if name in takes:
+                if name in takes and name != "input_ids":
                     facts.setdefault(name, []).append(value.cpu())
-        if sum(len(each) for name, each in facts.items() if name.endswith("_grid_thw")) < len(media):
+        grids = [name for name in takes if name.endswith("_grid_thw")]
+        if grids and sum(len(facts.get(name, ())) for name in grids) < len(media):
             raise ModelError(
                 "where tokens have positions in space, embeddings can't be given; give the media themselves"
             )
@@ -108,8 +109,8 @@ class Tower:
 
     @property
     def _body(self) -> Any:
-        """The model below the head."""
-        return getattr(self.module, "model", None) or getattr(self.module, "vlm", None)
+        """The model below the head; a tower by itself has none."""
+        return getattr(self.module, "model", None) or getattr(self.module, "vlm", None) or self.module
 
     def _tensors(self, features: Mapping[str, Array]) -> dict[str, Tensor]:
         tensors = {}
@@ -238,7 +239,9 @@ def load_own_tower(media: MediaSpec, config: Any, folder: Path | None, placement
     module = named(media.tower)(config).to(device=placement.device, dtype=placement.dtype).eval().requires_grad_(False)
     if folder is not None:
         windows = [Window(f"tower.{name}", TensorPlace(tensor)) for name, tensor in module.state_dict().items()]
-        fill(windows, tensors(weight_files(folder)), ("*",), where=str(folder))
+        found = tensors(all_weight_files(folder, config))
+        found = getattr(layouts, media.layout)(found) if media.layout else found
+        fill(windows, found, ("*",), where=str(folder))
     return Tower(module, config.get_text_config().hidden_size, placement.dtype, placement.device, {})
 
 

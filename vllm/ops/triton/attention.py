@@ -23,7 +23,7 @@ import triton
 from torch import Tensor
 
 from vllm.kv_cache.spec import PagedSpec
-from vllm.ops.attention import AttentionOptions, Form, Layout
+from vllm.ops.attention import MOST_RECORDED, AttentionOptions, Form, Layout
 from vllm.ops.attention_torch import PagedCache
 from vllm.ops.staging import send
 from vllm.ops.triton.attention_kernels import attend_kernel, join_kernel, write_kernel
@@ -32,9 +32,8 @@ from vllm.ops.triton.early import early
 _LARGEST_HEAD = 576
 _NOTHING = -1
 _MOST_LONG_ROWS = 32
-_MOST_TOKENS = 1024
 _LONGEST_WALK = 4096
-"""Steps with longer rows are recorded up to these; a step beyond them keeps the device busy while it is launched."""
+"""Of the longer rows, and of the keys of a single token, in a step that is recorded."""
 _MAX_SPLITS = 32
 _WALKS = 6
 """Walks side by side that a processor is given before they are no longer split: fewer leave the memory idle."""
@@ -126,7 +125,7 @@ class TritonPlan:
             return Form.SINGLES
         # the walk of a single token isn't split where there may be many
         walk = (self._start + 1)[self._count == 1].max(initial=0)
-        few = num_long <= _MOST_LONG_ROWS and self._count.sum() <= _MOST_TOKENS and walk <= _LONGEST_WALK
+        few = num_long <= _MOST_LONG_ROWS and self._count.sum() <= MOST_RECORDED and walk <= _LONGEST_WALK
         return Form.MIXED if few else None
 
     def _find_places(self) -> None:
@@ -134,7 +133,7 @@ class TritonPlan:
         size, table = self._layout.block_size, self._layout.block_table.numpy()
         owner = np.repeat(np.arange(len(count)), count)
         positions = (np.arange(len(owner)) - first[owner] + start[owner]).clip(0)  # before 0 nothing is written
-        padded = max(len(owner), min(len(self.places), _MOST_TOKENS)) if self.form is Form.MIXED else len(owner)
+        padded = max(len(owner), min(len(self.places), MOST_RECORDED)) if self.form is Form.MIXED else len(owner)
         places = np.full(padded, _NOTHING, dtype=np.int32)
         places[: len(owner)] = table[owner, positions // size] * size + positions % size
         send(places, self.places[:padded])
@@ -157,7 +156,7 @@ class TritonPlan:
         """
         if self.form is Form.MIXED:
             if tokens not in self._kept_tiles:
-                most = _most_tiles(_MOST_TOKENS, tokens)
+                most = _most_tiles(MOST_RECORDED, tokens)
                 self._kept_tiles[tokens] = torch.empty(2, most, dtype=torch.int32, device=self.device)
                 self._keep(tokens, self._kept_tiles[tokens])
             return self._kept_tiles[tokens][:, : _most_tiles(num_tokens, tokens)]

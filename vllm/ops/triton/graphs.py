@@ -15,37 +15,13 @@ import torch
 from torch import Tensor
 
 from vllm.logging import get_logger
+from vllm.ops.attention import MOST_RECORDED
 
 logger = get_logger(__name__)
 _SIZES = (
-    1,
-    2,
-    4,
-    8,
-    12,
-    16,
-    24,
-    32,
-    40,
-    48,
-    56,
-    64,
-    80,
-    96,
-    112,
-    128,
-    160,
-    192,
-    224,
-    256,
-    320,
-    384,
-    448,
-    512,
-    640,
-    768,
-    896,
-    1024,
+    *(1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512),
+    *range(640, 1024, 128),
+    *range(1024, MOST_RECORDED + 1, 256),
 )
 
 

@@ -8,8 +8,10 @@ end at once.  So nothing waits for the host, and a step can be recorded.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,7 +21,19 @@ from torch import Tensor, nn
 from vllm.ops.activations import CODES, Clamp
 from vllm.ops.matrix import Matrix, MatrixShape
 from vllm.ops.triton.activations import activate
+from vllm.ops.triton.early import early, let_next_start, wait_for_last
 from vllm.ops.triton.matrix import GpuMatrix
+
+_MOST_SORTED = 4096
+"""Choices that one program sorts; of more, what torch's sort takes is little beside the products."""
+_CHOICES = {
+    16: ((64, 128, 4, 3), (64, 64, 4, 3)),
+    32: ((64, 64, 4, 3),),
+    64: ((64, 64, 4, 3),),
+    128: ((128, 64, 8, 4), (64, 64, 8, 3)),
+}
+"""Columns, elements at a time, warps and stages by rows, the fastest first.  On an H200, 128 experts of 768 by 2048, 8 of them chosen: a
+token takes 41 µs, 64 tokens 0.30 ms, 93 % of the bandwidth of a copy, 8192 tokens 1.6 ms, half of the matrix rate."""
 
 
 class ExpertMatrices(nn.ModuleList):
@@ -58,40 +72,118 @@ def moe(
     """Add up what each token's experts make of it.  [T, D], [T, K], [T, K], X of [2 I, D] or [I, D], X of [D, I] -> [T, D]"""
     assert isinstance(gate_up, ExpertMatrices) and isinstance(down, ExpertMatrices)
     (tokens, chosen), (experts, width, inner) = ids.shape, down.stacked.shape
-    flat = ids.reshape(-1)
-    order = flat.argsort(stable=True)
-    counts = torch.zeros(experts, dtype=torch.int64, device=x.device).scatter_add_(0, flat, torch.ones_like(flat))
     rows = max(16, min(128, triton.next_power_of_2(triton.cdiv(tokens * chosen, experts))))
-    tiles = min(tokens * chosen, triton.cdiv(tokens * chosen, rows) + experts)
-    ends = ((counts + rows - 1) // rows).cumsum(0)
-    owner = torch.searchsorted(ends, torch.arange(tiles, device=x.device), right=True)
-    last = counts.cumsum(0)
+    plan = _sorted(ids.reshape(-1), experts, rows)
     hidden = torch.empty(tokens * chosen, inner, dtype=x.dtype, device=x.device)
     found = torch.empty(tokens * chosen, width, dtype=x.dtype, device=x.device)
-    scale = weights.reshape(-1)
-    columns = 64
     has_gates = gate_up.stacked.shape[1] > inner
     for source, matrices, target, is_last in ((x, gate_up, hidden, False), (hidden, down, found, True)):
         length, gated, biases = target.shape[1], has_gates and not is_last, matrices.biases
-        _tile[(tiles, triton.cdiv(length, columns))](
-            source, matrices.stacked, matrices.stacked if biases is None else biases, target, order, owner, ends, counts,
-            last, scale, experts, length, source.shape[1], source.stride(0),
+        columns, step, warps, stages = _sizes(rows, gated, x)
+        _tile[(len(plan.owner), triton.cdiv(length, columns))](
+            source, matrices.stacked, matrices.stacked if biases is None else biases, target, *plan,
+            weights.reshape(-1), experts, length, source.shape[1], source.stride(0),
             clamp.limit if clamp else 0.0, clamp.offset if clamp else 0.0,
-            K=chosen, M=rows, N=columns, STEP=64, FIRST=not is_last, GATED=gated, KIND=0 if is_last else CODES[activation],
+            K=chosen, M=rows, N=columns, STEP=step, FIRST=not is_last, GATED=gated, KIND=0 if is_last else CODES[activation],
             BIAS=biases is not None, CLAMP=clamp is not None, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-            num_warps=4 if rows <= 64 else 8, num_stages=3,
+            num_warps=warps, num_stages=stages, **early(x.device),
         )  # fmt: skip
     return found.view(tokens, chosen, width).sum(dim=1, dtype=torch.float32).to(x.dtype)
+
+
+def _sizes(rows: int, gated: bool, x: Tensor) -> tuple[int, int, int, int]:
+    """Return columns, elements at a time, warps and stages of tiles of some rows: the fastest that the device has room for."""
+    room = shared_memory(x.device)
+    fitting = [
+        sizes
+        for sizes in _CHOICES[rows]
+        if (rows + sizes[0] * (2 if gated else 1)) * sizes[1] * sizes[3] * x.itemsize <= room
+    ]
+    return fitting[0] if fitting else _CHOICES[rows][-1]
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Return the bytes of shared memory that a program can have."""
+    if device.type != "cuda":
+        return 1 << 30
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
+
+
+class _Plan(NamedTuple):
+    """What tokens chose, sorted by expert, and cut into tiles of one expert each."""
+
+    order: Tensor
+    """[N] which choice comes where"""
+    owner: Tensor
+    """[tiles] each tile's expert; the number of experts where there is no tile"""
+    ends: Tensor
+    """[X] how many tiles there are up to the end of an expert's"""
+    counts: Tensor
+    """[X] how many choices it has"""
+    last: Tensor
+    """[X] how many choices there are up to the end of its"""
+
+
+def _sorted(ids: Tensor, experts: int, rows: int) -> _Plan:
+    """Sort choices by expert.  [N] -> tiles of at most `rows` each"""
+    count = len(ids)
+    tiles = min(count, triton.cdiv(count, rows) + experts)
+    if count <= _MOST_SORTED:
+        order, owner, *numbers = (
+            torch.empty(size, dtype=torch.int32, device=ids.device)
+            for size in (count, tiles, experts, experts, experts)
+        )
+        padded = max(16, triton.next_power_of_2(count))
+        plan = _Plan(order, owner, *numbers)
+        _sort[(1,)](
+            ids, *plan, count, tiles, experts, M=rows, PADDED=padded, BINS=triton.next_power_of_2(experts + 1),
+            TILES=triton.next_power_of_2(tiles), num_warps=min(16, max(4, padded // 128)), **early(ids.device),
+        )  # fmt: skip
+        return plan
+    counts = torch.zeros(experts, dtype=torch.int64, device=ids.device).scatter_add_(0, ids, torch.ones_like(ids))
+    ends = ((counts + rows - 1) // rows).cumsum(0)
+    owner = torch.searchsorted(ends, torch.arange(tiles, device=ids.device), right=True)
+    return _Plan(ids.argsort(stable=True), owner, ends, counts, counts.cumsum(0))
+
+
+@triton.jit
+def _sort(
+    ids, order, owner, ends, counts, last, count, tiles, experts,
+    M: tl.constexpr, PADDED: tl.constexpr, BINS: tl.constexpr, TILES: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Sort choices by expert and cut them into tiles, in one program."""
+    let_next_start(EARLY)
+    wait_for_last(EARLY)
+    place, x, tile = tl.arange(0, PADDED), tl.arange(0, BINS), tl.arange(0, TILES)
+    chosen = tl.load(ids + place, place < count, experts).to(tl.int32)
+    keys = tl.sort(chosen * PADDED + place)
+    known = tl.where(x < experts, tl.histogram(chosen, BINS), 0)
+    tl.store(order + place, keys % PADDED, place < count)
+    tl.store(counts + x, known, x < experts)
+    tl.store(last + x, tl.cumsum(known, 0), x < experts)
+    tl.store(ends + x, tl.cumsum((known + M - 1) // M, 0), x < experts)
+    tl.store(owner + tile, tl.zeros([TILES], tl.int32) + experts, tile < tiles)
+    tl.debug_barrier()  # what one thread has written is read by others
+    expert = keys // PADDED
+    alive = place < count
+    own = tl.load(counts + expert, alive, 0)
+    rank = place - (tl.load(last + expert, alive, 0) - own)
+    first = tl.load(ends + expert, alive, 0) - (own + M - 1) // M
+    tl.store(owner + first + rank // M, expert, alive & (rank % M == 0))
 
 
 @triton.jit
 def _tile(
     x, weight, bias, out, order, owner, ends, counts, last, scale, experts, length, width, x_row, limit, offset,
     K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, FIRST: tl.constexpr, GATED: tl.constexpr,
-    KIND: tl.constexpr, BIAS: tl.constexpr, CLAMP: tl.constexpr, PRECISION: tl.constexpr,
+    KIND: tl.constexpr, BIAS: tl.constexpr, CLAMP: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Multiply a tile of one expert's rows.  The first time rows of x are gathered by token; then rows lie in the order of
     experts, and results are weighted and go back to where their choices are."""
+    let_next_start(EARLY)
+    wait_for_last(EARLY)
     tile = tl.program_id(0)
     expert = tl.load(owner + tile)
     if expert >= experts:
@@ -104,7 +196,7 @@ def _tile(
     source = choice // K if FIRST else row
     n = tl.program_id(1) * N + tl.arange(0, N)
     inside = n < length
-    matrix = weight + expert * (2 * length if GATED else length).to(tl.int64) * width
+    matrix = weight + expert.to(tl.int64) * (2 * length if GATED else length) * width
     total = tl.zeros([M, N], tl.float32)
     gate = tl.zeros([M, N], tl.float32)
     for start in tl.range(0, width, STEP):

@@ -13,13 +13,13 @@ steps go on counting.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vllm.env import forbid_multicast
 from vllm.logging import get_logger
 from vllm.ops.parallel import NextNorm
 from vllm.ops.triton.early import early, let_next_start, wait_for_last
@@ -38,12 +38,14 @@ _EMPTY = {torch.int16: -(1 << 15), torch.int32: -(1 << 31) | 1 << 15}
 class Peers:
     """The memory that each rank of a group writes to, seen from one of them."""
 
-    def __init__(self, rank: int, addresses: Sequence[int], own: Tensor) -> None:
-        """`addresses` are those of every rank's memory; `own` is this rank's, of `num_bytes(ranks)` bytes, which is emptied here
-        and must not be written to before."""
-        self.rank, self.size = rank, len(addresses)
+    def __init__(self, rank: int, memories: Sequence[torch.UntypedStorage], own: Tensor) -> None:
+        """`memories` are every rank's, seen from here; `own` is this rank's, of `num_bytes(ranks)` bytes, which is emptied here and
+        must not be written to before."""
+        self.rank, self.size = rank, len(memories)
+        self._memories = memories
         own.view(torch.int16).fill_(_EMPTY[torch.int16])
         self._own = own
+        addresses = [memory.data_ptr() for memory in memories]
         self._addresses = torch.tensor(addresses, dtype=torch.int64, device=own.device)
         self._turns = torch.zeros(_ROWS, dtype=torch.int32, device=own.device)
         self._abandoned = torch.zeros(1, dtype=torch.int32, device=own.device)
@@ -89,23 +91,26 @@ class Peers:
             torch.cuda.current_stream().synchronize()
 
 
-def meet(rank: int, size: int, device: torch.device, meeting: str) -> Peers | None:
+def meet(rank: int, size: int, device: torch.device) -> Peers | None:
     """Make the memory of this rank known to the others of torch's group.  None where a GPU can't reach another's memory.
 
-    Nobody may add up before all have met.  `meeting` is a name that no other group of this process had.
+    Nobody may add up before all have met.
     """
     others = [torch.device("cuda", other) for other in range(size) if other != rank]
     if not all(torch.cuda.can_device_access_peer(device, other) for other in others):
         return None
-    forbid_multicast()
-    import torch.distributed._symmetric_memory as symmetric
-
-    own = symmetric.empty(Peers.num_bytes(size), dtype=torch.uint8, device=device)
-    # torch remembers groups by names, which it gives again: the second one of a process would wait at the first one's store
-    store = torch.distributed.PrefixStore("peers", torch.distributed.distributed_c10d._get_default_store())
-    symmetric._SymmetricMemory.set_group_info(meeting, rank, size, store)
-    handle = symmetric._SymmetricMemory.rendezvous(own, meeting)
-    return Peers(rank, handle.buffer_ptrs, own)
+    own = torch.empty(Peers.num_bytes(size), dtype=torch.uint8, device=device)
+    handles: list[Any] = [None] * size
+    torch.distributed.all_gather_object(handles, own.untyped_storage()._share_cuda_())
+    # opened as this GPU's, which may reach it then; the first entry is the GPU that it lies on
+    opened = [
+        own.untyped_storage() if other == rank else torch.UntypedStorage._new_shared_cuda(device.index, *handle[1:])
+        for other, handle in enumerate(handles)
+    ]
+    for other, handle in enumerate(handles):
+        if other != rank:  # who ends first need not wait for the others to have let go
+            torch.UntypedStorage._release_ipc_counter(*handle[4:6], device=device)
+    return Peers(rank, opened, own)
 
 
 @triton.jit

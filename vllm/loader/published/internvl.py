@@ -1,12 +1,12 @@
-"""The configuration of InternVL as it was published, in the words of transformers' InternVL."""
+"""The configuration of InternVL and its kin as they were published, in the words of transformers' InternVL."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from vllm.errors import ModelError
+from vllm.loader.published.tokens import token_id
 
 _VISION = {
     "hidden_size": "hidden_size",
@@ -24,8 +24,11 @@ _VISION = {
 """Field of the published vision_config → what transformers calls it"""
 
 
-def internvl_chat(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return what the config.json of an InternVLChatModel says.  Raises ModelError for what its mathematics is not known of."""
+def internvl_chat(content: dict[str, Any], folder: Path, word: str = "<IMG_CONTEXT>") -> dict[str, Any]:
+    """Return what the config.json of an InternVLChatModel says, whose embeddings stand in the places of a `word`.
+
+    Raises ModelError for what its mathematics is not known of.
+    """
     if content.get("ps_version", "v2") != "v2":
         raise ModelError(f"{folder}: ps_version={content['ps_version']!r}: pixels are shuffled as in version 2 only")
     vision, text = content.get("vision_config") or {}, content.get("llm_config") or {}
@@ -39,23 +42,13 @@ def internvl_chat(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         "dtype": content.get("torch_dtype") or content.get("dtype"),
         "downsample_ratio": content.get("downsample_ratio", 0.5),
         "vision_feature_layer": content.get("select_layer", -1),
-        "image_token_id": _token(folder, "<IMG_CONTEXT>"),
+        "image_token_id": token_id(folder, word),
         "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
         "vision_config": {ours: vision[theirs] for theirs, ours in _VISION.items() if theirs in vision},
         "text_config": {**text, "model_type": text_type, "architectures": names},
     }
 
 
-def _token(folder: Path, word: str) -> int:
-    """Return the id of a token that was added to a vocabulary."""
-    for name in ("added_tokens.json", "tokenizer.json", "tokenizer_config.json"):
-        try:
-            found = json.loads((folder / name).read_bytes())
-        except (OSError, ValueError):
-            continue
-        ids = {name: index for name, index in found.items() if isinstance(index, int)}
-        ids |= {entry["content"]: entry["id"] for entry in found.get("added_tokens", [])}
-        ids |= {entry["content"]: int(index) for index, entry in found.get("added_tokens_decoder", {}).items()}
-        if word in ids:
-            return ids[word]
-    raise ModelError(f"{folder}: its tokenizer has no {word}; put tokenizer.json beside the weights")
+def nvlm_d(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what the config.json of an NVLM_D_Model says.  Raises ModelError as for InternVL."""
+    return internvl_chat(content, folder, "<|vision_pad|>")
