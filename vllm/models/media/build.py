@@ -98,7 +98,7 @@ def text_tensors(
             continue
         prefix = next((prefix for prefix in _TEXT_PREFIXES if name.startswith(prefix)), "")
         name = "model." + name.removeprefix(prefix) if prefix else name
-        for theirs, ours in _RENAMED:
+        for theirs, ours in () if name in wanted else _RENAMED:
             name = name.replace(theirs, ours)
         yield from [(name, tensor)] if name in wanted else _apart(name, tensor, width)
 
