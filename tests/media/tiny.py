@@ -23,16 +23,6 @@ WORDS += ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|begin_of_image|>", "
 WORDS += ["<|begin_of_video|>", "<|end_of_video|>", "<|video|>", "[AUDIO]", "[BEGIN_AUDIO]", "<|audio|>"]
 WORDS += ["<img_start>", "<img_end>", "<|image_start|>", "<|image_end|>", "<|patch|>", "<|tile_x_separator|>"]
 WORDS += ["<|tile_y_separator|>", "<image_placeholder>", "<racm3:break>", "<eoss>", "|SPEAKER|", "|NEWLINE|"]
-WORDS += [
-    "<im_patch>",
-    "<im_col>",
-    "<im_start>",
-    "<low_res_im_start>",
-    "<frame_start>",
-    "<im_end>",
-    "<frame_end>",
-    "<im_low>",
-]
 WORDS += ["<IMG_ATOM>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
 """What marks the places of media in prompts."""
 

@@ -236,8 +236,22 @@ def idefics2(maker: Maker) -> tuple[Any, Any]:
     return config, transformers.Idefics2Processor(images, maker.tokenizer, image_seq_len=4)
 
 
+MOLMO2_WORDS = [
+    "<im_patch>",
+    "<im_col>",
+    "<im_start>",
+    "<low_res_im_start>",
+    "<frame_start>",
+    "<im_end>",
+    "<frame_end>",
+    "<im_low>",
+]
+
+
 def molmo2(maker: Maker) -> tuple[Any, Any]:
     maker.tokenizer.add_special_tokens({"bos_token": "<|end|>"})
+    maker.tokenizer.add_tokens(MOLMO2_WORDS, special_tokens=True)
+    maker.use(maker.tokenizer)
     images = transformers.Molmo2ImageProcessor(
         size={"height": 32, "width": 32}, max_crops=4, overlap_margins=[1, 1], patch_size=8, pooling_size=[2, 2]
     )

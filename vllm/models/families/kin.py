@@ -192,13 +192,11 @@ def stablelm(config: Any) -> TransformerSpec:
 
 
 def cohere(config: Any) -> TransformerSpec:
-    """Both branches under one layer norm without bias; pairs of rotated elements are neighbours; logits are scaled."""
-    if config.use_qk_norm:
-        raise ModelError(
-            "use_qk_norm=True: a cohere with a norm per head is not supported; use model_impl='transformers'"
-        )
-    attention = neighbours(attention_of(config, bias=config.attention_bias))
+    """Both branches under one layer norm without bias; pairs of rotated elements are neighbours; logits are scaled.  The large one has
+    a norm of its own on each head of q and k."""
     norm = NormSpec("layer", config.layer_norm_eps, bias=False)
+    own_norms = norm if config.use_qk_norm else None
+    attention = neighbours(attention_of(config, bias=config.attention_bias, own_norms=own_norms))
     layer = LayerSpec(attention, mlp_of(config), "parallel_one")
     return decoder_of(config, layer, norm, head=HeadSpec(scale=config.logit_scale))
 
