@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +147,22 @@ def _time(function: Any, repeats: int = 10) -> float:
     return statistics.median(times)
 
 
-KINDS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "qwen3_moe")
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {}, "qwen2": {}, "qwen3": {}, "gemma2": {}, "gemma3_text": {}, "phi3": {},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "mamba": {"state_size": 8},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 16},
+    "recurrent_gemma": {"lru_width": 64},
+    "qwen3_next": {
+        "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
+}  # fmt: skip
+"""Architecture → what its tiny model has beside what all have"""
 
 
-def compare_with_cpu(kinds: tuple[str, ...] = KINDS) -> dict[str, list[bool]]:
+def compare_with_cpu(kinds: Iterable[str] = KINDS) -> dict[str, list[bool]]:
     """Return, per architecture, whether greedy tokens of a tiny model are the same on one GPU, and some also on two if there are
     as many, as on the CPU."""
     import torch
@@ -163,12 +175,11 @@ def compare_with_cpu(kinds: tuple[str, ...] = KINDS) -> dict[str, list[bool]]:
         "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300, "max_position_embeddings": 512,
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     }  # fmt: skip
-    moe = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     prompts = [{"prompt_token_ids": [(7 * i + 3 * j) % 290 + 5 for j in range(5 + 37 * i)]} for i in range(6)]
     params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
     found = {}
     for kind in kinds:
-        config = AutoConfig.for_model(kind, **tiny, **(moe if "moe" in kind else {}))
+        config = AutoConfig.for_model(kind, **tiny | KINDS[kind])
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():

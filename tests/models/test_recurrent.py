@@ -12,11 +12,16 @@ import torch
 from torch import Tensor
 
 from tests.conformance.tiny import VOCAB, save_tiny
+from vllm import ops
 from vllm.errors import ConfigError, ModelError
 from vllm.layers.placement import Placement
 from vllm.layers.transformer import Transformer
 from vllm.models.registry import build, spec_of
 from vllm.ops.parallel import Group
+from vllm.ops.states import StateMemory
+from vllm.ops.triton import recurrent as triton_recurrent
+from vllm.ops.triton.delta import gated_delta
+from vllm.ops.triton.states import TritonStatePlan
 
 LENGTH = 45
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -148,6 +153,26 @@ def test_any_steps_give_the_same_bits(
     assert (alone - expected).abs().mean() < (0.03 if dtype == torch.bfloat16 else 1e-4) * expected.abs().max()
     for chunk in (1, 7, 16, 19):
         assert torch.equal(compute(decoder, [*others, prompt], chunk)[-1], alone), f"chunks of {chunk}"
+
+
+@pytest.mark.parametrize(
+    "name", ["mamba", "mamba2, groups", "qwen3_next", "kimi_linear", "minimax", "recurrent_gemma", "lfm2"]
+)
+def test_kernels_for_a_gpu_take_what_layers_hand_over(
+    name: str, load: Load, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(CASES[name][0], tmp_path, CASES[name][1])
+    decoder, asked = load(tmp_path, LENGTH), prompts(9, 1, 4)
+    expected = compute(decoder, asked)
+    for kernel in ("causal_conv", "selective_scan", "rg_lru", "gate"):
+        monkeypatch.setattr(ops, kernel, getattr(triton_recurrent, kernel))
+    monkeypatch.setattr(ops, "gated_delta", gated_delta)
+    monkeypatch.setattr(
+        StateMemory, "plan", lambda memory, rows, _, blocks: TritonStatePlan(memory.device, rows, blocks)
+    )
+    for chunk in (None, 4, 1):
+        for ours, theirs in zip(compute(decoder, asked, chunk), expected, strict=True):
+            assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max(), f"chunks of {chunk}"
 
 
 def test_what_is_not_supported_is_refused(tmp_path: Path) -> None:

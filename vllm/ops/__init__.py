@@ -203,11 +203,11 @@ def matrix(shape: MatrixShape) -> Matrix:
 def experts(count: int, shape: MatrixShape) -> nn.ModuleList:
     """Return the matrices of a layer's experts, for `moe`.  Raises ConfigError if they can't be quantized as `shape` asks."""
     if shape.device.type == "cuda":
-        if shape.format is not None:
-            raise ConfigError(
-                f"quantization={shape.format!r} can't be used: a GPU has no kernels for experts that are quantized; leave it out"
-            )
-        matrices: nn.ModuleList = _gpu("moe").ExpertMatrices(count, shape)
+        reason = None if shape.format is None else _gpu("quantized").refuses(shape)
+        if reason is not None:
+            raise ConfigError(f"quantization={shape.format!r} can't be used: {reason}")
+        kind = _gpu("moe").ExpertMatrices if shape.format is None else _gpu("quantized_moe").QuantizedExperts
+        matrices: nn.ModuleList = kind(count, shape)
         return matrices
     return nn.ModuleList(matrix(shape) for _ in range(count))
 

@@ -9,7 +9,7 @@ end at once.  So nothing waits for the host, and a step can be recorded.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -36,19 +36,91 @@ _CHOICES = {
 token takes 41 µs, 64 tokens 0.30 ms, 93 % of the bandwidth of a copy, 8192 tokens 1.6 ms, half of the matrix rate."""
 
 
-class ExpertMatrices(nn.ModuleList):
-    """Matrices of one shape that lie in one tensor."""
+class _Plan(NamedTuple):
+    """What tokens chose, sorted by expert, and cut into tiles of one expert each."""
+
+    order: Tensor
+    """[N] which choice comes where"""
+    owner: Tensor
+    """[tiles] each tile's expert; the number of experts where there is no tile"""
+    ends: Tensor
+    """[X] how many tiles there are up to the end of an expert's"""
+    counts: Tensor
+    """[X] how many choices it has"""
+    last: Tensor
+    """[X] how many choices there are up to the end of its"""
+
+
+class Product(NamedTuple):
+    """One of the two products of experts with their tokens."""
+
+    x: Tensor
+    """[T, D], or [T K, I] in the order of experts"""
+    out: Tensor
+    """[T K, …] in the order of experts, or in that of choices"""
+    plan: _Plan
+    weights: Tensor
+    """[T K] of the choices, which the last product is multiplied with"""
+    rows: int
+    """Of a tile"""
+    chosen: int
+    """Experts of a token: K"""
+    is_last: bool
+    gated: bool
+    activation: str
+    clamp: Clamp | None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The limit and the offset of its clamp."""
+        return (self.clamp.limit, self.clamp.offset) if self.clamp else (0.0, 0.0)
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """What kernels must know when they are compiled, whatever holds the weights."""
+        return {
+            "K": self.chosen, "M": self.rows, "FIRST": not self.is_last, "GATED": self.gated,
+            "KIND": 0 if self.is_last else CODES[self.activation], "CLAMP": self.clamp is not None,
+            "PRECISION": "ieee" if self.x.dtype == torch.float32 else "tf32", **early(self.x.device),
+        }  # fmt: skip
+
+
+class Experts(nn.ModuleList):
+    """Matrices of one shape, whose products are computed in tiles."""
+
+    most_rows = 128
+    """Of x in a tile"""
+
+    def __init__(self, matrices: Iterable[Matrix], shape: MatrixShape) -> None:
+        super().__init__(matrices)
+        self.shape = shape
+
+    def multiply(self, product: Product) -> None:
+        """Multiply each expert's tokens with its matrix."""
+        raise NotImplementedError
+
+
+class ExpertMatrices(Experts):
+    """Matrices that lie in one tensor."""
 
     def __init__(self, count: int, shape: MatrixShape) -> None:
         stacked = torch.empty(count, shape.rows, shape.width, dtype=shape.dtype, device=shape.device)
         biases = torch.empty(count, shape.rows, dtype=shape.dtype, device=shape.device) if shape.bias else None
-        super().__init__(
-            _expert(shape, stacked[index], None if biases is None else biases[index]) for index in range(count)
-        )
+        matrices = (_expert(shape, stacked[index], None if biases is None else biases[index]) for index in range(count))
+        super().__init__(matrices, shape)
         self.stacked = stacked
         """[X, N, D]"""
         self.biases = biases
         """[X, N]"""
+
+    def multiply(self, product: Product) -> None:
+        x, out, plan, biases, length = product.x, product.out, product.plan, self.biases, product.out.shape[1]
+        columns, step, warps, stages = _sizes(product.rows, product.gated, x)
+        _tile[(len(plan.owner), triton.cdiv(length, columns))](
+            x, self.stacked, self.stacked if biases is None else biases, out, *plan, product.weights, len(self), length,
+            x.shape[1], x.stride(0), *product.bounds, N=columns, STEP=step, BIAS=biases is not None, **product.flags,
+            num_warps=warps, num_stages=stages,
+        )  # fmt: skip
 
 
 def _expert(shape: MatrixShape, weight: Tensor, bias: Tensor | None) -> GpuMatrix:
@@ -70,24 +142,15 @@ def moe(
     clamp: Clamp | None = None,
 ) -> Tensor:
     """Add up what each token's experts make of it.  [T, D], [T, K], [T, K], X of [2 I, D] or [I, D], X of [D, I] -> [T, D]"""
-    assert isinstance(gate_up, ExpertMatrices) and isinstance(down, ExpertMatrices)
-    (tokens, chosen), (experts, width, inner) = ids.shape, down.stacked.shape
-    rows = max(16, min(128, triton.next_power_of_2(triton.cdiv(tokens * chosen, experts))))
-    plan = _sorted(ids.reshape(-1), experts, rows)
+    assert isinstance(gate_up, Experts) and isinstance(down, Experts)
+    (tokens, chosen), width, inner = ids.shape, down.shape.rows, down.shape.width
+    rows = max(16, min(gate_up.most_rows, triton.next_power_of_2(triton.cdiv(tokens * chosen, len(down)))))
+    plan = _sorted(ids.reshape(-1), len(down), rows)
     hidden = torch.empty(tokens * chosen, inner, dtype=x.dtype, device=x.device)
     found = torch.empty(tokens * chosen, width, dtype=x.dtype, device=x.device)
-    has_gates = gate_up.stacked.shape[1] > inner
-    for source, matrices, target, is_last in ((x, gate_up, hidden, False), (hidden, down, found, True)):
-        length, gated, biases = target.shape[1], has_gates and not is_last, matrices.biases
-        columns, step, warps, stages = _sizes(rows, gated, x)
-        _tile[(len(plan.owner), triton.cdiv(length, columns))](
-            source, matrices.stacked, matrices.stacked if biases is None else biases, target, *plan,
-            weights.reshape(-1), experts, length, source.shape[1], source.stride(0),
-            clamp.limit if clamp else 0.0, clamp.offset if clamp else 0.0,
-            K=chosen, M=rows, N=columns, STEP=step, FIRST=not is_last, GATED=gated, KIND=0 if is_last else CODES[activation],
-            BIAS=biases is not None, CLAMP=clamp is not None, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-            num_warps=warps, num_stages=stages, **early(x.device),
-        )  # fmt: skip
+    around = plan, weights.reshape(-1), rows, chosen
+    gate_up.multiply(Product(x, hidden, *around, False, gate_up.shape.rows > inner, activation, clamp))
+    down.multiply(Product(hidden, found, *around, True, False, activation, clamp))
     return found.view(tokens, chosen, width).sum(dim=1, dtype=torch.float32).to(x.dtype)
 
 
@@ -109,21 +172,6 @@ def shared_memory(device: torch.device) -> int:
         return 1 << 30
     properties: Any = torch.cuda.get_device_properties(device)
     return int(properties.shared_memory_per_block_optin)
-
-
-class _Plan(NamedTuple):
-    """What tokens chose, sorted by expert, and cut into tiles of one expert each."""
-
-    order: Tensor
-    """[N] which choice comes where"""
-    owner: Tensor
-    """[tiles] each tile's expert; the number of experts where there is no tile"""
-    ends: Tensor
-    """[X] how many tiles there are up to the end of an expert's"""
-    counts: Tensor
-    """[X] how many choices it has"""
-    last: Tensor
-    """[X] how many choices there are up to the end of its"""
 
 
 def _sorted(ids: Tensor, experts: int, rows: int) -> _Plan:
@@ -175,42 +223,21 @@ def _sort(
 
 
 @triton.jit
-def _tile(
-    x, weight, bias, out, order, owner, ends, counts, last, scale, experts, length, width, x_row, limit, offset,
-    K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, FIRST: tl.constexpr, GATED: tl.constexpr,
-    KIND: tl.constexpr, BIAS: tl.constexpr, CLAMP: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """Multiply a tile of one expert's rows.  The first time rows of x are gathered by token; then rows lie in the order of
-    experts, and results are weighted and go back to where their choices are."""
-    let_next_start(EARLY)
-    wait_for_last(EARLY)
-    tile = tl.program_id(0)
-    expert = tl.load(owner + tile)
-    if expert >= experts:
-        return
+def rows_of_tile(order, ends, counts, last, expert, tile, M: tl.constexpr):
+    """Return which choices, in the order of experts, are a tile's, whether there is one, and which one that is."""
     count, end = tl.load(counts + expert), tl.load(last + expert)
     number = tile - (tl.load(ends + expert) - (count + M - 1) // M)
     row = end - count + number * M + tl.arange(0, M)
-    alive = row < end
-    choice = tl.load(order + row, alive, 0)
-    source = choice // K if FIRST else row
-    n = tl.program_id(1) * N + tl.arange(0, N)
+    return row, row < end, tl.load(order + row, row < end, 0)
+
+
+@triton.jit
+def store_tile(
+    total, gate, bias, out, scale, expert, row, alive, choice, n, length, limit, offset,
+    FIRST: tl.constexpr, GATED: tl.constexpr, KIND: tl.constexpr, BIAS: tl.constexpr, CLAMP: tl.constexpr,
+):  # fmt: skip
+    """Add biases to sums [M, N] and store what comes of them: the first time with an activation, else weighted."""
     inside = n < length
-    matrix = weight + expert.to(tl.int64) * (2 * length if GATED else length) * width
-    total = tl.zeros([M, N], tl.float32)
-    gate = tl.zeros([M, N], tl.float32)
-    for start in tl.range(0, width, STEP):
-        k = start + tl.arange(0, STEP)
-        values = tl.load(x + source[:, None] * x_row + k[None, :], alive[:, None] & (k < width)[None, :], 0.0)
-        mask = (k < width)[:, None] & inside[None, :]
-        if GATED:
-            part = tl.load(matrix + n[None, :].to(tl.int64) * width + k[:, None], mask, 0.0)
-            gate = tl.dot(values, part, gate, input_precision=PRECISION)
-            part = tl.load(matrix + (length + n[None, :]).to(tl.int64) * width + k[:, None], mask, 0.0)
-            total = tl.dot(values, part, total, input_precision=PRECISION)
-        else:
-            part = tl.load(matrix + n[None, :].to(tl.int64) * width + k[:, None], mask, 0.0)
-            total = tl.dot(values, part, total, input_precision=PRECISION)
     if BIAS:
         own = bias + expert * (2 * length if GATED else length)
         if GATED:
@@ -232,3 +259,41 @@ def _tile(
     else:
         y = total.to(dtype).to(tl.float32) * tl.load(scale + choice, alive, 0.0)[:, None]
         tl.store(out + choice[:, None] * length + n[None, :], y.to(dtype), mask)
+
+
+@triton.jit
+def _tile(
+    x, weight, bias, out, order, owner, ends, counts, last, scale, experts, length, width, x_row, limit, offset,
+    K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, FIRST: tl.constexpr, GATED: tl.constexpr,
+    KIND: tl.constexpr, BIAS: tl.constexpr, CLAMP: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Multiply a tile of one expert's rows.  The first time rows of x are gathered by token; then rows lie in the order of
+    experts, and results are weighted and go back to where their choices are."""
+    let_next_start(EARLY)
+    wait_for_last(EARLY)
+    tile = tl.program_id(0)
+    expert = tl.load(owner + tile)
+    if expert >= experts:
+        return
+    row, alive, choice = rows_of_tile(order, ends, counts, last, expert, tile, M)
+    source = choice // K if FIRST else row
+    n = tl.program_id(1) * N + tl.arange(0, N)
+    inside = n < length
+    matrix = weight + expert.to(tl.int64) * (2 * length if GATED else length) * width
+    total = tl.zeros([M, N], tl.float32)
+    gate = tl.zeros([M, N], tl.float32)
+    for start in tl.range(0, width, STEP):
+        k = start + tl.arange(0, STEP)
+        values = tl.load(x + source[:, None] * x_row + k[None, :], alive[:, None] & (k < width)[None, :], 0.0)
+        mask = (k < width)[:, None] & inside[None, :]
+        if GATED:
+            part = tl.load(matrix + n[None, :].to(tl.int64) * width + k[:, None], mask, 0.0)
+            gate = tl.dot(values, part, gate, input_precision=PRECISION)
+            part = tl.load(matrix + (length + n[None, :]).to(tl.int64) * width + k[:, None], mask, 0.0)
+            total = tl.dot(values, part, total, input_precision=PRECISION)
+        else:
+            part = tl.load(matrix + n[None, :].to(tl.int64) * width + k[:, None], mask, 0.0)
+            total = tl.dot(values, part, total, input_precision=PRECISION)
+    store_tile(
+        total, gate, bias, out, scale, expert, row, alive, choice, n, length, limit, offset, FIRST, GATED, KIND, BIAS, CLAMP
+    )  # fmt: skip

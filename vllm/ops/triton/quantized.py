@@ -11,6 +11,8 @@ and does what comes after.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -25,7 +27,7 @@ from vllm.ops.triton.early import early, let_next_start, wait_for_last
 from vllm.ops.triton.matrix import multiply_rows
 from vllm.weights import Place, TensorPlace
 
-_STEP = 128
+STEP = 128
 _FEW = {"int8": 256, "fp8": 256, "int4": 64}
 """Rows that are multiplied with numbers widened in registers: on an H100 more take less time the other way."""
 _PROGRAMS = 264
@@ -48,25 +50,44 @@ def refuses(shape: MatrixShape) -> str | None:
     return None
 
 
+class Rounded(NamedTuple):
+    """What a matrix is kept as, or with a dimension in front what some are."""
+
+    numbers: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def empty(cls, shape: MatrixShape, *count: int) -> Rounded:
+        """Return memory for a matrix, or some."""
+        assert shape.format is not None
+        width, is_int4 = -(-shape.width // STEP) * STEP, shape.format == "int4"
+
+        def kept(*size: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(*count, *size, dtype=dtype, device=shape.device)
+
+        return cls(
+            kept(shape.rows, width // 2 if is_int4 else width, dtype=_NUMBERS[shape.format]),
+            kept(width // GROUP, shape.rows, dtype=torch.bfloat16)
+            if is_int4
+            else kept(shape.rows, dtype=torch.float32),
+            kept(shape.rows, dtype=shape.dtype).zero_() if shape.bias else None,
+        )
+
+    def of(self, index: int) -> Rounded:
+        """Return one of some."""
+        return Rounded(self.numbers[index], self.scales[index], None if self.bias is None else self.bias[index])
+
+
 class QuantizedMatrix(Matrix):
     """Rows of weights in int8, fp8 or int4."""
 
-    def __init__(self, shape: MatrixShape) -> None:
-        assert shape.format is not None
-        width = -(-shape.width // _STEP) * _STEP
-        is_int4 = shape.format == "int4"
-        scales = shape.rows * width // GROUP * 2 if is_int4 else shape.rows * 4
-        bias = shape.rows * shape.dtype.itemsize if shape.bias else 0
-        super().__init__(shape, shape.rows * width // (2 if is_int4 else 1) + scales + bias)
-
-        def kept(*size: int, dtype: torch.dtype) -> nn.Parameter:
-            return nn.Parameter(torch.empty(size, dtype=dtype, device=shape.device), requires_grad=False)
-
-        self.numbers = kept(shape.rows, width // 2 if is_int4 else width, dtype=_NUMBERS[shape.format])
-        self.scales = (
-            kept(width // GROUP, shape.rows, dtype=torch.bfloat16) if is_int4 else kept(shape.rows, dtype=torch.float32)
-        )
-        self.bias = kept(shape.rows, dtype=shape.dtype).zero_() if shape.bias else None
+    def __init__(self, shape: MatrixShape, kept: Rounded | None = None) -> None:
+        """`kept` is where it lies, if not in memory of its own."""
+        kept = kept or Rounded.empty(shape)
+        super().__init__(shape, sum(part.nbytes for part in kept if part is not None))
+        self.numbers, self.scales = (nn.Parameter(part, requires_grad=False) for part in kept[:2])
+        self.bias = None if kept.bias is None else nn.Parameter(kept.bias, requires_grad=False)
 
     def place(self, first: int, rows: int) -> Place:
         return RowsPlace(self.shape, first, rows, self.put)
@@ -84,10 +105,10 @@ class QuantizedMatrix(Matrix):
     def _put(self, first: int, content: Tensor) -> None:
         assert self.shape.format is not None
         rows = slice(first, first + len(content))
-        numbers, scales = quantize(F.pad(content, (0, -content.shape[1] % _STEP)), self.shape.format)
+        numbers, scales = quantize(F.pad(content, (0, -content.shape[1] % STEP)), self.shape.format)
         if self.shape.format == "int4":
             self.scales[:, rows] = scales.t()
-            low, high = numbers.unflatten(1, (-1, 2, _STEP // 2)).unbind(2)
+            low, high = numbers.unflatten(1, (-1, 2, STEP // 2)).unbind(2)
             self.numbers[rows] = (low & 15 | high << 4).flatten(1)
         else:
             self.scales[rows] = scales
@@ -122,9 +143,9 @@ class QuantizedMatrix(Matrix):
         """Return all rows as numbers of `dtype`.  -> [rows, width]"""
         rows, width = self.shape.rows, self.shape.width
         out = torch.empty(rows, width, dtype=dtype, device=self.numbers.device)
-        _widen[(triton.cdiv(rows, 32), triton.cdiv(width, _STEP))](
+        _widen[(triton.cdiv(rows, 32), triton.cdiv(width, STEP))](
             self.numbers, self.scales, out, rows, width, self.numbers.stride(0), INT4=self.scales.dim() == 2,
-            N=32, STEP=_STEP, GROUP=GROUP, num_warps=4,
+            N=32, STEP=STEP, GROUP=GROUP, num_warps=4,
         )  # fmt: skip
         return out
 
@@ -139,7 +160,7 @@ def _multiply(x: Tensor, numbers: Tensor, scales: Tensor, rows: int) -> Tensor:
     is_int4 = scales.dim() == 2
     tile = max(16, min(32 if x.dtype == torch.float32 else 128, triton.next_power_of_2(len(x))))
     columns = 32 if is_int4 and tile == 64 else 128 if tile == 128 else 64
-    steps = numbers.shape[1] * (2 if is_int4 else 1) // _STEP
+    steps = numbers.shape[1] * (2 if is_int4 else 1) // STEP
     grid = triton.cdiv(len(x), tile), triton.cdiv(rows, columns)
     pieces = max(1, min(_PROGRAMS // (grid[0] * grid[1]), steps // _LEAST_STEPS))
     each = triton.cdiv(steps, pieces)
@@ -147,14 +168,14 @@ def _multiply(x: Tensor, numbers: Tensor, scales: Tensor, rows: int) -> Tensor:
     parts = torch.empty(pieces, len(x), rows, dtype=torch.float32, device=x.device)
     _multiply_few[(*grid, pieces)](
         x, numbers, scales, parts, len(x), rows, x.shape[1], x.stride(0), numbers.stride(0), steps, each, INT4=is_int4,
-        M=tile, N=columns, STEP=_STEP, GROUP=GROUP, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        M=tile, N=columns, STEP=STEP, GROUP=GROUP, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_warps=4 if tile <= 64 else 8, num_stages=max(2, min(4, 192 // tile)), **early(x.device),
     )  # fmt: skip
     return parts
 
 
 @triton.jit
-def _scaled(numbers, scales, dtype: tl.constexpr):
+def scaled(numbers, scales, dtype: tl.constexpr):
     """Multiply numbers of 4 bits with their scales.  In bfloat16 that rounds once, as it does by way of float32."""
     if dtype == tl.bfloat16:
         return numbers.to(dtype) * scales
@@ -183,12 +204,12 @@ def _multiply_few(
             pair = tl.load(matrix + step * (STEP // 2) + j[:, None], inside, 0)
             group = scales + (step * (STEP // GROUP) + j // GROUP)[:, None] * rows + n[None, :]
             k = step * STEP + j
-            low = _scaled((pair << 4) >> 4, tl.load(group, inside, 0.0), dtype)
+            low = scaled((pair << 4) >> 4, tl.load(group, inside, 0.0), dtype)
             values = tl.load(ours + k[None, :], alive & (k < width)[None, :], 0.0)
             total = tl.dot(values, low, total, input_precision=PRECISION)
             k += STEP // 2
             group += STEP // 2 // GROUP * rows
-            high = _scaled(pair >> 4, tl.load(group, inside, 0.0), dtype)
+            high = scaled(pair >> 4, tl.load(group, inside, 0.0), dtype)
             values = tl.load(ours + k[None, :], alive & (k < width)[None, :], 0.0)
             total = tl.dot(values, high, total, input_precision=PRECISION)
         else:
@@ -253,11 +274,11 @@ def _widen(
         )
         group = scales + (step * (STEP // GROUP) + j // GROUP)[None, :] * rows + n[:, None]
         k = step * STEP + j[None, :]
-        low = _scaled((pair << 4) >> 4, tl.load(group, inside[:, None], 0.0), dtype)
+        low = scaled((pair << 4) >> 4, tl.load(group, inside[:, None], 0.0), dtype)
         tl.store(target + k, low, inside[:, None] & (k < width))
         k += STEP // 2
         group += STEP // 2 // GROUP * rows
-        high = _scaled(pair >> 4, tl.load(group, inside[:, None], 0.0), dtype)
+        high = scaled(pair >> 4, tl.load(group, inside[:, None], 0.0), dtype)
         tl.store(target + k, high, inside[:, None] & (k < width))
     else:
         k = step * STEP + tl.arange(0, STEP)[None, :]
