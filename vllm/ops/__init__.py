@@ -149,16 +149,15 @@ def attention_backend(
     device: torch.device,
     block_size: int,
     quantized: bool = False,
-    media: bool = False,
 ) -> AttentionBackend:
     """Return the best attention backend that can serve such layers of a model of `dtype`.
 
-    `quantized`: the cache holds 8-bit integers.  `media`: tokens of a medium see each other.  Raises ConfigError if none can.
+    `quantized`: the cache holds 8-bit integers.  Raises ConfigError if none can.
     """
     backends: list[AttentionBackend] = [TorchAttention(device)]
     if device.type == "cpu" and native.library() is not None:
         backends.insert(0, NativeAttention())
-    if device.type == "cuda" and not media:
+    if device.type == "cuda":
         backends.insert(0, _gpu_attention(device))
     reasons = []
     for backend in backends:

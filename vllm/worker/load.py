@@ -102,7 +102,7 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     specs = (*model.cache_specs, *model.encoder_cache_specs)
     paged = [spec for spec in specs if not isinstance(spec, State)]
     size = config.cache.block_size
-    attention = attention_backend(paged, dtype, device, size, config.cache.quantized, scheduler.whole_media)
+    attention = attention_backend(paged, dtype, device, size, config.cache.quantized)
     memory = _CacheMemory(attention, state_memory(device), config.cache, dtype)
     tables = SlotTables(_tokens(scheduler, device, group), groups.kept + groups.scratch, size)
     tables.whole_media = scheduler.whole_media
