@@ -374,6 +374,7 @@ def _several(count: str, ours: dict[str, Any], several: dict[str, Any]) -> Itera
         gain = ours["decode"][batch][0] / seconds
         yield f"* On {count} GPUs a decode step of {batch} takes {seconds * 1e3:.2f} ms, {gain:.2f}× as fast as on one."
     yield f"* On {count} GPUs the prefill takes {several['prefill'] * 1e3:.0f} ms, {ours['prefill'] / several['prefill']:.2f}× as fast."
+    yield f"* On {count} GPUs the {NUM_MIXED} requests take {several['mixed']:.2f} s, {ours['mixed'] / several['mixed']:.2f}× as fast."
     yield ""
 
 

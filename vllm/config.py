@@ -288,6 +288,10 @@ class MediaConfig:
     """A feature of pictures that the sounds of their prompt get, empty"""
     whole_prompt: bool = False
     """All tokens of a prompt with media see each other"""
+    across: bool = False
+    """All tokens of a prompt's media see each other, and not the texts between them"""
+    states: int = 0
+    """How many states layers attend to of a medium; 0: what is made of it enters in its place"""
     processor: str = ""
     """Where what prepares media is, if it is not transformers'"""
     folder: str = ""
@@ -335,6 +339,8 @@ class ModelConfig:
     seed: int
     pooling: Pooling | None = None
     """How it pools; None: it generates."""
+    num_unwritten: int = 0
+    """How many tokens behind its vocabulary it reads, which it never chooses."""
     media: MediaConfig | None = None
     """How it takes media; None: it takes text only."""
     source: Literal["", "text", "audio"] = ""

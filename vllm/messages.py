@@ -41,7 +41,8 @@ class Media(Struct, array_like=True):
     spans: list[tuple[int, int]]  # runs [first, end) of the prompt's positions that its embeddings belong to, in order
     features: dict[str, Array]
     whole: tuple[int, int] | None = None  # the run of tokens that see each other, where those of its spans are not all
-    length: int = 0  # positions of what is made of it, where it stands in no place and all tokens attend to that
+    length: int = 0  # positions of what is made of it, where that stands in no place and all tokens attend to it
+    within: list[tuple[int, int]] = []  # the runs of `whole` whose tokens see each other, where not all of its do
 
     @property
     def runs(self) -> list[tuple[int, int]]:
@@ -56,7 +57,7 @@ class Media(Struct, array_like=True):
     @property
     def first(self) -> int:
         """The first token that needs it."""
-        return self.spans[0][0] if self.spans else 0
+        return self.spans[0][0] if self.spans and not self.length else 0
 
     @property
     def end(self) -> int:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.conformance.published_parts import attend, rotate
+from tests.conformance.published_states import PLAMO2, plamo2, plamo2_shapes
 from tests.conformance.tiny import VOCAB
 
 Config = Mapping[str, Any]
@@ -64,24 +66,9 @@ def _rms(weights: Weights, name: str, x: Tensor) -> Tensor:
     return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weights[f"{name}.weight"]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | float = 0.0) -> Tensor:
-    """Causal attention.  [n, H, E], [n, G, E], [n, G, E] -> [n, H E]"""
-    k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (k, v))
-    scores = torch.einsum("qhe,khe->hqk", q, k) * scale + bias
-    future = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
-    return torch.einsum("hqk,khe->qhe", scores.masked_fill(future, -math.inf).softmax(-1), v).flatten(1)
-
-
-def _rotate(x: Tensor, theta: float = 10000.0) -> Tensor:
-    """By halves of each head.  [n, H, E]"""
-    angles = torch.arange(len(x)).float()[:, None, None] * theta ** -(torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
-    low, high = x.chunk(2, -1)
-    return torch.cat((low * angles.cos() - high * angles.sin(), high * angles.cos() + low * angles.sin()), -1)
-
-
 def _llama_attention(weights: Weights, name: str, x: Tensor) -> Tensor:
     q, k, v = (F.linear(x, weights[f"{name}.{part}_proj.weight"]).unflatten(1, (-1, HEAD_DIM)) for part in "qkv")
-    mixed = _attend(_rotate(q), _rotate(k), v, HEAD_DIM**-0.5)
+    mixed = attend(rotate(q), rotate(k), v, HEAD_DIM**-0.5)
     return F.linear(mixed, weights[f"{name}.o_proj.weight"])
 
 
@@ -142,7 +129,7 @@ def jais(config: Config, weights: Weights, ids: Tensor) -> Tensor:
         name = f"transformer.h.{layer}"
         parts = linear(f"{name}.attn.c_attn", norm(f"{name}.ln_1", x)).chunk(3, -1)
         q, k, v = (part.unflatten(1, (HEADS, HEAD_DIM)) for part in parts)
-        x = x + linear(f"{name}.attn.c_proj", _attend(q, k, v, 1 / HEAD_DIM, distances))
+        x = x + linear(f"{name}.attn.c_proj", attend(q, k, v, 1 / HEAD_DIM, distances))
         y = norm(f"{name}.ln_2", x)
         x = x + linear(f"{name}.mlp.c_proj", linear(f"{name}.mlp.c_fc", y) * F.silu(linear(f"{name}.mlp.c_fc2", y)))
     return norm("transformer.ln_f", x) @ table.T * config["mup_output_alpha"] * config["mup_width_scale"]
@@ -274,7 +261,7 @@ def phi3_small(config: Config, weights: Weights, ids: Tensor) -> Tensor:
         q, k, v = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)
         bias = hidden if (layer + 1) % config["dense_attention_every_n_layers"] else 0.0
         scale, theta = config["mup_attn_multiplier"] / HEAD_DIM, config["rope_embedding_base"]
-        x = x + linear(f"{name}.self_attn.dense", _attend(_rotate(q, theta), _rotate(k, theta), v, scale, bias))
+        x = x + linear(f"{name}.self_attn.dense", attend(rotate(q, theta), rotate(k, theta), v, scale, bias))
         y = linear(f"{name}.mlp.up_proj", norm(f"{name}.post_attention_layernorm", x))
         gate, up = y[:, ::2].clamp(max=config["gegelu_limit"]), y[:, 1::2]
         up = up.clamp(-config["gegelu_limit"], config["gegelu_limit"])
@@ -287,5 +274,6 @@ MODELS: Mapping[str, tuple[Config, dict[str, tuple[int, ...]], Callable[[Config,
     "ArcticForCausalLM": (ARCTIC, _arctic_shapes(), arctic),
     "JAISLMHeadModel": (JAIS, _jais_shapes(), jais),
     "Phi3SmallForCausalLM": (PHI3_SMALL, _phi3_small_shapes(), phi3_small),
+    "Plamo2ForCausalLM": (PLAMO2, plamo2_shapes(), plamo2),
     "SolarForCausalLM": (SOLAR, _solar_shapes(), solar),
 }

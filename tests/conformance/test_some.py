@@ -30,6 +30,7 @@ FAMILIES = (
     "DeepseekForCausalLM",
     "JAISLMHeadModel",
     "Phi3SmallForCausalLM",
+    "Plamo2ForCausalLM",
     "SolarForCausalLM",
 )
 FOREIGN = {"jamba": "transformers", "mamba2": "transformers", "deepseek_v3": "packed", "gemma3n_text": "packed"}

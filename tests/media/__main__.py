@@ -15,20 +15,14 @@ import transformers
 
 from tests.conftest import _byte_level
 from tests.media.cases import GREEDY, LENGTH, cases_of, check, narrow
-from tests.media.makers import FAMILIES, FOREIGN, save_media_checkpoint
+from tests.media.makers import FAMILIES, save_media_checkpoint
 from tests.media.test_models import make
 from vllm.models.foreign_names import UNFIT
 from vllm.models.media.kinds import PAIRS
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- by python -m tests.media --write -->", "<!-- end of media -->"
-_CODE = "transformers has no class of it, and its checkpoints' own code was not tried"
-NOT_HERE = {
-    **UNFIT,
-    "MiniCPMO": _CODE,
-    "Molmo2ForConditionalGeneration": "its pictures see each other across a prompt",
-    "QwenVLForConditionalGeneration": _CODE,
-}
+NOT_HERE = UNFIT
 """Names that people may look for, and why they are not here"""
 _TOWERS = "transformers' towers | each text and picture, to 1e-4 (`tests/media/test_embedders.py`)"
 _TOKENS = "family, transformers' tower | each token, to 1e-4 (`tests/media/test_embedders.py`)"
@@ -43,9 +37,11 @@ ELSEWHERE = {
     "H2OVLChatModel": f"{_OWN} (`tests/media/test_tiles.py`)",
     "InternVLChatModel": _ALIKE,
     "MolmoForCausalLM": f"{_OWN} (`tests/media/test_molmo.py`)",
+    "MiniCPMO": f"{_OWN} (`tests/media/test_minicpm_o.py`; 2.6)",
     "MiniCPMV": f"{_OWN} (`tests/media/test_minicpm_v.py`; 2.5, 2.6, 4.0 and 4.5)",
     "NVLM_D": f"{_OWN} (`tests/media/test_tiles.py`)",
     "Phi3VForCausalLM": f"{_OWN} (`tests/media/test_phi3_v.py`)",
+    "QwenVLForConditionalGeneration": f"{_OWN} (`tests/media/test_qwen_vl.py`)",
     "UltravoxModel": f"{_OWN} (`tests/media/test_ultravox.py`)",
     "VoxtralForConditionalGeneration": _ALIKE,
 }
@@ -59,28 +55,26 @@ def ways_of(name: str, folder: Path) -> Iterator[str]:
         for case in cases:
             check(case, llm.generate(case.prompt, GREEDY, use_tqdm=False)[0])
         yield "alone"
-        if name in FAMILIES:
-            again = llm.generate(cases[-1].prompt, GREEDY, use_tqdm=False)[0]
-            check(cases[-1], again)
-            assert again.num_cached_tokens
-            yield "prefix hit"
+        again = llm.generate(cases[-1].prompt, GREEDY, use_tqdm=False)[0]
+        check(cases[-1], again)
+        assert again.num_cached_tokens
+        yield "prefix hit"
         for case, output in zip(cases, llm.generate([c.prompt for c in cases], GREEDY, use_tqdm=False), strict=True):
             check(case, output)
         yield "together"
-    if name in FAMILIES:
-        with make(folder, max_num_batched_tokens=narrow(name)) as llm:
-            prompts = [case.prompt for case in cases]
-            for case, output in zip(cases, llm.generate(prompts, GREEDY, use_tqdm=False), strict=True):
-                check(case, output)
-        yield "cut"
+    with make(folder, max_num_batched_tokens=narrow(name)) as llm:
+        prompts = [case.prompt for case in cases]
+        for case, output in zip(cases, llm.generate(prompts, GREEDY, use_tqdm=False), strict=True):
+            check(case, output)
+    yield "cut"
 
 
 def rows(names: list[str], place: Path, raises: bool) -> Iterator[str]:
     tokenizers = place / "tokenizer"
     _byte_level().save_pretrained(tokenizers)
     found: list[tuple[str, str, str, str]] = []
-    for name in names or (*FAMILIES, *FOREIGN):
-        route = "family, transformers' tower" if name in FAMILIES else "transformers"
+    for name in names or FAMILIES:
+        route = "family, transformers' tower"
         architecture, ways, reason = name, [], ""
         try:
             folder = save_media_checkpoint(place / name, tokenizers, name)

@@ -23,11 +23,11 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True, log
 RATE = 16000
 NO_TEXTS = ("blip_2", "instructblip")
 """Which transformers can't ask without a picture"""
-PLAIN_TEXTS = ("paligemma", "mllama", "chameleon", "chameleon_swin")
+PLAIN_TEXTS = ("paligemma", "mllama", "chameleon", "chameleon_swin", "molmo2", "molmo2_o")
 """Whose processors write tokens of their own into texts without pictures, or refuse those: the tokenizer is asked"""
 
-WHOLE_PROMPTS = ("paligemma",)
-"""Whose prompts' tokens see each other, and so are not cut"""
+WHOLE_PROMPTS = ("paligemma", "molmo2", "molmo2_o")
+"""Whose tokens see each other across prompts, and so are not cut there"""
 
 
 @dataclass
@@ -54,14 +54,22 @@ def cases_of(name: str, folder: Path) -> list[Case]:
     """Prompts with and without media, of which three differ, and what transformers says to them."""
     config, _ = MAKERS[name](Maker(folder))
     processor = load_processor(folder)
+    spec = KINDS.get(config.architectures[0])
+    wanted = _wanted(name, "" if spec is not None and spec.prompts == "bare" else _place(name, processor, config))
+    if name in NO_TEXTS:
+        wanted = [(text, media) for text, media in wanted if media]
+    return answered(name, folder, wanted)
+
+
+def answered(name: str, folder: Path, wanted: list[tuple[str, list[Any]]]) -> list[Case]:
+    """What transformers says to texts with media."""
+    config, _ = MAKERS[name](Maker(folder))
+    processor = load_processor(folder)
     architecture = config.architectures[0]
     model = getattr(transformers, architecture).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     spec = KINDS.get(architecture)
-    wanted = _wanted(name, "" if spec is not None and spec.prompts == "bare" else _place(name, processor, config))
-    if name in NO_TEXTS:
-        wanted = [(text, media) for text, media in wanted if media]
     options = dict(spec.options) if spec is not None else {}
     texts = processor.tokenizer if name in PLAIN_TEXTS else processor
     return [

@@ -17,16 +17,25 @@ FAMILIES: dict[str, Make] = {make.__name__: make for make in (*tiny.SEEING, *tin
 """Those whose text is computed here"""
 BY_THEMSELVES: dict[str, Make] = {"voxtral": tiny_sounds.voxtral}
 """Those that transformers' processors can't be asked about"""
-FOREIGN: dict[str, Make] = {make.__name__: make for make in tiny.FOREIGN}
-"""Those that transformers' modules compute"""
 EMBEDDERS: dict[str, Make] = {make.__name__: make for make in tiny_embedders.EMBEDDERS}
-MAKERS: dict[str, Make] = {**FAMILIES, **FOREIGN, **EMBEDDERS, **BY_THEMSELVES}
+MAKERS: dict[str, Make] = {**FAMILIES, **EMBEDDERS, **BY_THEMSELVES}
 
 SOUNDS = tuple(make.__name__ for make in tiny_sounds.SOUNDS)
 """Those that hear"""
 NEEDS = {
     **dict.fromkeys(
-        ("pixtral", "mistral3", "llava_next_video", "kimi_k25", "fuyu", "phi4_multimodal", "llama4", "cohere2_vision"),
+        (
+            "pixtral",
+            "mistral3",
+            "llava_next_video",
+            "kimi_k25",
+            "fuyu",
+            "phi4_multimodal",
+            "llama4",
+            "cohere2_vision",
+            "molmo2",
+            "molmo2_o",
+        ),
         "torchvision",
     ),
     "granite_speech": "torchaudio",

@@ -130,9 +130,10 @@ def written(
     names: Mapping[str, str],
     tower: Mapping[str, Tensor],
 ) -> Path:
-    """Write a checkpoint.  `names`: how transformers' names of the text part begin → how they begin here."""
+    """Write a checkpoint, without a tokenizer where one is there.  `names`: how transformers' names of the text part begin → how they begin here."""
     folder.mkdir(exist_ok=True)
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))
     found = dict(tower)
     for name, tensor in text.state_dict().items():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,6 +23,8 @@ from vllm.errors import ModelError, RequestError
 SIZE, PATCH, SIDE = 40, 8, 3  # five patches in a row, of which the last is joined with none
 SIZES = [[40, 40], [40, 80], [80, 40], [120, 40], [80, 80]]
 SPLIT = {"model.": "language.model.", "lm_head.": "language.lm_head."}
+BOS = "<|im_start|>"
+ADDED = ["<image>", "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>", "<|User|>", "<|Assistant|>"]
 LATENT: dict[str, Any] = {
     "kv_lora_rank": 24, "q_lora_rank": None, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "head_dim": 8,
     "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
@@ -65,6 +68,11 @@ class Block(nn.Module):
 
 def deepseek_vl_v2(place: Path, tokenizer_folder: Path, *, latent: bool = True, position: str = "head") -> Published:
     maker = Maker(tokenizer_folder)
+    maker.use(transformers.AutoTokenizer.from_pretrained(tokenizer_folder))
+    maker.tokenizer.bos_token = BOS
+    maker.tokenizer.save_pretrained(place)  # without the words that the model's own processor adds
+    maker.tokenizer.add_special_tokens({"additional_special_tokens": ADDED})
+    maker.use(maker.tokenizer)
     text = text_part(maker, "deepseek_v2", **LATENT) if latent else text_part(maker, "llama")
     said = text.config.to_dict() | {"architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2"}
     if not latent:  # all of its layers are dense
@@ -89,7 +97,7 @@ def deepseek_vl_v2(place: Path, tokenizer_folder: Path, *, latent: bool = True, 
         "vision_config": {"model_type": "vision", "width": 32, "layers": 2, "heads": 2, "mlp_ratio": 1.51, "patch_size": PATCH,
                           "image_size": SIZE},
     }  # fmt: skip
-    folder = written(place, maker.tokenizer, config, text, {}, tower)
+    folder = written(place, None, config, text, {}, tower)
 
     def see(image: Image.Image, sizes: Any = SIZES) -> tuple[str, Tensor]:
         width, height = best(image, sizes)
@@ -154,10 +162,10 @@ def ended(grid: Tensor, end: Tensor) -> Tensor:
 
 
 ASKED: list[tuple[str, Any]] = [
-    ("Look: <image> what is it?", [picture(90, 30, 1)]),
-    ("<image>", [picture(38, 72, 2)]),
+    (f"{BOS}<|User|>: Look: <image> what is it?\n\n<|Assistant|>:", [picture(90, 30, 1)]),
+    (f"{BOS}<image>", [picture(38, 72, 2)]),
     ("The tide came in twice a day", []),
-    ("compare <image> with <image> please", [picture(90, 30, 1), picture(78, 78, 3)]),
+    (f"{BOS}compare <image> with <image> please", [picture(90, 30, 1), picture(78, 78, 3)]),
 ]
 
 
@@ -165,9 +173,8 @@ ASKED: list[tuple[str, Any]] = [
 def test_deepseek_vl2_as_it_was_published(
     latent: bool, position: str, tmp_path: Path, tokenizer_folders: dict[str, Path]
 ) -> None:
-    says_the_same(
-        deepseek_vl_v2(tmp_path / "model", tokenizer_folders["byte level"], latent=latent, position=position), ASKED
-    )
+    model = deepseek_vl_v2(tmp_path / "model", tokenizer_folders["byte level"], latent=latent, position=position)
+    says_the_same(model, ASKED, chat_begins=f"{BOS}user: <image>\n")
 
 
 def test_what_deepseek_vl2_takes(tmp_path: Path, tokenizer_folders: dict[str, Path]) -> None:
@@ -176,9 +183,9 @@ def test_what_deepseek_vl2_takes(tmp_path: Path, tokenizer_folders: dict[str, Pa
     small, large = 12 + 1 + 12, 12 + 1 + 3 * 10
     with make(model.folder) as llm:
         ids = llm.generate(three, GREEDY, use_tqdm=False)[0].prompt_token_ids
-        assert len(ids) == 3 * small
+        assert len(ids) == 1 + 3 * small
         whole = {**three, "mm_processor_kwargs": {"cropping": True}}
-        assert len(llm.generate(whole, GREEDY, use_tqdm=False)[0].prompt_token_ids) == 3 * large
+        assert len(llm.generate(whole, GREEDY, use_tqdm=False)[0].prompt_token_ids) == 1 + 3 * large
         with pytest.raises(RequestError, match="'crop'; it takes cropping"):
             llm.generate({**three, "mm_processor_kwargs": {"crop": 1}}, GREEDY, use_tqdm=False)
     content = json.loads((model.folder / "config.json").read_text())

@@ -31,7 +31,7 @@ VISION = {
     "patch_size": PATCH,
 }
 VISION |= {"image_size": PATCH * SIDE, "model_type": "siglip"}
-WORDS = ["<unk>", "<slice>", "</slice>", "<image_id>", "</image_id>", "</image>"]
+WORDS = ["<unk>", "<slice>", "</slice>", "<image_id>", "</image_id>", "</image>", "<|audio_start|>", "<|audio_end|>"]
 TEXTS = {"2.5": "llama", "2.6": "qwen2", "4.0": "llama", "4.5": "qwen3"}
 
 
@@ -57,6 +57,9 @@ def minicpm_v(place: Path, tokenizer_folder: Path, version: str) -> Published:
     config |= {} if is_first else {"version": float(version)}
     folder = written(place, maker.tokenizer, config, text, {"model.": "llm.model.", "lm_head.": "llm.lm_head."}, tower)
     said = {"max_slice_nums": 6, "scale_resolution": SIZE, "patch_size": PATCH, "image_feature_size": 4}
+    told = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": "MiniCPMVTokenizerFast"}
+    told["auto_map"] = {"AutoTokenizer": ["tokenization_minicpmv.MiniCPMVTokenizer", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
     (folder / "preprocessor_config.json").write_text(json.dumps({**said, "use_image_id": not is_first}))
 
     def see(image: Any, number: int) -> tuple[str, Tensor]:

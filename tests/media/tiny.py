@@ -553,10 +553,9 @@ SEEING = (
     + (
         chameleon,
         chameleon_swin,
+        mllama,
     )
 )
-FOREIGN = (mllama,)
-"""Those that transformers' modules compute"""
 
 
 def has_torchvision() -> bool:

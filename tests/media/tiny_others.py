@@ -236,8 +236,60 @@ def idefics2(maker: Maker) -> tuple[Any, Any]:
     return config, transformers.Idefics2Processor(images, maker.tokenizer, image_seq_len=4)
 
 
+MOLMO2_WORDS = [
+    "<im_patch>",
+    "<im_col>",
+    "<im_start>",
+    "<low_res_im_start>",
+    "<frame_start>",
+    "<im_end>",
+    "<frame_end>",
+    "<im_low>",
+]
+
+
+def molmo2(maker: Maker) -> tuple[Any, Any]:
+    maker.tokenizer.add_special_tokens({"bos_token": "<|end|>"})
+    maker.tokenizer.add_tokens(MOLMO2_WORDS, special_tokens=True)
+    maker.use(maker.tokenizer)
+    images = transformers.Molmo2ImageProcessor(
+        size={"height": 32, "width": 32}, max_crops=4, overlap_margins=[1, 1], patch_size=8, pooling_size=[2, 2]
+    )
+    vision = {**VISION, "num_key_value_heads": 4, "head_dim": 16, "image_size": [32, 32]}
+    adapter = {"vision_feature_layer": [-1, 0], "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+    adapter |= {"head_dim": 16, "text_hidden_size": 64, "intermediate_size": 96}
+    half = -(-maker.vocab_size // 2)  # transformers writes the table in halves, wherever its parts may meet
+    text = maker.text("molmo2_text", additional_vocab_size=half) | {"vocab_size": half}
+    config = transformers.Molmo2Config(
+        text_config=text,
+        vision_config=vision,
+        adapter_config=adapter,
+        image_patch_id=maker.id("<im_patch>"),
+        image_start_token_id=maker.id("<im_start>"),
+        low_res_image_start_token_id=maker.id("<low_res_im_start>"),
+        image_end_token_id=maker.id("<im_end>"),
+        frame_start_token_id=maker.id("<frame_start>"),
+        frame_end_token_id=maker.id("<frame_end>"),
+        architectures=["Molmo2ForConditionalGeneration"],
+    )
+    videos = {"size": {"height": 32, "width": 32}, "patch_size": 8}
+    return config, seeing("Molmo2Processor", images, maker, "Molmo2VideoProcessor", videos)
+
+
+def molmo2_o(maker: Maker) -> tuple[Any, Any]:
+    config, processor = molmo2(maker)
+    text = config.text_config
+    text.qk_norm_type, text.norm_after, text.rope_scaling_layers, text.attention_bias = "olmo", True, [1], True
+    text.rope_parameters = {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 1024,
+    }  # fmt: skip
+    return config, processor
+
+
 OTHERS = (fuyu, blip_2, instructblip, deepseek_vl_hybrid, glm4v_moe, kimi_k25, phi4_multimodal, minicpmv4_6, llama4) + (
     qwen3_5,
     cohere2_vision,
     idefics2,
+    molmo2,
+    molmo2_o,
 )

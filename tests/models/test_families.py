@@ -58,6 +58,8 @@ TYPES = ["full_attention", "sliding_attention", "full_attention"]
 CASES: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("llama", {}),
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "cohere": ("cohere", {}),
+    "cohere, norms of heads": ("cohere", {"use_qk_norm": True}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, own heads": ("llama", OWN_HEADS),
     "llama, one kv head of odd width": ("llama", {"num_key_value_heads": 1, "head_dim": 18}),

@@ -35,12 +35,19 @@ class Toy:
         policy: str = "fcfs",
         depth: int = 1,
         whole_media: bool = False,
+        source_tokens: int | None = None,
     ) -> None:
         blocks = [num_blocks] * len(specs) if isinstance(num_blocks, int) else num_blocks
         groups = [CacheGroup(spec, (layer,)) for layer, spec in enumerate(specs)]
         self.cache = KVCache(groups, blocks, block_size, max_num_batched_tokens, prefix_caching)
         config = SchedulerConfig(
-            max_num_seqs, max_num_batched_tokens, max_model_len, chunked_prefill, policy, whole_media=whole_media
+            max_num_seqs,
+            max_num_batched_tokens,
+            max_model_len,
+            chunked_prefill,
+            policy,
+            whole_media=whole_media,
+            source_tokens=source_tokens,
         )
         self.scheduler = Scheduler(config, self.cache)
         self.worker = FakeWorker(list(specs), blocks, block_size)
@@ -123,7 +130,11 @@ class Toy:
         self.computed += batch.num_tokens
         self.inflight.append((batch, self.worker.execute(batch), self.fault(batch)))
         held = list(self.worker.encoded.values())
-        assert sum(held) <= config.max_num_batched_tokens or len(held) == 1, "more embeddings are kept than may be"
+        if config.source_tokens is not None:
+            size = self.cache.block_size
+            assert sum(-(-count // size) * size for count in held) <= config.source_tokens, "more are kept than may be"
+        else:
+            assert sum(held) <= config.max_num_batched_tokens or len(held) == 1, "more embeddings are kept than may be"
 
     def book(self, events: list[Event]) -> None:
         for event in events:

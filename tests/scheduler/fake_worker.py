@@ -15,14 +15,18 @@ from vllm.kv_cache.spec import CacheSpec, Chunk, State, Window
 from vllm.messages import Batch, Media, Pooled, Row, RowOutput, Sequence, StepOutput
 
 VOCAB = 11
-Content = int | tuple[int, bytes]
-"""A token, or one in the place of a medium with that medium's key."""
+Content = int | tuple[int, bytes, tuple[bytes, ...]]
+"""A token, or one with the key of the medium in whose place it is, and those of the media that all tokens attend to"""
 
 
 def content(tokens: list[int], media: list[Media]) -> list[Content]:
     """What a model makes of tokens."""
     keys = {place: one.key for one in media for first, end in one.spans for place in range(first, end)}
-    return [(token, keys[place]) if place in keys else token for place, token in enumerate(tokens)]
+    lasting = tuple(one.key for one in media if one.length)
+    return [
+        (token, keys.get(place, b""), lasting) if lasting or place in keys else token
+        for place, token in enumerate(tokens)
+    ]
 
 
 def next_token(tokens: list[Content], seed: int = 0) -> int:
@@ -41,9 +45,9 @@ def generate(
     prompt: list[int], max_tokens: int, seed: int = 0, end: int | None = None, media: list[Media] | None = None
 ) -> list[int]:
     """The reference: one sequence, alone, without a cache."""
-    tokens: list[Any] = content(prompt, media or [])
+    tokens = list(prompt)
     for _ in range(max_tokens):
-        tokens.append(next_token(tokens, seed))
+        tokens.append(next_token(content(tokens, media or []), seed))
         if tokens[-1] == end:
             break
     return tokens[len(prompt) :]
@@ -94,7 +98,8 @@ class FakeWorker:
             slot.tokens[end - len(row.tokens) : end] = row.tokens
         known = slot.content
         for one in known[row.start : end]:
-            assert isinstance(one, int) or one[1] in self.encoded, "a medium that is needed was not encoded"
+            needed = set() if isinstance(one, int) else {one[1], *one[2]} - {b""}
+            assert needed <= self.encoded.keys(), "a medium that is needed was not encoded"
         for group, blocks in enumerate(row.new_blocks):
             slot.tables[group] += blocks
             for index in range(row.stale[group] if row.stale else 0):

@@ -4,7 +4,8 @@ catches bugs: each seeded one must make some random life fail."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -37,13 +38,21 @@ KEYS = [b"a", b"b", b"c", b"d"]
 STEMS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 9, 9], [4, 3, 2, 1] * 3]
 
 
-def illustrated(stem: list[int], pictures: list[tuple[bytes, int]]) -> tuple[list[int], list[Media]]:
+LENGTHS = {b"a": 4, b"b": 7, b"c": 5, b"d": 8}
+"""Positions of media that all tokens attend to"""
+ROOM = 24
+"""For three of them, each in whole blocks"""
+
+
+def illustrated(
+    stem: list[int], pictures: list[tuple[bytes, int]], lengths: Mapping[bytes, int] = MappingProxyType({})
+) -> tuple[list[int], list[Media]]:
     """A prompt with media of three tokens, each after as many tokens of the stem as it says."""
     prompt, media = list(stem), []
     for key, gap in pictures:
         first = len(prompt) + gap
         prompt += [1] * gap + [10] * 3
-        media.append(Media("image", key, [(first, first + 3)], {}))
+        media.append(Media("image", key, [(first, first + 3)], {}, length=lengths.get(key, 0)))
     return [*prompt, 2], media
 
 
@@ -69,7 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
         depth=st.integers(1, 3),
-        whole=st.booleans(),
+        media=st.sampled_from(["cut", "whole", "lasting"]),
     )
     def start(
         self,
@@ -82,14 +91,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching: bool,
         policy: str,
         depth: int,
-        whole: bool,
+        media: str,
     ) -> None:
-        budget = max(budget, 3) if whole else budget
+        budget = max(budget, 3) if media == "whole" else budget
+        self.lasting = media == "lasting"
         specs = specs_of(kind, size)
         blocks = [num_blocks, *(max(8, num_blocks - 2) for _ in specs[1:])]
         limits = {"max_num_seqs": seqs, "max_num_batched_tokens": budget, "max_model_len": LONGEST}
         self.toy = Toy(
-            blocks, specs=specs, prefix_caching=caching, policy=policy, depth=depth, whole_media=whole, **limits
+            blocks,
+            specs=specs,
+            prefix_caching=caching,
+            policy=policy,
+            depth=depth,
+            whole_media=media == "whole",
+            source_tokens=ROOM if self.lasting else None,
+            **limits,
         )
         self.toy.fault = self.fault
 
@@ -141,7 +158,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add_media(self, stem: list[int], pictures: list[tuple[bytes, int]], length: int, n: int) -> None:
         name = f"r{self.count}"
         self.count += 1
-        prompt, self.media[name] = illustrated(stem, pictures)
+        prompt, self.media[name] = illustrated(stem, pictures, LENGTHS if self.lasting else {})
         length = min(length, LONGEST - len(prompt))
         self.toy.add(name, prompt, length, n=n, temperature=1.0, seed=self.count, end=3, media=self.media[name])
         self.plain[name] = (prompt, length, n)

@@ -95,6 +95,7 @@ def resolve(args: EngineArgs) -> tuple[EngineConfig, Tokenizer | None]:
         logprobs_mode=args.logprobs_mode,
         seed=args.seed,
         pooling=pooling,
+        num_unwritten=_field(text_config, "additional_vocab_size") or 0,
         media=_media(args, hf_config),
         source=find(hf_config, args.model_impl).source,
         generation_config=generation,
@@ -128,7 +129,7 @@ def memory_share(args: EngineArgs) -> float:
 
 def make_preparer(model: ModelConfig, tokenizer: Tokenizer | None) -> Preparer:
     """Return what turns prompts into requests of a model."""
-    limits = Limits(model.vocab_size, model.max_model_len, model.max_logprobs)
+    limits = Limits(model.vocab_size, model.max_model_len, model.max_logprobs, model.num_unwritten)
     media = None
     if model.media is not None:
         folder = Path(model.tokenizer_path or model.path)
@@ -253,6 +254,8 @@ def _media(args: EngineArgs, hf_config: Any) -> MediaConfig | None:
         reads_text=media is not None and media.reads_text,
         notices=media.notices if media is not None else "",
         whole_prompt=media is not None and media.sees == "prompt",
+        across=media is not None and media.sees == "media",
+        states=media.states(hf_config) if media is not None else 0,
         processor=media.processor if media is not None else "",
         folder=args.allowed_local_media_path,
         hosts=tuple(args.allowed_media_domains),

@@ -37,6 +37,13 @@ class Limits:
     max_model_len: int
     max_logprobs: int = 20
     """Most log-probabilities per position; -1: the whole vocabulary."""
+    num_unwritten: int = 0
+    """How many tokens behind the vocabulary a prompt may have, which are never chosen"""
+
+    @property
+    def num_readable(self) -> int:
+        """How many tokens a prompt may have."""
+        return self.vocab_size + self.num_unwritten
 
 
 def find_eos_token_ids(
@@ -291,11 +298,12 @@ class Preparer:
         if media:  # what stands in a medium's place is no token of the vocabulary in some models
             taken = {place for one in media for first, end in one.spans for place in range(first, end)}
             tokens = [0 if place in taken else token for place, token in enumerate(tokens)]
-        if min(tokens) < 0 or max(tokens) >= limits.vocab_size:
-            index, token = next((i, t) for i, t in enumerate(tokens) if not 0 <= t < limits.vocab_size)
+        most_tokens = limits.num_readable
+        if min(tokens) < 0 or max(tokens) >= most_tokens:
+            index, token = next((i, t) for i, t in enumerate(tokens) if not 0 <= t < most_tokens)
             raise RequestError(
                 f"prompt {position} has token id {token} at index {index}, but the model's vocabulary has "
-                f"{limits.vocab_size:,} entries; give ids from 0 to {limits.vocab_size - 1}",
+                f"{most_tokens:,} entries; give ids from 0 to {most_tokens - 1}",
                 "prompt_token_ids",
             )
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vllm.errors import ModelError
+from vllm.inputs.ranked_vocabulary import BYTE_OF, ranked_backend
+from vllm.loader.published.tokens import WHOLE
 
 if TYPE_CHECKING:
     import tokenizers
@@ -111,8 +113,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_backend(files: TokenizerFiles) -> tokenizers.Tokenizer | None:
     """Return the tokenizer that the files describe on their own; None where only transformers can build it."""
     if not files.tokenizer_json.is_file():
-        return None
-    if "auto_map" in files.config:
+        return ranked_backend(files.folder, files.config, read_json(files.folder / "config.json"))
+    words = WHOLE.get(files.model_type or "")
+    if "auto_map" in files.config and words is None:
         return None
     import tokenizers
 
@@ -120,9 +123,10 @@ def read_backend(files: TokenizerFiles) -> tokenizers.Tokenizer | None:
         backend = tokenizers.Tokenizer.from_file(str(files.tokenizer_json))
     except Exception as error:  # the library raises bare Exception
         raise ModelError(f"{files.tokenizer_json}: can't be read ({error}); download the file again") from None
-    if not _file_is_whole(files, backend):
+    if words is None and not _file_is_whole(files, backend):
         return None
     _add_tokens(backend, files)
+    backend.add_special_tokens(list(words or ()))
     backend.encode_special_tokens = bool(files.config.get("split_special_tokens", False))
     return backend
 
@@ -225,7 +229,7 @@ def token_bytes(token: str | None, rule: ByteRule) -> bytes:
     if token is None:
         return b""
     if rule == "byte level":
-        values = [_BYTE_OF.get(character) for character in token]
+        values = [BYTE_OF.get(character) for character in token]
         whole = [value for value in values if value is not None]
         return bytes(whole) if len(whole) == len(values) else token.encode()
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
@@ -234,14 +238,3 @@ def token_bytes(token: str | None, rule: ByteRule) -> bytes:
         except ValueError:
             pass
     return token.replace("▁", " ").encode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Character → byte of byte-level vocabularies: printable Latin-1 stands for itself, the other 68 bytes, in order,
-    for the characters from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()

@@ -13,6 +13,7 @@ from vllm import ops
 from vllm.layers.linear import Linear
 from vllm.layers.placement import Placement
 from vllm.layers.step import Step
+from vllm.ops.matrix import DenseMatrix, MatrixShape
 from vllm.weights import Place, Window
 
 
@@ -29,6 +30,21 @@ class Embedding(nn.Module):
 
     def windows(self) -> Iterator[Window]:
         yield Window(f"{self.name}.weight", self.matrix.place(0, self.matrix.shape.rows))
+
+
+class Appended(Embedding):
+    """A table of which the last rows are a tensor by themselves.  [T] -> [T, D]"""
+
+    def __init__(self, rows: tuple[int, int], width: int, names: tuple[str, str], placement: Placement) -> None:
+        """`names` are the whole names of the tensors, in the checkpoint."""
+        super().__init__(0, width, names[0], placement)
+        # in one piece, which kernels' matrices that keep tensors where they lie in a file are not
+        self.matrix = DenseMatrix(MatrixShape(sum(rows), width, placement.dtype, placement.device))
+        self.rows, self.names = rows, names
+
+    def windows(self) -> Iterator[Window]:
+        for first, rows, name in zip((0, self.rows[0]), self.rows, self.names, strict=True):
+            yield Window(name, self.matrix.place(first, rows))
 
 
 class TokenInput(nn.Module):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,14 @@ class Tower(Protocol):
         """
 
 
+@runtime_checkable
+class Attended(Protocol):
+    """A tower whose states layers attend to."""
+
+    def look(self, media: Media) -> tuple[Tensor, Tensor]:
+        """Return a picture's states, and which of them only fill it up.  -> [n, D], [n] bool"""
+
+
 @dataclass(frozen=True, slots=True)
 class Seeing:
     """What a model sees with."""
@@ -49,6 +57,8 @@ class Seeing:
     """After how many layers more of what the tower saw is added"""
     whole: bool
     """The tokens of a medium see each other."""
+    across: bool = False
+    """So do those of all of a prompt's media."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,15 @@ from vllm.weights import TensorPlace, Window
 class RmsNorm(nn.Module):
     """x / rms(x) · (offset + weight) + residual.  [..., D] -> [..., D]"""
 
-    def __init__(self, width: int, name: str, placement: Placement, eps: float, offset: float = 0.0) -> None:
+    def __init__(
+        self, width: int, name: str, placement: Placement, eps: float, offset: float = 0.0, shift: float = 0.0
+    ) -> None:
+        """`shift` is what the checkpoint's weights are less by."""
         super().__init__()
         self.name = name
         self.eps = eps
         self.offset = offset
+        self.cut = partial(torch.add, shift) if shift else None
         self.weight = placement.parameter(width)
         self.next = NextNorm(self.weight, eps, offset)
 
@@ -31,7 +35,14 @@ class RmsNorm(nn.Module):
         return ops.rms_norm(x, self.weight, self.eps, self.offset, residual)
 
     def windows(self) -> Iterator[Window]:
-        yield Window(f"{self.name}.weight", TensorPlace(self.weight))
+        yield Window(f"{self.name}.weight", TensorPlace(self.weight), self.cut)
+
+
+class NamedRmsNorm(RmsNorm):
+    """The same, of which `name` is the whole name: plamo 2.  [..., D] -> [..., D]"""
+
+    def windows(self) -> Iterator[Window]:
+        yield Window(self.name, TensorPlace(self.weight), self.cut)
 
 
 class PlainRmsNorm(nn.Module):
@@ -104,6 +115,23 @@ class OwnNorms(nn.Module):
         yield Window(f"{self.name}.weight", TensorPlace(self.weight), cut)
         if self.bias is not None:
             yield Window(f"{self.name}.bias", TensorPlace(self.bias), cut)
+
+
+class OwnRmsNorms(nn.Module):
+    """x / rms(x) of each head, times weights of its own, stored under the whole name: plamo 2.  [T, H, E] -> [T, H, E]"""
+
+    def __init__(self, heads: int, width: int, name: str, placement: Placement, eps: float) -> None:
+        super().__init__()
+        self.name = name
+        self.norm = PlainRmsNorm(width, placement, eps)
+        self.weight = placement.parameter(heads, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.weight.flatten().expand(len(x), -1)
+        return ops.multiply(self.norm(x).flatten(1), weights).unflatten(1, self.weight.shape)
+
+    def windows(self) -> Iterator[Window]:
+        yield Window(self.name, TensorPlace(self.weight))
 
 
 class HeadsNorm(nn.Module):

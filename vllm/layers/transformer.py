@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vllm.kv_cache.spec import CacheSpec, Scratch
 from vllm.layers.cross import CrossAttention, Encoder
 from vllm.layers.embedding import Head, Sum
-from vllm.layers.media import Deepened, MediaInput, Seeing
+from vllm.layers.media import Attended, Deepened, MediaInput, Seeing
 from vllm.layers.pooler import Pooler
 from vllm.layers.step import Step
 from vllm.ops.matrix import Matrix
@@ -94,6 +94,8 @@ class Transformer(nn.Module):
         """Have it read what a tower makes of media, beside texts."""
         self.seeing = seeing
         self.ignored_names += ("tower.*",)  # the tower has read them itself
+        if isinstance(seeing.tower, Attended):
+            return
         if isinstance(self.entry, Sum):  # what is added to tokens for their positions is added to media too
             self.reads = self.entry.parts[0] = MediaInput(self.entry.parts[0], seeing.num_deep)
         else:

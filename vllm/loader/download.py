@@ -16,7 +16,7 @@ from pathlib import Path
 from vllm.loader.files import LAYOUTS, index_of, indexed_names
 from vllm.loader.sentence_transformers import module_folders
 
-TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "artifact.metadata")
+TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "tokenizer.jsonl", "*.py", "artifact.metadata")
 SECOND_COPIES = ("consolidated*", "adapter_model*", "*.fp16.*", "*/*.safetensors", "*/*.bin", "*/*.json")
 """The trainer's own format, adapters, weights rounded, and exports for other engines in subfolders."""
 _MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")

@@ -32,6 +32,7 @@ from vllm.layers.blocks import (
     announce_norms,
 )
 from vllm.layers.embedding import (
+    Appended,
     Embedding,
     Head,
     MaskedHead,
@@ -61,6 +62,7 @@ from vllm.models.build_experts import build_experts
 from vllm.models.build_lanes import build_lane, build_lanes_input, build_lanes_output
 from vllm.models.build_latent import build_latent
 from vllm.models.build_per_layer import build_per_layer_input, build_reader
+from vllm.models.build_pictures import build_picture_block
 from vllm.models.build_recurrent import build_recurrent
 from vllm.models.spec import (
     AttentionSpec,
@@ -152,7 +154,7 @@ class Builder:
             entry = self.kept = Kept(entry)
         if spec.entry.per_layer is not None:
             entry = self.per_layer = build_per_layer_input(self, entry, spec.entry.per_layer)
-        norm = self.norm(spec.width, spec.names["norm"]) if spec.final_norm else nn.Identity()
+        norm = self.norm(spec.width, spec.names["norm"], "norm") if spec.final_norm else nn.Identity()
         if spec.lanes is not None:
             entry, norm = build_lanes_input(self, entry, spec.lanes), build_lanes_output(self, norm, spec.lanes)
         blocks = self.passed([self.layer(index, layer) for index, layer in enumerate(spec.layers)])
@@ -170,8 +172,12 @@ class Builder:
 
     def tokens(self) -> Embedding:
         """Make the table of tokens; an encoder and its decoder may have one together."""
-        name = self.spec.names["embed"]
-        return self.once(partial(Embedding, self.spec.entry.vocab_size, self.embed_width, name, self.placement), name)
+        entry, name, more = self.spec.entry, self.spec.names["embed"], self.spec.names.get("embed_unwritten")
+        if more is not None:
+            rows = (entry.vocab_size, entry.unwritten)
+            return self.once(partial(Appended, rows, self.embed_width, (name, more), self.placement), name)
+        count = entry.vocab_size + entry.unwritten
+        return self.once(partial(Embedding, count, self.embed_width, name, self.placement), name)
 
     @property
     def embed_width(self) -> int:
@@ -238,8 +244,12 @@ class Builder:
     def block(self, index: int, layer: LayerSpec) -> nn.Module:
         if layer.assistant is not None:
             return build_assisted(self, index, layer, layer.assistant)
+        if layer.block == "pictures":
+            return build_picture_block(self, index, layer)
         kind, roles = _BLOCKS[layer.block]
-        norms = tuple(self.norm(self.spec.width, self.name(role, index)) if role else nn.Identity() for role in roles)
+        norms = tuple(
+            self.norm(self.spec.width, self.name(role, index), role) if role else nn.Identity() for role in roles
+        )
         if layer.mixer is None:
             assert layer.ffn is not None
             return kind(self.ffn(index, layer.ffn), norms)
@@ -327,10 +337,10 @@ class Builder:
         make = partial(Linear, width, parts, self.placement, bias=bias, transposed=transposed, **options)
         return self.once(make, *(part.name for part in parts))
 
-    def norm(self, width: int, name: str) -> nn.Module:
-        norm = self.spec.norm
+    def norm(self, width: int, name: str, role: str = "") -> nn.Module:
+        norm, shift = self.spec.norm, self.spec.norm_shifts.get(role, 0.0)
         if norm.kind == "rms":
-            return self.once(partial(RmsNorm, width, name, self.placement, norm.eps, norm.offset), name)
+            return self.once(partial(RmsNorm, width, name, self.placement, norm.eps, norm.offset, shift), name)
         make = partial(
             LayerNorm, width, name, self.placement, norm.eps, norm.offset, affine=norm.affine, bias=norm.bias
         )

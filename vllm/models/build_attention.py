@@ -20,7 +20,7 @@ from vllm.layers.attention import (
     SharingAttention,
 )
 from vllm.layers.linear import Clipped, Part, cut_third, split
-from vllm.layers.norm import HeadsNorm, OwnNorms, PlainRmsNorm
+from vllm.layers.norm import HeadsNorm, OwnNorms, OwnRmsNorms, PlainRmsNorm
 from vllm.layers.position_bias import Alibi, RelativeBias, alibi_slopes
 from vllm.layers.recurrent import Exact
 from vllm.layers.rotary import NormedRotary, TemperedRotary
@@ -154,6 +154,8 @@ def _head_norm(builder: Builder, role: str, index: Index, attention: AttentionSp
     count = attention.heads if role == "q_norm" else attention.kv_heads
     if attention.own_norms is not None:
         eps, bias = attention.own_norms.eps, attention.own_norms.bias
+        if attention.own_norms.kind == "rms":
+            return OwnRmsNorms(count, attention.head_dim, builder.name(role, index), builder.placement, eps)
         return OwnNorms(count, attention.head_dim, builder.name(role, index), builder.placement, eps, bias=bias)
     if attention.head_norm in ("head", "turned"):
         return builder.norm(attention.head_dim, builder.name(role, index))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from vllm.layers.delta_net import GatedDeltaNet, KimiDeltaNet
 from vllm.layers.lightning import LightningAttention
 from vllm.layers.linear import Linear, Part, cut_third, scaled, split
-from vllm.layers.mamba import Mamba
+from vllm.layers.mamba import HeadMamba, Mamba
 from vllm.layers.mamba2 import Gate, GatedNorm, Mamba2
-from vllm.layers.norm import PlainRmsNorm, RmsNorm
+from vllm.layers.norm import NamedRmsNorm, PlainRmsNorm, RmsNorm
 from vllm.layers.recurrent import CausalConv, Exact, decay_rates
 from vllm.layers.rg_lru import HeadProduct, RgLru, lru_rates
 from vllm.layers.short_conv import ShortConv
@@ -42,24 +42,39 @@ def build_recurrent(builder: Builder, index: Index, mixer: Recurrent) -> nn.Modu
 
 
 def _mamba(builder: Builder, index: Index, mixer: MambaSpec) -> Mamba:
-    inner, state, rank = mixer.width, mixer.state, mixer.rank
-    enter = [Part(builder.name("enter", index), 2 * inner)]
-    select = [Part(builder.name("select", index), rank + 2 * state)]
-    spread = [Part(builder.name("spread", index), inner)]
-    roles = (("dt_norm", rank), ("b_norm", state), ("c_norm", state))
-    return Mamba(
+    inner, state, heads = mixer.width, mixer.state, mixer.heads
+    roles = (("dt_norm", mixer.rank), ("b_norm", state), ("c_norm", state))
+    enter, select = _mamba_inputs(builder, index, mixer)
+    spread = [Part(builder.name("spread", index), heads or inner)]
+    kind = partial(HeadMamba, _exact(builder, "dt_bias", index, heads)) if heads else Mamba
+    return kind(
         builder.next_cache(),
+        (heads, state, inner // heads) if heads else (1, state, inner),
         (
             builder.linear(builder.spec.width, enter, mixer.bias),
             builder.linear(inner, select, False),
-            builder.linear(rank, spread, True),
+            builder.linear(mixer.rank, spread, not heads),
             builder.linear(inner, [builder.branch_end("leave", index)], mixer.bias),
         ),
         CausalConv(_conv(builder, index, inner), mixer.kernel, builder.placement, bias=mixer.conv_bias),
-        (_rates(builder, index, 1, state, inner), _exact(builder, "skip", index, 1, inner)),
+        (
+            _rates(builder, index, *((heads,) if heads else (1, state, inner))),
+            _exact(builder, "skip", index, *((heads,) if heads else (1, inner))),
+        ),
         [_norm(builder, role, index, width, mixer) for role, width in roles],
         mixer.activation,
     )
+
+
+def _mamba_inputs(builder: Builder, index: Index, mixer: MambaSpec) -> tuple[list[Part], list[Part]]:
+    """Return the parts of the products to channels and gate, and to time step, input and output weights."""
+    inner, state, rank = mixer.width, mixer.state, mixer.rank
+    enter, select = builder.name("enter", index), builder.name("select", index)
+    if not mixer.heads:
+        return [Part(enter, 2 * inner)], [Part(select, rank + 2 * state)]
+    gate, channels = _per_group(enter, mixer.heads, (inner, inner))
+    *weights, step = split(select, (state, state, rank))
+    return [channels, gate], [step, *weights]
 
 
 def _norm(builder: Builder, role: str, index: Index, width: int, mixer: MambaSpec) -> nn.Module:
@@ -67,7 +82,8 @@ def _norm(builder: Builder, role: str, index: Index, width: int, mixer: MambaSpe
         return nn.Identity()
     if mixer.norm == "plain":
         return PlainRmsNorm(width, builder.placement, mixer.norm_eps)
-    return RmsNorm(width, builder.name(role, index), builder.placement, mixer.norm_eps)
+    kind = NamedRmsNorm if mixer.heads else RmsNorm
+    return kind(width, builder.name(role, index), builder.placement, mixer.norm_eps)
 
 
 def _mamba2(builder: Builder, index: Index, mixer: Mamba2Spec) -> Mamba2:

@@ -57,7 +57,7 @@ class AttentionSpec:
     """q and k are normalised: each head by itself, before it is rotated or once it is, or without weights; or all heads of a token
     together."""
     own_norms: NormSpec | None = None
-    """Each head of q and k has a layer norm of its own instead."""
+    """Each head of q and k has a norm of its own instead."""
     qkv_bias: bool = False
     k_bias: bool = True
     """Where q and v have one, k has one too."""
@@ -201,7 +201,7 @@ class LayerSpec:
     """One block."""
 
     mixer: Mixer | None
-    """None in a block of nothing but a feed-forward"""
+    """None in a block of nothing but a feed-forward, or that attends to pictures"""
     ffn: MlpSpec | MoeSpec | None
     block: Literal[
         "pre",
@@ -219,11 +219,12 @@ class LayerSpec:
         "on_norm",
         "pre_cross",
         "post_cross",
+        "pictures",
     ] = "pre"
     beside: MoeSpec | None = None
     """In a block of such a name: experts that read what the layer reads, or what its feed-forward reads."""
     cross: AttentionSpec | None = None
-    """In a block of such a name: attention to what an encoder made."""
+    """In a block of such a name: attention to what an encoder made; of pictures, to what a tower did."""
     shares: tuple[float, float] | None = None
     """In a block on norms: what mixer and feed-forward are added to is multiplied with"""
     assistant: AssistantSpec | None = None
@@ -306,6 +307,8 @@ class EntrySpec:
     per_layer: PerLayerSpec | None = None
     hearing: Hearing | None = None
     """It has frames of sound in the place of tokens."""
+    unwritten: int = 0
+    """How many tokens more are read, which are never chosen; in a tensor of their own, where there is the role embed_unwritten"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,9 +343,9 @@ class TransformerSpec:
     """A decoder or an encoder.
 
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
-    layer, {x} for the expert.  Roles: embed, positions, token_types, embed_norm, project_in, relative_bias, norm,
+    layer, {x} for the expert.  Roles: embed, embed_unwritten (both with their endings then), positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, of an entry that hears conv1 and conv2, and per layer q, k, v or qkv, o, q_norm, k_norm, cross_q, cross_k,
-    cross_v, cross_o, norm_cross, norm1, norm1_after, norm2, norm2_after, attention_gate, sinks with its ending, norm_beside,
+    cross_v, cross_o, norm_cross, of pictures cross_q_norm, cross_k_norm and with their endings cross_gate and ffn_gate, norm1, norm1_after, norm2, norm2_after, attention_gate, sinks with its ending, norm_beside,
     gate, up or gate_up, down, router, expert_gate, expert_up, expert_down or with their endings experts_gate_up, experts_gate,
     experts_up, experts_down, correction, router_scale and expert_scales with their endings, shared_gate_up, shared_gate, shared_up,
     shared_down, shared_router, narrow, widen; of latent attention q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b; of a recurrent
@@ -368,12 +371,16 @@ class TransformerSpec:
     """What the result of a block's branch is multiplied with before it is added."""
     scales: Mapping[str, Scale] = field(default_factory=dict)
     """Role → what its matrices are multiplied with: q, k, v, o, gate, up, down, leave"""
+    norm_shifts: Mapping[str, float] = field(default_factory=dict)
+    """Role → what the weights of its rms norms are less by in the checkpoint: norm, and those of blocks"""
     lanes: LanesSpec | None = None
     """With embeddings for each layer alone."""
     skips: tuple[SkipSpec, ...] = ()
     """Those with one target are mixed in one after another."""
     encoder: TransformerSpec | None = None
     """What reads a source, to whose result the layers' cross attention attends"""
+    picture_states: int = 0
+    """What a tower makes of a picture, where layers attend to that: so many hidden states"""
     transposed: bool = False
     """The checkpoint stores the layers' matrices as [in, out]."""
     base_prefix: str = "model."

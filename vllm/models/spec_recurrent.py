@@ -28,6 +28,9 @@ class MambaSpec:
     norm: Literal["", "plain", "weighted"] = ""
     """Time step and weights are normalised, without or with weights."""
     norm_eps: float = 1e-6
+    heads: int = 0
+    """Above 0: the channels of each of so many heads fade alike.  Checkpoints have gate and channels head by head then, the
+    weights before the time step, a bias of the time steps apart, and norms by their whole names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,15 +149,17 @@ def attention_backend(
     device: torch.device,
     block_size: int,
     quantized: bool = False,
+    media: bool = False,
 ) -> AttentionBackend:
     """Return the best attention backend that can serve such layers of a model of `dtype`.
 
-    `quantized`: the cache holds 8-bit integers.  Raises ConfigError if none can.
+    `quantized`: the cache holds 8-bit integers.  `media`: rows are cut where media stand, into more than a GPU's plans have
+    room for.  Raises ConfigError if none can.
     """
     backends: list[AttentionBackend] = [TorchAttention(device)]
     if device.type == "cpu" and native.library() is not None:
         backends.insert(0, NativeAttention())
-    if device.type == "cuda":
+    if device.type == "cuda" and not media:
         backends.insert(0, _gpu_attention(device))
     reasons = []
     for backend in backends:
@@ -213,7 +215,8 @@ def experts(count: int, shape: MatrixShape) -> nn.ModuleList:
 def record_steps(function: Callable[[int], Tensor], tokens: int, device: torch.device) -> dict[Form, Recording]:
     """Record the computation of a step of some number of tokens, for each form of steps that needs a recording of its own."""
     if device.type == "cuda":
-        return {form: _gpu("graphs").Graphs(function, tokens, device) for form in (Form.SINGLES, Form.MIXED)}
+        pool = torch.cuda.graph_pool_handle()
+        return {form: _gpu("graphs").Graphs(function, tokens, device, pool) for form in (Form.SINGLES, Form.MIXED)}
     recording = record(function, tokens)
     return {} if recording is None else {Form.ANY: recording}
 

@@ -22,6 +22,8 @@ class Layout:
     block_table: [R, B] int32; entry b holds the sequence's tokens [b * block_size, (b + 1) * block_size).
     media: [T, 2] int64 on the host, or None: the run of positions [first, end) that a token sees beside those it sees anyway,
     where attention is causal; its own position alone for most.  Runs are of tokens of this step.
+    apart: [T] uint8 on the host, or None: 1 for a token that takes no part in its run: it sees no token behind it, and none before it sees
+    it.
     """
 
     first: Tensor
@@ -30,6 +32,7 @@ class Layout:
     block_table: Tensor
     block_size: int
     media: Tensor | None = None
+    apart: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,8 @@ class Tiles:
     """How many tiles have a first, second, third … chunk."""
     media: Tensor | None
     """[N, n, 2] positions [first, end) that a token sees beside those before"""
+    apart: tuple[Tensor, Tensor] | None
+    """[N, n] which tokens take no part in their run, [N, chunks · C] and which keys"""
 
 
 class TorchPlan:
@@ -257,7 +259,12 @@ def _chunk(
     if tiles.media is not None:
         runs = tiles.media[:alive].repeat(1, -(-behind.shape[2] // tiles.media.shape[1]), 1)[:, : behind.shape[2]]
         keys_at = key_positions[:, None]
-        visible = visible | ((keys_at >= runs[..., :1]) & (keys_at < runs[..., 1:])).unsqueeze(1)
+        in_run = (keys_at >= runs[..., :1]) & (keys_at < runs[..., 1:])
+        if tiles.apart is not None:
+            tokens, keys_apart = (part[:alive] for part in tiles.apart)
+            tokens = tokens.repeat(1, -(-behind.shape[2] // tokens.shape[1]))[:, : behind.shape[2]]
+            in_run = in_run & ~(tokens[..., None] | keys_apart[:, None, chunk * size : (chunk + 1) * size])
+        visible = visible | in_run.unsqueeze(1)
     visible = visible.expand_as(behind)
     # memory that no query of the tile may see can hold anything, and 0 · NaN is NaN
     values = values.where(visible.any(2)[..., None], 0.0)
@@ -306,7 +313,22 @@ def _tiles(layout: Layout, options: AttentionOptions, rows: Tensor, batch: int) 
             tables=_look_up(layout.block_table, row[index], blocks).unflatten(1, (most, -1)),
             alive=(chunks[index] > torch.arange(most)[:, None]).sum(1).tolist(),
             media=None if media is None else media[first[index, None] + slots],
+            apart=None
+            if media is None
+            else _apart(layout, row[index], first[index, None] + slots, first_chunk[index] * chunk, most * chunk),
         )
+
+
+def _apart(
+    layout: Layout, row: Tensor, tokens: Tensor, first_key: Tensor, num_keys: int
+) -> tuple[Tensor, Tensor] | None:
+    """Return which tokens of N tiles, and which of their keys, take no part in a run.  [N], [N, n], [N] -> [N, n], [N, num_keys]"""
+    if layout.apart is None:
+        return None
+    keys = first_key[:, None] + torch.arange(num_keys) - layout.start[row, None]
+    in_step = (keys >= 0) & (keys < layout.count[row, None])
+    found = layout.apart[(layout.first[row, None] + keys).clamp(0, len(layout.apart) - 1)].bool()
+    return layout.apart[tokens].bool(), found & in_step
 
 
 def _seen(start: Tensor, end: Tensor, num_keys: Tensor, options: AttentionOptions) -> tuple[Tensor, Tensor]:
@@ -333,4 +355,5 @@ def _move(tiles: Tiles, device: torch.device) -> Tiles:
         tables=tiles.tables.to(device),
         alive=tiles.alive,
         media=None if tiles.media is None else tiles.media.to(device),
+        apart=None if tiles.apart is None else (tiles.apart[0].to(device), tiles.apart[1].to(device)),
     )

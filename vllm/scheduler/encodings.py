@@ -50,6 +50,12 @@ class Encodings:
                 f"request {source.id} has {longest} tokens that see each other, and a step computes "
                 f"{self.budget}; raise max_num_batched_tokens"
             )
+        lasting = sum(self._size(one) for one in source.media if one.length)
+        if lasting > self.room:
+            raise RequestError(
+                f"request {source.id} has media of {lasting:,} positions that all its tokens attend to, and the cache holds "
+                f"{self.room:,}; give fewer, or raise max_num_seqs or the cache's memory"
+            )
 
     def limit(self, request: Request, count: int) -> int:
         """Return how many of a request's next `count` tokens can be computed in this step, as far as its media go."""
@@ -57,13 +63,15 @@ class Encodings:
         if not media or count <= 0:
             return count
         end, left = start + count, self._left
+        is_alone = left == self.budget
         needed = {key: self._held[key] for key in self._used}
         for one in _reached(media, start, end):
             new, size = 0 if one.key in self._held else one.count, self._size(one)
             if one.key in needed:
                 continue
-            is_first = left == self.budget  # alone, each can be encoded, and has room
-            if needed and ((new > left and not is_first) or sum(needed.values()) + size > self.room):
+            # alone, each can be encoded, and all that all tokens attend to; and there is room for that
+            can_encode = new <= left or left == self.budget or (is_alone and one.length > 0)
+            if needed and (not can_encode or sum(needed.values()) + size > self.room):
                 end = max(start, one.first)
                 break
             needed[one.key] = size
@@ -74,10 +82,11 @@ class Encodings:
 
     def use(self, request: Request, start: int, count: int) -> None:
         """Have what the tokens [start, start + count) of a request need be there in this step."""
-        for index, one in enumerate(request.source.media):
-            if one.key in self._used or not _is_reached(one, start, start + count):
-                continue
-            self._used.add(one.key)
+        media = request.source.media
+        needed = [index for index, one in enumerate(media) if _is_reached(one, start, start + count)]
+        self._used.update(media[index].key for index in needed)
+        for index in needed:
+            one = media[index]
             if one.key in self._held:
                 self._held.move_to_end(one.key)
                 continue

@@ -18,6 +18,7 @@ from vllm.errors import ConfigError
 from vllm.kv_cache.spec import Blocks, CacheGroup, CacheSpec, Chunk, Cross, Scratch, State, group_layers
 from vllm.layers.cross import Encoder
 from vllm.layers.embedding import Head
+from vllm.layers.media import Seeing
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
 from vllm.layers.step import Step
@@ -45,6 +46,7 @@ from vllm.worker.generation import Generation
 from vllm.worker.measure import measure
 from vllm.worker.media import MediaStates
 from vllm.worker.memory import MemoryPlan, plan_memory, plan_own_cache
+from vllm.worker.pictures import PictureStates, layers_of
 from vllm.worker.pooling import PooledStates
 from vllm.worker.runner import ModelRunner, Purpose
 from vllm.worker.sources import SourceStates
@@ -52,6 +54,9 @@ from vllm.worker.tables import SlotTables
 from vllm.worker.tokens import DeviceTokens, HostTokens, Tokens
 
 logger = get_logger(__name__)
+
+_ROOM = 2048
+"""Tokens of a step, where those of a prompt's media see each other: one of molmo2's large pictures has 1,300"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +101,15 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     groups = _Groups.of(model)
     scheduler = _whole_prompts(config.scheduler) if model.whole_prompts else config.scheduler
     media = None
-    if model.seeing is not None:
-        scheduler = replace(scheduler, whole_media=model.seeing.whole)
+    if model.seeing is not None and model.reads is not None:
+        scheduler = _with_media(scheduler, model.seeing)
         media = MediaStates(model, scheduler.max_num_batched_tokens, dtype, device)
+    if pictures := layers_of(model):
+        pictures[0].sight.make_room(scheduler.max_num_batched_tokens, dtype, device)
     specs = (*model.cache_specs, *model.encoder_cache_specs)
     paged = [spec for spec in specs if not isinstance(spec, State)]
     size = config.cache.block_size
-    attention = attention_backend(paged, dtype, device, size, config.cache.quantized)
+    attention = attention_backend(paged, dtype, device, size, config.cache.quantized, media=bool(pictures))
     memory = _CacheMemory(attention, state_memory(device), config.cache, dtype)
     tables = SlotTables(_tokens(scheduler, device, group), groups.kept + groups.scratch, size)
     tables.whole_media = scheduler.whole_media
@@ -113,16 +120,16 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
         tiny = memory.allocate_shared(groups.all, 1)
         activations = -group.least(-measure(model, _step(tables, memory, groups.all, tiny), tables), device)
         del tiny
-    weights = model.num_bytes + (0 if media is None else media.num_bytes)
+    weights = model.num_bytes + (
+        media.num_bytes if media else 0 if model.seeing is None else model.seeing.tower.num_bytes
+    )
     activations += sum(num_scratch * memory.block_bytes(group) for group in groups.scratch)
     plan, num_source_blocks = _plan(scheduler, model, groups, memory, weights, activations, free)
     if model.remembers:
         scheduler = replace(scheduler, max_num_seqs=plan.num_seqs)
     if groups.cross:
         scheduler = replace(scheduler, source_tokens=(num_source_blocks[0] - 1) * size)
-    name = settings.model or "default model"
-    where = f"{config.cores} threads" if device.type == "cpu" else config.device
-    logger.info("%s: %s, %s, %s; %s", name, settings.architecture, settings.dtype, where, plan)
+    _tell(config, plan)
     _fill(config, model, files, progress)
     caches = memory.allocate(groups.kept, plan.num_blocks) | memory.allocate_shared(groups.scratch, num_scratch)
     caches |= memory.allocate(groups.cross, num_source_blocks)
@@ -132,6 +139,14 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     runner = ModelRunner(groups.kept, hidden.step.caches, backends, tables, hidden, purpose, media or sources)
     logger.info("ready after %.2f s", time.monotonic() - began)
     return Loaded(runner, plan, groups.kept, scheduler, group)
+
+
+def _tell(config: EngineConfig, plan: MemoryPlan) -> None:
+    """Log what is loaded, and into how much memory."""
+    settings = config.model
+    where = f"{config.cores} threads" if config.device == "cpu" else config.device
+    name = settings.model or "default model"
+    logger.info("%s: %s, %s, %s; %s", name, settings.architecture, settings.dtype, where, plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +224,14 @@ def _whole_prompts(scheduler: SchedulerConfig) -> SchedulerConfig:
     return replace(scheduler, chunked_prefill=False, max_num_batched_tokens=step_tokens)
 
 
+def _with_media(scheduler: SchedulerConfig, seeing: Seeing) -> SchedulerConfig:
+    """Tokens of media that see each other are computed in one step, which has room for some unless it is said how much it has."""
+    roomy = seeing.across and not scheduler.chose_step_tokens
+    least = min(scheduler.max_model_len, _ROOM) if roomy else 0
+    step_tokens = max(scheduler.max_num_batched_tokens, least)
+    return replace(scheduler, whole_media=seeing.whole, max_num_batched_tokens=step_tokens)
+
+
 def _step(tables: SlotTables, memory: _CacheMemory, groups: tuple[CacheGroup, ...], caches: dict[int, Any]) -> Step:
     """Make the buffers that every step is written to."""
     return Step(
@@ -240,9 +263,10 @@ def _most_blocks(spec: CacheSpec, tables: SlotTables) -> int:
 
 def _sources(
     model: Transformer, step: Step, memory: _CacheMemory, scheduler: SchedulerConfig, num_blocks: int
-) -> SourceStates:
+) -> SourceStates | PictureStates:
     """Make what has sources encoded, as many tokens of them in a step as it has tokens itself, or one source."""
-    assert model.encoder is not None, "layers that attend to sources, and no encoder"
+    if model.encoder is None:
+        return PictureStates(model, step, num_blocks, memory.config.block_size)
     size, groups = memory.config.block_size, group_layers(model.encoder_cache_specs)
     most, most_sources, blocks = _encoder_sizes(model.encoder, memory, scheduler)
     caches, group_of = _by_layer(groups, memory.allocate_shared(groups, blocks))

@@ -14,6 +14,7 @@ from vllm.messages import Batch, RowOutput, Sequence, StepOutput
 from vllm.ops.attention import CacheBackend
 from vllm.worker.forward import HiddenStates
 from vllm.worker.media import MediaStates
+from vllm.worker.pictures import PictureStates
 from vllm.worker.sources import SourceStates
 from vllm.worker.tables import Packed, SlotTables
 
@@ -57,7 +58,7 @@ class ModelRunner:
         tables: SlotTables,
         hidden: HiddenStates,
         purpose: Purpose,
-        media: MediaStates | SourceStates | None = None,
+        media: MediaStates | SourceStates | PictureStates | None = None,
     ) -> None:
         """`caches` holds one cache per layer that has one, made by its group's backend.  `media`: what is kept of what a tower or
         an encoder makes."""

@@ -8,29 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.kv_cache.spec import NULL_BLOCK
 from vllm.layers.step import Rows, Step, StepRow
 from vllm.layers.transformer import Transformer
 from vllm.messages import Batch, Media, Sequence
 from vllm.ops.attention import CachePlan, Layout
 from vllm.ops.memory import tensor_of
 from vllm.ops.staging import sent
+from vllm.worker.source_blocks import SourceBlocks, table_of
 from vllm.worker.tables import scratch_table
-
-
-@dataclass(slots=True)
-class _Source:
-    """Where a source is."""
-
-    length: int
-    blocks: list[int]
 
 
 class SourceStates:
@@ -41,10 +32,8 @@ class SourceStates:
         assert model.encoder is not None, "a model with an encoder"
         self.model, self.encoder = model, model.encoder
         self.step = step
-        self.block_size = block_size
+        self.blocks = SourceBlocks(num_blocks, block_size)
         self._encoder_step = encoder
-        self._free = list(range(num_blocks - 1, NULL_BLOCK, -1))
-        self._held: dict[bytes, _Source] = {}
 
     @property
     def _plan(self) -> CachePlan:
@@ -53,34 +42,23 @@ class SourceStates:
     def apply(self, batch: Batch, sequences: Mapping[int, Sequence]) -> None:
         """Forget and encode what a batch says."""
         for key in batch.forget:
-            self._forget(key)
+            self.blocks.forget(key)
         media = [sequences[job.slot].media[job.index] for job in batch.encode]
         if media:
             self._encode(media)
 
     def lay(self, batch: Batch, step: Step, sequences: Mapping[int, Sequence]) -> None:
         """Place the plan for the rows of a batch, whose tokens are laid into `step`."""
-        counts = [row.count for row in batch.rows]
-        self._place(counts, [self._held[sequences[row.slot].media[0].key] for row in batch.rows])
+        self._place([row.count for row in batch.rows], [sequences[row.slot].media[0] for row in batch.rows])
 
     def _encode(self, media: Several[Media]) -> None:
-        for one in media:
-            self._forget(one.key)  # the batch that was to do so may have failed
         lengths = [one.length for one in media]
-        sources = [_Source(length, self._take(-(-length // self.block_size))) for length in lengths]
-        firsts = [0, *accumulate(lengths[:-1])]
-        step = self._laid(media, firsts)
+        for one in media:
+            self.blocks.take(one.key, one.length)
+        step = self._laid(media, [0, *accumulate(lengths[:-1])])
         result = self.encoder(step)
-        self._place(lengths, sources)
+        self._place(lengths, media)
         self.model.read(result, self.step)
-        self._held |= {one.key: source for one, source in zip(media, sources, strict=True)}
-
-    def _forget(self, key: bytes) -> None:
-        if source := self._held.pop(key, None):  # a step that failed may never have encoded it
-            self._free += source.blocks
-
-    def _take(self, count: int) -> list[int]:
-        return [self._free.pop() for _ in range(count)]
 
     def _laid(self, media: Several[Media], firsts: list[int]) -> Step:
         """Return a step of the encoder: tokens, where there are any, positions, and blocks that belong to the step."""
@@ -89,7 +67,7 @@ class SourceStates:
         ids = [one.features["token_ids"] for one in media if "token_ids" in one.features]
         rows = Rows()
         rows.place([_row(one, first) for one, first in zip(media, firsts, strict=True)], ())
-        size = self.block_size
+        size = self.blocks.block_size
         table = torch.from_numpy(scratch_table(lengths, size, -(-max(lengths) // size)))
         layout = Layout(*_columns(firsts, [0] * len(media), lengths), table, size)
         for plan in self._encoder_step.plans:
@@ -100,16 +78,12 @@ class SourceStates:
         made = self._encoder_step
         return Step(tokens, blank, positions, made.plans, made.caches, made.group_of, made.attention, rows)
 
-    def _place(self, counts: list[int], sources: list[_Source]) -> None:
+    def _place(self, counts: list[int], sources: Several[Media]) -> None:
         """Place the plan for rows of so many tokens, which write or attend to sources."""
-        width = max(len(source.blocks) for source in sources)
-        table = np.full((len(sources), width), NULL_BLOCK, dtype=np.int32)
-        for index, source in enumerate(sources):
-            table[index, : len(source.blocks)] = source.blocks
+        table = table_of([self.blocks.of(source.key) for source in sources])
         firsts = [0, *accumulate(counts[:-1])]
         starts = [source.length - count for source, count in zip(sources, counts, strict=True)]
-        layout = Layout(*_columns(firsts, starts, counts), torch.from_numpy(table), self.block_size)
-        self._plan.place(layout)
+        self._plan.place(Layout(*_columns(firsts, starts, counts), table, self.blocks.block_size))
 
 
 def _row(one: Media, first: int) -> StepRow:

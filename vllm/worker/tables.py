@@ -87,17 +87,18 @@ class SlotTables:
         firsts = _column([stop - row.count for row, stop in zip(rows, stops, strict=True)])
         starts, counts = _column([row.start for row in rows]), _column([row.count for row in rows])
         tables += [scratch_table([row.count for row in rows], self.block_size, width)] * self._num_scratch
-        media = self._runs(rows) if self.whole_media else None
+        media, apart = self._runs(rows) if self.whole_media else (None, None)
         for plan, table in zip(plans, tables, strict=False):
-            plan.place(Layout(firsts, starts, counts, torch.from_numpy(table), self.block_size, media))
+            plan.place(Layout(firsts, starts, counts, torch.from_numpy(table), self.block_size, media, apart))
         self.rows.place([self._placed(row, stop) for row, stop in zip(rows, stops, strict=True)], self.sequences.keys())
         return Packed(stops[-1], [stop - 1 for stop in stops])
 
-    def _runs(self, rows: list[Row]) -> Tensor | None:
-        """Return the run of a medium's tokens that each token is of; None if none is of any.  -> [T, 2]"""
+    def _runs(self, rows: list[Row]) -> tuple[Tensor | None, Tensor | None]:
+        """Return the run of a medium's tokens that each token is of; None if none is of any; and which tokens take no part in theirs, if
+        there may be such.  -> [T, 2], [T]"""
         if not any(self.sequences[row.slot].media and row.start < self.sequences[row.slot].num_prompt for row in rows):
-            return None
-        parts = []
+            return None, None
+        parts, aparts = [], []
         for row in rows:
             own = np.arange(row.start, row.start + row.count)
             runs = np.stack((own, own + 1), axis=1)
@@ -105,7 +106,13 @@ class SlotTables:
                 for first, end in one.runs:
                     runs[max(0, first - row.start) : max(0, end - row.start)] = first, end
             parts.append(runs)
-        return torch.from_numpy(np.concatenate(parts))
+            within = [run for one in self.sequences[row.slot].media[:1] for run in one.within]
+            apart = np.full(row.count, bool(within), dtype=np.uint8)
+            for first, end in within:
+                apart[max(0, first - row.start) : max(0, end - row.start)] = 0
+            aparts.append(apart)
+        apart = np.concatenate(aparts)
+        return torch.from_numpy(np.concatenate(parts)), torch.from_numpy(apart) if apart.any() else None
 
     def _placed(self, row: Row, stop: int) -> StepRow:
         sequence = self.sequences[row.slot]

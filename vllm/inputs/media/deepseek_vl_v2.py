@@ -6,6 +6,7 @@ a picture 3 : 2   ──▶   ▢   and   ▢ ▢ ▢     each row of embeddings
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ class DeepseekVLV2:
         config = read_config(folder)
         self.sizes = [(int(width), int(height)) for width, height in config.candidate_resolutions]
         self.size, vision = config.vision_config.image_size, config.vision_config
+        self.begins = _first_token(folder)
         self.side = math.ceil(vision.image_size // vision.patch_size / config.projector["downsample_ratio"])
 
     def among(self, count: int) -> Mapping[str, Any]:
@@ -59,3 +61,9 @@ class DeepseekVLV2:
             return pixels, pixels - size[0] * size[1]
 
         return max(self.sizes, key=kept)
+
+
+def _first_token(folder: Path) -> str:
+    """Return what a vocabulary calls the token that all texts begin with."""
+    said = json.loads((folder / "tokenizer_config.json").read_bytes()).get("bos_token")
+    return str((said.get("content") if isinstance(said, dict) else said) or "")

@@ -21,7 +21,8 @@ class Molmo:
     """What prepares pictures for a MolmoForCausalLM."""
 
     placeholders: Mapping[Modality, str] = {"image": "<|image|>"}
-    leads = "<|endoftext|>"
+    begins = "<|endoftext|>"
+    leads = True
 
     def __init__(self, folder: Path) -> None:
         try:

@@ -23,7 +23,7 @@ class Phi3V:
     """What prepares pictures for a Phi3VForCausalLM."""
 
     placeholders: Mapping[Modality, str] = {"image": "<|image|>"}
-    numbered: Mapping[Modality, str] = {"image": r"<\|image_(\d+)\|>"}
+    spelled: Mapping[Modality, str] = {"image": r"<\|image_(\d+)\|>"}
     apart = True
 
     def __init__(self, folder: Path) -> None:

@@ -29,9 +29,9 @@ def filled(
     return "".join(pieces(text, items, prepared, marks, where))
 
 
-def numbers_left_out(text: str, pattern: str, mark: str, where: str) -> str:
-    """Put a mark in the place of placeholders with numbers, which count from 1.  Raises RequestError."""
-    numbers = [int(number) for number in re.findall(pattern, text)]
+def respelled(text: str, pattern: str, mark: str, where: str) -> str:
+    """Put a mark in the place of what a pattern finds; its group, if it has one, counts from 1.  Raises RequestError."""
+    numbers = [int(number) for number in re.findall(pattern, text)] if re.compile(pattern).groups else []
     if numbers != list(range(1, len(numbers) + 1)):
         raise RequestError(
             f"{where}: its placeholders have the numbers {', '.join(map(str, numbers))}; number them from 1 in their order",
@@ -111,9 +111,14 @@ def placed(
     config: MediaConfig,
     tokenizer: Tokenizer,
     where: str,
+    words: Sequence[int] = (),
 ) -> list[Media]:
-    """Find the runs of tokens that each item's embeddings belong to.  Raises RequestError."""
+    """Find the runs of tokens that each item's embeddings belong to.  Raises RequestError.
+
+    `words`: the tokens of media, and what stands around them, where all of a prompt's see each other.
+    """
     every, media = np.array(tokens), []
+    within = _runs(np.flatnonzero(np.isin(every, words))) if words else []
     has_pictures = any(item.modality == "image" for item in items)
     for modality, token in config.token_ids.items():
         kinds = (token, *config.beside)
@@ -128,7 +133,9 @@ def placed(
                 if config.notices and modality == "audio" and has_pictures:
                     key, features = _key_beside(key), features | {config.notices: array_of(np.zeros(0))}
                 whole = (0, len(tokens)) if config.whole_prompt else None
-                media.append(Media(modality, key, _runs(here), features, whole))
+                if within:
+                    whole = (within[0][0], within[-1][1])
+                media.append(Media(modality, key, _runs(here), features, whole, config.states, within))
                 used += count
         if used != len(places):
             raise RequestError(

@@ -24,7 +24,7 @@ from vllm.errors import ModelError, RequestError
 from vllm.inputs.media.assemble import load_processor
 from vllm.inputs.media.fetch import Fetcher, Reach
 from vllm.inputs.media.item import MediaItem, Prepared, Sound
-from vllm.inputs.media.places import filled, led, numbers_left_out, pieces, placed, spliced
+from vllm.inputs.media.places import filled, led, pieces, placed, respelled, spliced
 from vllm.inputs.media.sound import at_rate
 from vllm.inputs.media.tensors import array_of
 from vllm.inputs.tokenizer import Tokenizer
@@ -32,7 +32,15 @@ from vllm.messages import Media, Modality
 from vllm.names import named
 
 _ARGUMENTS: dict[Modality, str] = {"image": "images", "video": "videos", "audio": "audio"}
-_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
+_OF_TEXT = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "cross_attention_mask",
+    "labels",
+    "text_replacement_offsets",
+)
 """What processors return that is not of the media."""
 
 
@@ -51,8 +59,9 @@ class OwnProcessor(Protocol):
     # It may have more:
     #
     # among(count) -> Mapping[str, Any]   options of an item that is one of so many, unless somebody says otherwise
-    # numbered: Mapping[Modality, str]    patterns of placeholders with a number, which people write too
-    # leads: str                          what a prompt with media begins with; then they come, wherever their places are marked
+    # spelled: Mapping[Modality, str]     patterns of what people write for placeholders too; a group in one is their number
+    # begins: str                         what a prompt with media begins with, and no other special tokens are added
+    # leads: bool                         next come all media, wherever their places are marked
     # apart: bool                         texts between media are tokenized each by itself, with special tokens
 
 
@@ -121,7 +130,14 @@ class MediaProcessor:
             tokens = self._filled(text or "", items, prepared, add_special_tokens, where)
         else:
             tokens = spliced(token_ids, items, prepared, self._marks(items, where), self.tokenizer, where)
-        return tokens, placed(tokens, items, prepared, self.config, self.tokenizer, where)
+        return tokens, placed(tokens, items, prepared, self.config, self.tokenizer, where, self._words())
+
+    def _words(self) -> list[int]:
+        """Return the tokens of media and around them, where all of a prompt's see each other; else none."""
+        if not self.config.across:
+            return []
+        processor, _ = self._loaded()
+        return [int(token) for token in processor.image_token_ids]
 
     def _filled(
         self, text: str, items: Sequence[MediaItem], prepared: Sequence[Prepared], add_special_tokens: bool, where: str
@@ -129,10 +145,12 @@ class MediaProcessor:
         """Return the tokens of a text with stand-ins in the places of its placeholders."""
         assert self.tokenizer is not None
         marks = self._marks(items, where)
-        for modality, pattern in getattr(self._own, "numbered", {}).items():
-            text = numbers_left_out(text, pattern, self.placeholder(modality, where), where)
-        if lead := getattr(self._own, "leads", ""):
-            text = led(text, lead, [marks[item.modality] for item in items])
+        for modality, pattern in getattr(self._own, "spelled", {}).items():
+            text = respelled(text, pattern, self.placeholder(modality, where), where)
+        if begin := getattr(self._own, "begins", ""):
+            text, add_special_tokens = begin + text.removeprefix(begin), False
+        if getattr(self._own, "leads", False):
+            text = led(text, begin, [marks[item.modality] for item in items])
         if not getattr(self._own, "apart", False):
             return self.tokenizer.encode(filled(text, items, prepared, marks, where), add_special_tokens)
         parts = pieces(text, items, prepared, marks, where)

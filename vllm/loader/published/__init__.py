@@ -18,9 +18,11 @@ _KINDS: Mapping[str, str] = {
     "deepseek_vl_v2": "deepseek_vl_v2:deepseek_vl_v2",
     "h2ovl_chat": "internvl:internvl_chat",
     "internvl_chat": "internvl:internvl_chat",
+    "minicpmo": "minicpm_v:minicpm_o",
     "minicpmv": "minicpm_v:minicpm_v",
     "molmo": "molmo:molmo",
     "phi3_v": "phi3_v:phi3_v",
+    "qwen": "qwen_vl:qwen_vl",
     "ultravox": "ultravox:ultravox",
 }
 """Model type → what reads its config.json, of the folder that it lies in, as "module:function" """

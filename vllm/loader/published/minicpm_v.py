@@ -1,4 +1,4 @@
-"""The configuration of MiniCPM-V, from 2.5 on."""
+"""The configuration of MiniCPM-V, from 2.5 on, and of MiniCPM-o 2.6."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vllm.errors import ModelError
-from vllm.loader.published.tokens import token_id
+from vllm.loader.published.tokens import first_of, token_id
 
 TEXTS: Mapping[str, str] = {"2.5": "llama", "2.6": "qwen2", "4.0": "llama", "4.5": "qwen3"}
 """Version → model type of its text part"""
+SPARE = ("<|audio|>", "<|spk|>")
+"""Tokens that no text has, of which a vocabulary's first keeps the places of sounds, apart from those of pictures"""
 _NOT_OF_TEXT = (
     "architectures",
     "auto_map",
@@ -40,6 +42,18 @@ def minicpm_v(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         "query_num": content.get("query_num", 96 if version == "2.5" else 64),
         "version": version,
         "tie_word_embeddings": bool(content.get("tie_word_embeddings", False)),
+    }
+
+
+def minicpm_o(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what the config.json of a MiniCPMO says.  Raises ModelError for a version that is not known."""
+    if version_of(content) != "2.6":
+        raise ModelError(f"{folder}: version={content.get('version')} of MiniCPM-o is not supported; 2.6 is")
+    return minicpm_v(content, folder) | {
+        "audio_config": {"model_type": "whisper", **(content.get("audio_config") or {})},
+        "audio_token_id": token_id(folder, first_of(folder, SPARE)),
+        "audio_chunk": int(50 * content.get("audio_chunk_length", 1.0)),  # states that see each other
+        "audio_pool_step": content.get("audio_pool_step", 2),
     }
 
 

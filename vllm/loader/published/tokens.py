@@ -1,12 +1,22 @@
-"""The ids of tokens, looked up without loading a tokenizer."""
+"""The ids of tokens, looked up without loading a tokenizer, and what models' own code does to their tokenizers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vllm.errors import ModelError
+
+WHOLE: Mapping[str, tuple[str, ...]] = {
+    "deepseek_vl_v2": (
+        "<image>", "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>", "<|User|>", "<|Assistant|>",
+    ),
+    "minicpmo": (),
+    "minicpmv": (),
+}  # fmt: skip
+"""Model types whose tokenizer.json is the whole tokenizer, though config files name code → words that this code adds behind it"""
 
 
 def token_id(folder: Path, word: str) -> int:
@@ -27,11 +37,21 @@ def ids_of(folder: Path) -> dict[str, int]:
     """Return the tokens that were added to a folder's vocabulary, and their ids."""
     ids: dict[str, int] = {}
     for name in ("tokenizer_config.json", "tokenizer.json", "added_tokens.json"):
-        try:
-            found = json.loads((folder / name).read_bytes())
-        except (OSError, ValueError):
-            continue
+        found = _read(folder / name)
         ids |= {entry["content"]: int(index) for index, entry in found.get("added_tokens_decoder", {}).items()}
         ids |= {entry["content"]: entry["id"] for entry in found.get("added_tokens", [])}
         ids |= {word: index for word, index in found.items() if isinstance(index, int)} if "added" in name else {}
+    if words := WHOLE.get(str(_read(folder / "config.json").get("model_type"))):
+        known = _read(folder / "tokenizer.json").get("model", {}).get("vocab", {})
+        for word in (word for word in words if word not in ids):
+            ids[word] = max([len(known) - 1, *ids.values()]) + 1
     return ids
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return what a file says; nothing if it can't be read, which others complain about."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
@@ -19,9 +18,7 @@ def chameleon(config: Any) -> TransformerSpec:
         raise ModelError(
             "vocabulary_map is missing in the config, which says what tokens pictures are; add the checkpoint's"
         )
-    bias, mlp_bias = config.attention_bias, config.mlp_bias
-    attention = attention_of(config, own_norms=NormSpec("layer", 1e-5), qkv_bias=bias, out_bias=bias)
-    mlp = replace(mlp_of(config), up_bias=mlp_bias, down_bias=mlp_bias)
-    layer = LayerSpec(attention, mlp, "after" if config.swin_norm else "pre")
+    attention = attention_of(config, own_norms=NormSpec("layer", 1e-5), bias=config.attention_bias)
+    layer = LayerSpec(attention, mlp_of(config, bias=config.mlp_bias), "after" if config.swin_norm else "pre")
     pictures = sorted(token for name, token in config.vocabulary_map.items() if name.startswith("IMGIMG"))
-    return decoder_of(config, lambda index: layer, names=CHAMELEON_NAMES, head=HeadSpec(never=tuple(pictures)))
+    return decoder_of(config, layer, names=CHAMELEON_NAMES, head=HeadSpec(never=tuple(pictures)))

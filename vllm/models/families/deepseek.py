@@ -49,7 +49,7 @@ def deepseek_v3(config: Any) -> TransformerSpec:
 def youtu(config: Any) -> TransformerSpec:
     """Deepseek 3 without experts."""
     layer = LayerSpec(_attention(config, interleaved=config.rope_interleave), _mlp(config))
-    return decoder_of(config, lambda index: layer, names=NAMES)
+    return decoder_of(config, layer, names=NAMES)
 
 
 def minicpm3(config: Any) -> TransformerSpec:
@@ -57,7 +57,7 @@ def minicpm3(config: Any) -> TransformerSpec:
     layer = LayerSpec(_attention(config, interleaved=False), _mlp(config))
     return decoder_of(
         config,
-        lambda index: layer,
+        layer,
         entry=EntrySpec(config.vocab_size, scale=config.scale_emb),
         head=HeadSpec(scale=config.dim_model_base / config.hidden_size),
         branch_scale=config.scale_depth / math.sqrt(config.num_hidden_layers),

@@ -110,7 +110,7 @@ def internlm2(config: Any) -> TransformerSpec:
     """Llama under other names, with q, k and v in one tensor, group by group."""
     config, bias = known(config), bool(getattr(config, "bias", False))
     layer = _layer(config, layout="per_group", qkv_bias=bias, out_bias=bias)
-    return decoder_of(config, lambda index: layer, names=INTERNLM2_NAMES)
+    return decoder_of(config, layer, names=INTERNLM2_NAMES)
 
 
 def baichuan(config: Any) -> TransformerSpec:
@@ -121,7 +121,7 @@ def baichuan(config: Any) -> TransformerSpec:
     if config.hidden_size > 4096:
         layer = replace(layer, mixer=replace(layer.attention, rope=None, position_bias=Alibi()))
     head = HeadSpec(unit_rows=config.vocab_size == 125696)
-    return decoder_of(config, lambda index: layer, names=BAICHUAN_NAMES, head=head)
+    return decoder_of(config, layer, names=BAICHUAN_NAMES, head=head)
 
 
 def exaone(config: Any) -> TransformerSpec:
@@ -154,7 +154,7 @@ def qwen1(config: Any) -> TransformerSpec:
         *heads, config.kv_channels**-0.5, rope_of(config, config.kv_channels), qkv_bias=True, layout="concat"
     )
     layer = LayerSpec(attention, MlpSpec(config.intermediate_size // 2, "silu"))
-    return decoder_of(config, lambda index: layer, names=QWEN1_NAMES)
+    return decoder_of(config, layer, names=QWEN1_NAMES)
 
 
 def chatglm(config: Any) -> TransformerSpec:
@@ -196,7 +196,7 @@ def telechat2(config: Any) -> TransformerSpec:
     config.hidden_act = "silu"
     layer = _layer(config, layout="q_kv", out_bias=True)
     layer = replace(layer, ffn=replace(mlp_of(config), down_bias=True))
-    return decoder_of(config, lambda index: layer, names=TELECHAT2_NAMES)
+    return decoder_of(config, layer, names=TELECHAT2_NAMES)
 
 
 def decilm(config: Any) -> TransformerSpec:

@@ -76,12 +76,12 @@ def solar(config: Any) -> TransformerSpec:
     bias = getattr(config, "attention_bias", False)
     mlp_bias = getattr(config, "mlp_bias", False)
     layer = LayerSpec(
-        attention_of(config, qkv_bias=bias, out_bias=bias),
+        attention_of(config, bias=bias),
         MlpSpec(config.intermediate_size, config.hidden_act, up_bias=mlp_bias, down_bias=mlp_bias),
     )
     share = config.bskcn_tv[1]  # the first one is for training
     skips = [*_skips(config.bskcn_1, config.bskcn_3, share), *_skips(config.bskcn_2, config.bskcn_4, share)]
-    return decoder_of(config, lambda index: layer, skips=tuple(skips))
+    return decoder_of(config, layer, skips=tuple(skips))
 
 
 def arctic(config: Any) -> TransformerSpec:
@@ -100,7 +100,7 @@ def arctic(config: Any) -> TransformerSpec:
         "beside",
         MoeSpec(*experts, config.hidden_act, renormalize=config.num_experts_per_tok > 1),
     )
-    return decoder_of(config, lambda index: layer, names=ARCTIC_NAMES)
+    return decoder_of(config, layer, names=ARCTIC_NAMES)
 
 
 def _of_either(config: Any, older: str, newer: str) -> Any:

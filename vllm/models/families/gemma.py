@@ -77,4 +77,4 @@ def _sandwiches(config: Any, **fields: Any) -> tuple[LayerSpec, ...]:
 
 
 def _attention(config: Any, **fields: Any) -> AttentionSpec:
-    return attention_of(config, qkv_bias=config.attention_bias, out_bias=config.attention_bias, **fields)
+    return attention_of(config, bias=config.attention_bias, **fields)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
 from vllm.layers.position_bias import Alibi
 from vllm.layers.rotary import Rope, Unstretched
-from vllm.models.families.gpt import GPT2_NAMES, OPT_NAMES
-from vllm.models.families.llama import NAMES, attention_of, decoder_of
-from vllm.models.spec import (
-    AttentionSpec,
-    EntrySpec,
-    HeadSpec,
-    LayerSpec,
-    MlpSpec,
-    NormSpec,
-    PositionsSpec,
-    TransformerSpec,
+from vllm.models.families.gpt import (
+    ATTN_MASKS,
+    GPT2_NAMES,
+    OPT_NAMES,
+    gpt2_attention,
+    gpt2_decoder,
+    gpt2_mlp,
+    multi_head,
+    plain_mlp,
 )
+from vllm.models.families.llama import NAMES, attention_of, decoder_of
+from vllm.models.spec import EntrySpec, HeadSpec, LayerSpec, NormSpec, PositionsSpec, TransformerSpec
 
 PHI_NAMES: Mapping[str, str] = {
     **NAMES,
@@ -72,6 +73,8 @@ BLOOM_NAMES: Mapping[str, str] = {
     "down": "transformer.h.{i}.mlp.dense_4h_to_h",
 }
 
+FALCON_NAMES: Mapping[str, str] = {role: name for role, name in BLOOM_NAMES.items() if role != "embed_norm"}
+
 MPT_NAMES: Mapping[str, str] = {
     "embed": "transformer.wte",
     "norm": "transformer.norm_f",
@@ -97,85 +100,45 @@ def phi(config: Any) -> TransformerSpec:
         raise ModelError(
             "qk_layernorm=True: a phi with norms on q and k is not supported; use model_impl='transformers'"
         )
-    layer = LayerSpec(
-        attention_of(config, qkv_bias=True, out_bias=True),
-        MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=True, down_bias=True),
-        "parallel_one",
-    )
+    mlp = plain_mlp(config.intermediate_size, config.hidden_act)
+    layer = LayerSpec(attention_of(config, bias=True), mlp, "parallel_one")
     norm = NormSpec("layer", config.layer_norm_eps)
-    return decoder_of(config, lambda index: layer, norm=norm, names=PHI_NAMES, head=HeadSpec(bias=True))
+    return decoder_of(config, layer, norm, names=PHI_NAMES, head=HeadSpec(bias=True))
 
 
 def starcoder2(config: Any) -> TransformerSpec:
     """Rotary positions and grouped heads in a gpt."""
-    bias = config.use_bias
-    layer = LayerSpec(
-        attention_of(config, window=config.sliding_window, qkv_bias=bias, out_bias=bias),
-        MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=bias, down_bias=bias),
-    )
+    attention = attention_of(config, window=config.sliding_window, bias=config.use_bias)
+    mlp = plain_mlp(config.intermediate_size, config.hidden_act, bias=config.use_bias)
     norm = NormSpec("layer", config.norm_epsilon)
-    return decoder_of(config, lambda index: layer, norm=norm, names=STARCODER2_NAMES)
+    return decoder_of(config, LayerSpec(attention, mlp), norm, names=STARCODER2_NAMES)
 
 
 def persimmon(config: Any) -> TransformerSpec:
     """Norms on the heads of q and k, part of each head rotated."""
-    layer = LayerSpec(
-        attention_of(
-            config, kv_heads=config.num_attention_heads, qkv_bias=True, out_bias=True, layout="per_head",
-            head_norm="head" if config.qk_layernorm else "",
-        ),
-        MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=True, down_bias=True),
-    )  # fmt: skip
+    heads, head_norm = config.num_attention_heads, "head" if config.qk_layernorm else ""
+    attention = attention_of(config, kv_heads=heads, bias=True, layout="per_head", head_norm=head_norm)
+    mlp = plain_mlp(config.intermediate_size, config.hidden_act)
     norm = NormSpec("layer", config.layer_norm_eps)
-    return decoder_of(config, lambda index: layer, norm=norm, names=PERSIMMON_NAMES)
+    return decoder_of(config, LayerSpec(attention, mlp), norm, names=PERSIMMON_NAMES)
 
 
 def gpt_bigcode(config: Any) -> TransformerSpec:
     """Gpt2 whose heads share one key and value."""
-    head_dim = config.n_embd // config.n_head
-    heads = (config.n_head, 1 if config.multi_query else config.n_head, head_dim)
-    scale = head_dim**-0.5 if config.scale_attn_weights else 1.0
-    layout = "concat" if config.multi_query else "per_head"
-    layer = LayerSpec(
-        AttentionSpec(*heads, scale, qkv_bias=True, out_bias=True, layout=layout),  # type: ignore[arg-type]
-        MlpSpec(
-            config.n_inner or 4 * config.n_embd, config.activation_function, gated=False, up_bias=True, down_bias=True
-        ),
-    )
-    return TransformerSpec(
-        EntrySpec(config.vocab_size, positions=PositionsSpec(config.n_positions)),
-        config.n_embd,
-        (layer,) * config.n_layer,
-        NormSpec("layer", config.layer_norm_epsilon),
-        GPT2_NAMES,
-        config.tie_word_embeddings,
-        base_prefix="transformer.",
-        ignored_names=("*.attn.bias", "*.attn.masked_bias"),
-    )
+    sharing = {"kv_heads": 1, "layout": "concat"} if config.multi_query else {"layout": "per_head"}
+    layer = LayerSpec(gpt2_attention(config, **sharing), gpt2_mlp(config))
+    entry = EntrySpec(config.vocab_size, positions=PositionsSpec(config.n_positions))
+    return gpt2_decoder(config, layer, GPT2_NAMES, entry=entry, ignored_names=ATTN_MASKS)
 
 
 def gptj(config: Any) -> TransformerSpec:
     """Both branches under one norm, part of each head rotated by neighbours."""
-    head_dim = config.n_embd // config.n_head
-    rope = Rope(10000.0, config.rotary_dim or head_dim, Unstretched(), interleaved=True)
-    layer = LayerSpec(
-        AttentionSpec(config.n_head, config.n_head, head_dim, head_dim**-0.5, rope),
-        MlpSpec(
-            config.n_inner or 4 * config.n_embd, config.activation_function, gated=False, up_bias=True, down_bias=True
-        ),
-        "parallel_one",
-    )
-    return TransformerSpec(
-        EntrySpec(config.vocab_size),
-        config.n_embd,
-        (layer,) * config.n_layer,
-        NormSpec("layer", config.layer_norm_epsilon),
-        GPTJ_NAMES,
-        config.tie_word_embeddings,
-        head=HeadSpec(bias=True),
-        base_prefix="transformer.",
-        ignored_names=("*.attn.bias", "*.attn.masked_bias", "*.attn.embed_positions"),
-    )
+    rotated = config.rotary_dim or config.n_embd // config.n_head
+    rope = Rope(10000.0, rotated, Unstretched(), interleaved=True)
+    attention = multi_head(config.n_embd, config.n_head, bias=False, rope=rope)
+    layer = LayerSpec(attention, gpt2_mlp(config), "parallel_one")
+    ignored = (*ATTN_MASKS, "*.attn.embed_positions")
+    return gpt2_decoder(config, layer, GPTJ_NAMES, head=HeadSpec(bias=True), ignored_names=ignored)
 
 
 def bloom(config: Any) -> TransformerSpec:
@@ -184,48 +147,28 @@ def bloom(config: Any) -> TransformerSpec:
         raise ModelError(
             "apply_residual_connection_post_layernorm=True is not supported; use model_impl='transformers'"
         )
-    head_dim = config.hidden_size // config.n_head
-    layer = LayerSpec(
-        AttentionSpec(
-            config.n_head, config.n_head, head_dim, head_dim**-0.5, position_bias=Alibi(), qkv_bias=True, out_bias=True,
-            layout="per_head",
-        ),
-        MlpSpec(4 * config.hidden_size, "gelu_pytorch_tanh", gated=False, up_bias=True, down_bias=True),
-    )  # fmt: skip
-    return TransformerSpec(
-        EntrySpec(config.vocab_size, norm=True),
-        config.hidden_size,
-        (layer,) * config.n_layer,
-        NormSpec("layer", config.layer_norm_epsilon),
-        BLOOM_NAMES,
-        config.tie_word_embeddings,
-        base_prefix="transformer.",
-    )
+    attention = multi_head(config.hidden_size, config.n_head, position_bias=Alibi(), layout="per_head")
+    layer = LayerSpec(attention, plain_mlp(4 * config.hidden_size, "gelu_pytorch_tanh"))
+    return gpt2_decoder(config, layer, BLOOM_NAMES, entry=EntrySpec(config.vocab_size, norm=True))
 
 
 def mpt(config: Any) -> TransformerSpec:
     """Distances in the scores, no biases."""
-    attention = config.attn_config
-    heads, head_dim = config.n_heads, config.d_model // config.n_heads
+    _refuse_other_mpt(config.attn_config, config.n_heads)
+    attention = multi_head(config.d_model, config.n_heads, bias=False, position_bias=Alibi(), layout="concat")
+    if scale := config.attn_config.softmax_scale:
+        attention = replace(attention, scale=scale)
+    layer = LayerSpec(attention, plain_mlp(config.expansion_ratio * config.d_model, "gelu", bias=False))
+    norm = NormSpec("layer", config.layer_norm_epsilon, bias=False)
+    return decoder_of(config, layer, norm, names=MPT_NAMES, base_prefix="transformer.")
+
+
+def _refuse_other_mpt(attention: Any, heads: int) -> None:
     if attention.clip_qkv or not attention.alibi or attention.alibi_bias_max != 8 or heads & (heads - 1):
         raise ModelError(
             "an mpt with clip_qkv, without alibi, with another alibi_bias_max than 8, or whose number of heads is no power "
             "of 2 is not supported; use model_impl='transformers'"
         )
-    scale = attention.softmax_scale or head_dim**-0.5
-    layer = LayerSpec(
-        AttentionSpec(heads, heads, head_dim, scale, position_bias=Alibi(), layout="concat"),
-        MlpSpec(config.expansion_ratio * config.d_model, "gelu", gated=False),
-    )
-    return TransformerSpec(
-        EntrySpec(config.vocab_size),
-        config.d_model,
-        (layer,) * config.n_layers,
-        NormSpec("layer", config.layer_norm_epsilon, bias=False),
-        MPT_NAMES,
-        config.tie_word_embeddings,
-        base_prefix="transformer.",
-    )
 
 
 def falcon(config: Any) -> TransformerSpec:
@@ -235,37 +178,18 @@ def falcon(config: Any) -> TransformerSpec:
             "of falcon, those with multi_query and parallel_attn, without new_decoder_architecture and alibi are "
             "supported; use model_impl='transformers' for others"
         )
-    attention = attention_of(config, kv_heads=1, qkv_bias=config.bias, out_bias=config.bias, layout="concat")
+    attention = attention_of(config, kv_heads=1, bias=config.bias, layout="concat")
     width = getattr(config, "ffn_hidden_size", None) or 4 * config.hidden_size
-    mlp = MlpSpec(width, config.activation, gated=False, up_bias=config.bias, down_bias=config.bias)
-    layer = LayerSpec(attention, mlp, "parallel_one")
-    return decoder_of(
-        config,
-        lambda index: layer,
-        norm=NormSpec("layer", config.layer_norm_epsilon),
-        names={role: name for role, name in BLOOM_NAMES.items() if role != "embed_norm"},
-        base_prefix="transformer.",
-    )
+    layer = LayerSpec(attention, plain_mlp(width, config.activation, bias=config.bias), "parallel_one")
+    return gpt2_decoder(config, layer, FALCON_NAMES)
 
 
 def biogpt(config: Any) -> TransformerSpec:
     """Opt under other names, with scaled embeddings."""
-    head_dim = config.hidden_size // config.num_attention_heads
-    heads = (config.num_attention_heads, config.num_attention_heads, head_dim)
-    layer = LayerSpec(
-        AttentionSpec(*heads, head_dim**-0.5, qkv_bias=True, out_bias=True),
-        MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=True, down_bias=True),
-    )
-    return TransformerSpec(
-        EntrySpec(
-            config.vocab_size,
-            scale=config.hidden_size**0.5 if config.scale_embedding else 1.0,
-            positions=PositionsSpec(config.max_position_embeddings, offset=2),
-        ),
-        config.hidden_size,
-        (layer,) * config.num_hidden_layers,
-        NormSpec("layer", config.layer_norm_eps),
-        BIOGPT_NAMES,
-        config.tie_word_embeddings,
-        base_prefix="biogpt.",
-    )
+    attention = multi_head(config.hidden_size, config.num_attention_heads)
+    layer = LayerSpec(attention, plain_mlp(config.intermediate_size, config.hidden_act))
+    scale = config.hidden_size**0.5 if config.scale_embedding else 1.0
+    positions = PositionsSpec(config.max_position_embeddings, offset=2)  # as opt has them
+    entry = EntrySpec(config.vocab_size, scale=scale, positions=positions)
+    norm = NormSpec("layer", config.layer_norm_eps)
+    return decoder_of(config, layer, norm, entry=entry, names=BIOGPT_NAMES, base_prefix="biogpt.")

@@ -22,12 +22,20 @@ _GATE = 1.702
 
 def gpt_oss(config: Any) -> TransformerSpec:
     """Experts are chosen by their scores and weighed by the softmax over the chosen ones, as if it were over all."""
+    moe, bias = _experts(config), config.attention_bias
+
+    def layer(index: int) -> LayerSpec:
+        window = typed_layer(config, index)["window"]
+        return LayerSpec(attention_of(config, window=window, sinks=True, bias=bias), moe)
+
+    return decoder_of(config, layer, names=GPT_OSS_NAMES)
+
+
+def _experts(config: Any) -> MoeSpec:
     if getattr(config, "swiglu_alpha", _GATE) != _GATE:
         raise ModelError(f"swiglu_alpha={config.swiglu_alpha} is not supported; use a checkpoint with {_GATE}")
-    moe = MoeSpec(
-        config.num_local_experts,
-        config.num_experts_per_tok,
-        config.intermediate_size,
+    return MoeSpec(
+        *(config.num_local_experts, config.num_experts_per_tok, config.intermediate_size),
         "quick_gelu",
         renormalize=True,
         layout="mxfp4" if getattr(config, "quantization_config", None) else "turns",
@@ -35,10 +43,3 @@ def gpt_oss(config: Any) -> TransformerSpec:
         router_bias=True,
         clamp=Clamp(config.swiglu_limit, offset=1.0),
     )
-    bias = config.attention_bias
-
-    def layer(index: int) -> LayerSpec:
-        window = typed_layer(config, index)["window"]
-        return LayerSpec(attention_of(config, window=window, sinks=True, qkv_bias=bias, out_bias=bias), moe)
-
-    return decoder_of(config, layer, names=GPT_OSS_NAMES)

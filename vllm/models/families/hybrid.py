@@ -67,7 +67,7 @@ def jamba(config: Any) -> TransformerSpec:
 
 def bamba(config: Any) -> TransformerSpec:
     """Mamba 2, and attention with rotary positions."""
-    attention = attention_of(config, qkv_bias=config.attention_bias, out_bias=config.attention_bias)
+    attention = attention_of(config, bias=config.attention_bias)
     bias, mamba = config.mlp_bias, mamba2_of(config)
     mlp = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=bias, down_bias=bias)
     return decoder_of(
@@ -137,7 +137,7 @@ def _granite(config: Any, layer: Callable[[int], LayerSpec]) -> TransformerSpec:
 
 def _granite_attention(config: Any) -> AttentionSpec:
     bias = config.attention_bias
-    attention = attention_of(config, scale=config.attention_multiplier, qkv_bias=bias, out_bias=bias)
+    attention = attention_of(config, scale=config.attention_multiplier, bias=bias)
     has_positions = getattr(config, "position_embedding_type", "rope") == "rope"
     return attention if has_positions else replace(attention, rope=None)
 

@@ -39,7 +39,7 @@ def falcon_h1(config: Any) -> TransformerSpec:
         norm=norm if config.mamba_rms_norm else "",
         scales=tuple((config.ssm_in_multiplier * part, part) for part in config.ssm_multipliers),
     )
-    mixer = TogetherSpec((mamba, attention_of(config, qkv_bias=bias, out_bias=bias)))
+    mixer = TogetherSpec((mamba, attention_of(config, bias=bias)))
     mlp = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=mlp_bias, down_bias=mlp_bias)
     return decoder_of(
         config,

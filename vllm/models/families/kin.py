@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
-from vllm.layers.rotary import Rope, Tempering
+from vllm.layers.rotary import Tempering
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of, typed_layer
-from vllm.models.spec import AttentionSpec, EntrySpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
+from vllm.models.spec import AttentionSpec, EntrySpec, HeadSpec, LayerSpec, NormSpec, TransformerSpec
 
 AFTER_NAMES: Mapping[str, str] = {
     **NAMES,
@@ -27,18 +27,13 @@ GLM4_NAMES: Mapping[str, str] = {
 
 def seed_oss(config: Any) -> TransformerSpec:
     """Llama with biases on q, k and v."""
-    bias, out_bias = config.attention_bias, config.attention_out_bias
-    mlp = replace(mlp_of(config), up_bias=config.mlp_bias, down_bias=config.mlp_bias)
-    layer = LayerSpec(attention_of(config, qkv_bias=bias, out_bias=out_bias), mlp)
-    return decoder_of(config, lambda index: layer)
+    attention = attention_of(config, qkv_bias=config.attention_bias, out_bias=config.attention_out_bias)
+    return decoder_of(config, LayerSpec(attention, mlp_of(config, bias=config.mlp_bias)))
 
 
 def arcee(config: Any) -> TransformerSpec:
     """Llama with a feed-forward without a gate."""
-    bias, mlp_bias = config.attention_bias, config.mlp_bias
-    mlp = MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=mlp_bias, down_bias=mlp_bias)
-    layer = LayerSpec(attention_of(config, qkv_bias=bias, out_bias=bias), mlp)
-    return decoder_of(config, lambda index: layer)
+    return decoder_of(config, _ungated(config))
 
 
 def windowed(config: Any) -> TransformerSpec:
@@ -53,18 +48,17 @@ def ministral3(config: Any) -> TransformerSpec:
     tempering = None
     if beta := parameters.get("llama_4_scaling_beta"):
         tempering = Tempering(parameters["original_max_position_embeddings"], beta)
-    layer = LayerSpec(attention_of(config, window=config.sliding_window, tempering=tempering), mlp_of(config))
-    return decoder_of(config, lambda index: layer)
+    attention = attention_of(config, window=config.sliding_window, tempering=tempering)
+    return decoder_of(config, LayerSpec(attention, mlp_of(config)))
 
 
 def ernie4_5(config: Any) -> TransformerSpec:
     """Llama whose pairs of rotated elements are neighbours; helium too."""
     bias = getattr(config, "use_bias", None)
     bias = config.attention_bias if bias is None else bias
-    attention = _neighbours(attention_of(config, qkv_bias=bias, out_bias=bias and hasattr(config, "use_bias")))
+    attention = neighbours(attention_of(config, qkv_bias=bias, out_bias=bias and hasattr(config, "use_bias")))
     mlp_bias = getattr(config, "use_bias", False) or getattr(config, "mlp_bias", False)
-    layer = LayerSpec(attention, replace(mlp_of(config), up_bias=mlp_bias, down_bias=mlp_bias))
-    return decoder_of(config, lambda index: layer)
+    return decoder_of(config, LayerSpec(attention, mlp_of(config, bias=mlp_bias)))
 
 
 def smollm3(config: Any) -> TransformerSpec:
@@ -74,7 +68,7 @@ def smollm3(config: Any) -> TransformerSpec:
     def layer(index: int) -> LayerSpec:
         windows = config.use_sliding_window and config.layer_types[index] == "sliding_attention"
         window = config.sliding_window if windows else None
-        attention = attention_of(config, qkv_bias=bias, out_bias=bias, window=window)
+        attention = attention_of(config, bias=bias, window=window)
         return LayerSpec(attention if config.no_rope_layers[index] else replace(attention, rope=None), mlp)
 
     return decoder_of(config, layer)
@@ -82,12 +76,10 @@ def smollm3(config: Any) -> TransformerSpec:
 
 def granite(config: Any) -> TransformerSpec:
     """Llama with factors for embeddings, scores, branches and logits."""
-    bias, mlp_bias = config.attention_bias, config.mlp_bias
-    attention = attention_of(config, scale=config.attention_multiplier, qkv_bias=bias, out_bias=bias)
-    layer = LayerSpec(attention, replace(mlp_of(config), up_bias=mlp_bias, down_bias=mlp_bias))
+    attention = attention_of(config, scale=config.attention_multiplier, bias=config.attention_bias)
     return decoder_of(
         config,
-        lambda index: layer,
+        LayerSpec(attention, mlp_of(config, bias=config.mlp_bias)),
         entry=EntrySpec(config.vocab_size, scale=config.embedding_multiplier, scales_media=True),
         head=HeadSpec(scale=1 / config.logits_scaling),
         branch_scale=config.residual_multiplier,
@@ -134,9 +126,8 @@ def hyperclovax(config: Any) -> TransformerSpec:
 
 def glm(config: Any) -> TransformerSpec:
     """Llama with half of each head rotated, by neighbours, and biases on q, k and v."""
-    attention = _neighbours(attention_of(config, qkv_bias=config.attention_bias))
-    layer = LayerSpec(attention, replace(mlp_of(config), layout="gate_up"))
-    return decoder_of(config, lambda index: layer)
+    attention = neighbours(attention_of(config, qkv_bias=config.attention_bias))
+    return decoder_of(config, LayerSpec(attention, mlp_of(config, layout="gate_up")))
 
 
 def glm4(config: Any) -> TransformerSpec:
@@ -148,9 +139,8 @@ def glm4(config: Any) -> TransformerSpec:
 
 def olmo(config: Any) -> TransformerSpec:
     """Llama with norms that have no weights."""
-    bias = config.attention_bias
-    layer = LayerSpec(attention_of(config, qkv_bias=bias, out_bias=bias, clip=config.clip_qkv), mlp_of(config))
-    return decoder_of(config, lambda index: layer, norm=NormSpec("layer", 1e-5, affine=False))
+    attention = attention_of(config, bias=config.attention_bias, clip=config.clip_qkv)
+    return decoder_of(config, LayerSpec(attention, mlp_of(config)), NormSpec("layer", 1e-5, affine=False))
 
 
 def olmo2(config: Any) -> TransformerSpec:
@@ -158,8 +148,7 @@ def olmo2(config: Any) -> TransformerSpec:
     bias, mlp = config.attention_bias, mlp_of(config)
 
     def layer(index: int) -> LayerSpec:
-        typed = typed_layer(config, index) if getattr(config, "layer_types", None) else {}
-        attention = attention_of(config, head_norm="all", qkv_bias=bias, out_bias=bias, **typed)
+        attention = attention_of(config, head_norm="all", bias=bias, **typed_layer(config, index))
         return LayerSpec(attention, mlp, "after")
 
     return decoder_of(config, layer, names=AFTER_NAMES)
@@ -169,31 +158,26 @@ def exaone4(config: Any) -> TransformerSpec:
     """Llama with norms behind its branches and on the heads of q and k; where others have windows, the rest knows no
     positions."""
     mlp = mlp_of(config)
+    return decoder_of(
+        config, lambda index: LayerSpec(exaone4_attention(config, index), mlp, "after"), names=AFTER_NAMES
+    )
 
-    def layer(index: int) -> LayerSpec:
-        typed = typed_layer(config, index)
-        attention = attention_of(config, head_norm="head", **typed)
-        if config.sliding_window is not None and typed["window"] is None:
-            attention = replace(attention, rope=None)
-        return LayerSpec(attention, mlp, "after")
 
-    return decoder_of(config, layer, names=AFTER_NAMES)
+def exaone4_attention(config: Any, index: int) -> AttentionSpec:
+    """Return a layer's attention as exaone 4 has it, with and without experts."""
+    attention = attention_of(config, head_norm="head", **typed_layer(config, index))
+    sees_all = config.sliding_window is not None and attention.window is None
+    return replace(attention, rope=None) if sees_all else attention
 
 
 def nemotron(config: Any) -> TransformerSpec:
     """Layer norms whose weights are stored less one, part of each head rotated, a feed-forward without a gate."""
-    bias, mlp_bias = config.attention_bias, config.mlp_bias
-    mlp = MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=mlp_bias, down_bias=mlp_bias)
-    layer = LayerSpec(attention_of(config, qkv_bias=bias, out_bias=bias), mlp)
-    return decoder_of(config, lambda index: layer, norm=NormSpec("layer", config.norm_eps, offset=1.0))
+    return decoder_of(config, _ungated(config), NormSpec("layer", config.norm_eps, offset=1.0))
 
 
 def jais2(config: Any) -> TransformerSpec:
     """Llama with layer norms, biases, and a feed-forward without a gate."""
-    bias, mlp_bias = config.attention_bias, config.mlp_bias
-    mlp = MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=mlp_bias, down_bias=mlp_bias)
-    layer = LayerSpec(attention_of(config, qkv_bias=bias, out_bias=bias), mlp)
-    return decoder_of(config, lambda index: layer, norm=NormSpec("layer", config.layer_norm_eps))
+    return decoder_of(config, _ungated(config), NormSpec("layer", config.layer_norm_eps))
 
 
 def stablelm(config: Any) -> TransformerSpec:
@@ -204,20 +188,17 @@ def stablelm(config: Any) -> TransformerSpec:
         )
     block = "parallel_one" if config.use_parallel_residual else "pre"
     layer = LayerSpec(attention_of(config, qkv_bias=config.use_qkv_bias), mlp_of(config), block)  # type: ignore[arg-type]
-    return decoder_of(config, lambda index: layer, norm=NormSpec("layer", config.layer_norm_eps))
+    return decoder_of(config, layer, norm=NormSpec("layer", config.layer_norm_eps))
 
 
 def cohere(config: Any) -> TransformerSpec:
-    """Both branches under one layer norm without bias; pairs of rotated elements are neighbours; logits are scaled."""
-    if config.use_qk_norm:
-        raise ModelError(
-            "use_qk_norm=True: a cohere with a norm per head is not supported; use model_impl='transformers'"
-        )
-    bias = config.attention_bias
-    attention = _neighbours(attention_of(config, qkv_bias=bias, out_bias=bias))
-    layer = LayerSpec(attention, mlp_of(config), "parallel_one")
+    """Both branches under one layer norm without bias; pairs of rotated elements are neighbours; logits are scaled.  The large one has
+    a norm of its own on each head of q and k."""
     norm = NormSpec("layer", config.layer_norm_eps, bias=False)
-    return decoder_of(config, lambda index: layer, norm=norm, head=HeadSpec(scale=config.logit_scale))
+    own_norms = norm if config.use_qk_norm else None
+    attention = neighbours(attention_of(config, bias=config.attention_bias, own_norms=own_norms))
+    layer = LayerSpec(attention, mlp_of(config), "parallel_one")
+    return decoder_of(config, layer, norm, head=HeadSpec(scale=config.logit_scale))
 
 
 def cohere2(config: Any) -> TransformerSpec:
@@ -226,14 +207,19 @@ def cohere2(config: Any) -> TransformerSpec:
 
     def layer(index: int) -> LayerSpec:
         window = config.sliding_window if config.layer_types[index] == "sliding_attention" else None
-        attention = _neighbours(attention_of(config, qkv_bias=bias, out_bias=bias, window=window))
+        attention = neighbours(attention_of(config, bias=bias, window=window))
         return LayerSpec(attention if window else replace(attention, rope=None), mlp, "parallel_one")
 
     norm = NormSpec("layer", config.layer_norm_eps, bias=False)
-    return decoder_of(config, layer, norm=norm, head=HeadSpec(scale=config.logit_scale))
+    return decoder_of(config, layer, norm, head=HeadSpec(scale=config.logit_scale))
 
 
-def _neighbours(attention: Any) -> Any:
-    """Rotate pairs of neighbours."""
-    rope = attention.rope
-    return replace(attention, rope=Rope(rope.theta, rope.width, rope.stretch, interleaved=True))
+def neighbours(attention: AttentionSpec) -> AttentionSpec:
+    """Let pairs of rotated elements be neighbours."""
+    assert attention.rope is not None
+    return replace(attention, rope=replace(attention.rope, interleaved=True))
+
+
+def _ungated(config: Any) -> LayerSpec:
+    attention = attention_of(config, bias=config.attention_bias)
+    return LayerSpec(attention, mlp_of(config, bias=config.mlp_bias, gated=False))

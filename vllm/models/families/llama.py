@@ -32,17 +32,14 @@ NAMES: Mapping[str, str] = {
 
 def llama(config: Any) -> TransformerSpec:
     """Llama 1 to 3 and what was made in their image."""
-    attention = attention_of(config, qkv_bias=config.attention_bias, out_bias=config.attention_bias)
-    mlp = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=config.mlp_bias, down_bias=config.mlp_bias)
-    return decoder_of(config, lambda index: LayerSpec(attention, mlp))
+    layer = LayerSpec(attention_of(config, bias=config.attention_bias), mlp_of(config, bias=config.mlp_bias))
+    return decoder_of(config, layer)
 
 
 def internlm3(config: Any) -> TransformerSpec:
     """Llama with biases."""
-    bias = config.bias
-    mlp = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=bias, down_bias=bias)
-    layer = LayerSpec(attention_of(config, qkv_bias=config.qkv_bias, out_bias=bias), mlp)
-    return decoder_of(config, lambda index: layer)
+    attention = attention_of(config, qkv_bias=config.qkv_bias, out_bias=config.bias)
+    return decoder_of(config, LayerSpec(attention, mlp_of(config, bias=config.bias)))
 
 
 def eurobert(config: Any) -> TransformerSpec:
@@ -54,17 +51,17 @@ def eurobert(config: Any) -> TransformerSpec:
 
 def mistral(config: Any) -> TransformerSpec:
     """Llama with a window on every layer, if there is one."""
-    layer = LayerSpec(attention_of(config, window=config.sliding_window), mlp_of(config))
-    return decoder_of(config, lambda index: layer)
+    return decoder_of(config, LayerSpec(attention_of(config, window=config.sliding_window), mlp_of(config)))
 
 
 def qwen2(config: Any) -> TransformerSpec:
     """Llama with biases on q, k and v, and windows by layer type."""
     mlp = mlp_of(config)
-    return decoder_of(
-        config,
-        lambda index: LayerSpec(attention_of(config, qkv_bias=True, **typed_layer(config, index)), mlp),
-    )
+
+    def layer(index: int) -> LayerSpec:
+        return LayerSpec(attention_of(config, qkv_bias=True, **typed_layer(config, index)), mlp)
+
+    return decoder_of(config, layer)
 
 
 def qwen3(config: Any) -> TransformerSpec:
@@ -72,8 +69,7 @@ def qwen3(config: Any) -> TransformerSpec:
     mlp, bias = mlp_of(config), config.attention_bias
 
     def layer(index: int) -> LayerSpec:
-        typed = typed_layer(config, index)
-        return LayerSpec(attention_of(config, head_norm="head", qkv_bias=bias, out_bias=bias, **typed), mlp)
+        return LayerSpec(attention_of(config, head_norm="head", bias=bias, **typed_layer(config, index)), mlp)
 
     return decoder_of(config, layer)
 
@@ -81,18 +77,17 @@ def qwen3(config: Any) -> TransformerSpec:
 def phi3(config: Any) -> TransformerSpec:
     """Mistral with fused tensors."""
     attention = attention_of(config, window=config.sliding_window, layout="concat")
-    layer = LayerSpec(attention, replace(mlp_of(config), layout="gate_up"))
-    return decoder_of(config, lambda index: layer)
+    return decoder_of(config, LayerSpec(attention, mlp_of(config, layout="gate_up")))
 
 
 def decoder_of(
-    config: Any, layer: Callable[[int], LayerSpec], norm: NormSpec | None = None, **fields: Any
+    config: Any, layer: LayerSpec | Callable[[int], LayerSpec], norm: NormSpec | None = None, **fields: Any
 ) -> TransformerSpec:
-    """Return a decoder of the llama line; `norm` and `fields` replace its fields."""
+    """Return a decoder of the llama line, each of whose layers `layer` is or makes; `norm` and `fields` replace its fields."""
     spec = TransformerSpec(
         EntrySpec(config.vocab_size),
         config.hidden_size,
-        tuple(layer(index) for index in range(config.num_hidden_layers)),
+        tuple(layer if isinstance(layer, LayerSpec) else layer(index) for index in range(config.num_hidden_layers)),
         norm or NormSpec("rms", config.rms_norm_eps),
         NAMES,
         getattr(config, "tie_word_embeddings", False),  # where it is a part of a model, the whole model says so
@@ -100,16 +95,13 @@ def decoder_of(
     return replace(spec, **fields)
 
 
-def attention_of(config: Any, layer_type: str | None = None, **fields: Any) -> AttentionSpec:
-    """Return an attention of the llama line; `fields` replace its fields."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    spec = AttentionSpec(
-        config.num_attention_heads,
-        getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        head_dim,
-        head_dim**-0.5,
-        rope_of(config, head_dim, layer_type),
-    )
+def attention_of(config: Any, layer_type: str | None = None, *, bias: bool = False, **fields: Any) -> AttentionSpec:
+    """Return an attention of the llama line; `bias` is that of all its products, `fields` replace its fields."""
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    rope = rope_of(config, head_dim, layer_type)
+    spec = AttentionSpec(heads, kv_heads, head_dim, head_dim**-0.5, rope, qkv_bias=bias, out_bias=bias)
     return replace(spec, **fields)
 
 
@@ -119,5 +111,7 @@ def typed_layer(config: Any, index: int) -> dict[str, Any]:
     return {"layer_type": layer_type, "window": config.sliding_window if layer_type == "sliding_attention" else None}
 
 
-def mlp_of(config: Any) -> MlpSpec:
-    return MlpSpec(config.intermediate_size, config.hidden_act)
+def mlp_of(config: Any, *, bias: bool = False, **fields: Any) -> MlpSpec:
+    """Return a feed-forward of the llama line; `bias` is that of all its products, `fields` replace its fields."""
+    spec = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=bias, down_bias=bias)
+    return replace(spec, **fields)

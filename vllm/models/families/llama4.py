@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.layers.rotary import Tempering
-from vllm.models.families.llama import NAMES, attention_of, decoder_of
-from vllm.models.rope import rope_of
-from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, MoeSpec, TransformerSpec
+from vllm.models.families.kin import neighbours
+from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of
+from vllm.models.spec import AttentionSpec, LayerSpec, MoeSpec, TransformerSpec
 
 _FFN = "model.layers.{i}.feed_forward"
 LLAMA4_NAMES: Mapping[str, str] = {
@@ -28,18 +28,7 @@ LLAMA4_NAMES: Mapping[str, str] = {
 
 def llama4(config: Any) -> TransformerSpec:
     """Layers with positions attend within chunks, those without to everything; some layers have no experts."""
-    mlp = MlpSpec(config.intermediate_size_mlp, config.hidden_act)
-    moe = MoeSpec(
-        config.num_local_experts,
-        config.num_experts_per_tok,
-        config.intermediate_size,
-        config.hidden_act,
-        renormalize=False,
-        shared_width=config.intermediate_size,
-        scores="sigmoid",
-        layout="transposed",
-        weighs_input=True,
-    )
+    moe, mlp = _experts(config), mlp_of(config, width=config.intermediate_size_mlp)
 
     def layer(index: int) -> LayerSpec:
         return LayerSpec(_attention(config, index), moe if index in config.moe_layers else mlp)
@@ -47,18 +36,24 @@ def llama4(config: Any) -> TransformerSpec:
     return decoder_of(config, layer, names=LLAMA4_NAMES)
 
 
-def _attention(config: Any, index: int) -> AttentionSpec:
-    bias = config.attention_bias
-    attention = attention_of(
-        config,
-        rope=replace(rope_of(config, config.head_dim), interleaved=True),
-        chunk=config.attention_chunk_size if config.layer_types[index] == "chunked_attention" else None,
-        # a rotation changes no length, so it doesn't matter that they are normalised behind it
-        head_norm="plain" if config.use_qk_norm else "",
-        qkv_bias=bias,
-        out_bias=bias,
+def _experts(config: Any) -> MoeSpec:
+    width = config.intermediate_size
+    return MoeSpec(
+        *(config.num_local_experts, config.num_experts_per_tok, width, config.hidden_act),
+        renormalize=False,
+        shared_width=width,
+        scores="sigmoid",
+        layout="transposed",
+        weighs_input=True,
     )
-    if config.no_rope_layers[index]:
-        return attention
-    tempering = Tempering(config.floor_scale, config.attn_scale, offset=1)
-    return replace(attention, rope=None, head_norm="", tempering=tempering if config.attn_temperature_tuning else None)
+
+
+def _attention(config: Any, index: int) -> AttentionSpec:
+    is_chunked = config.layer_types[index] == "chunked_attention"
+    chunk = config.attention_chunk_size if is_chunked else None
+    attention = attention_of(config, bias=config.attention_bias, chunk=chunk)
+    if not config.no_rope_layers[index]:
+        tempering = Tempering(config.floor_scale, config.attn_scale, offset=1)
+        return replace(attention, rope=None, tempering=tempering if config.attn_temperature_tuning else None)
+    # a rotation changes no length, so it doesn't matter that they are normalised behind it
+    return replace(neighbours(attention), head_norm="plain" if config.use_qk_norm else "")

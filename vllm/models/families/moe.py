@@ -40,22 +40,19 @@ QWEN2_NAMES: Mapping[str, str] = {
 def mixtral(config: Any) -> TransformerSpec:
     """Mistral with experts on every layer."""
     experts = (config.num_local_experts, config.num_experts_per_tok, config.intermediate_size)
-    layer = LayerSpec(
-        attention_of(config, window=config.sliding_window), MoeSpec(*experts, config.hidden_act, renormalize=True)
-    )
-    return decoder_of(config, lambda index: layer, names=MIXTRAL_NAMES)
+    attention = attention_of(config, window=config.sliding_window)
+    layer = LayerSpec(attention, MoeSpec(*experts, config.hidden_act, renormalize=True))
+    return decoder_of(config, layer, names=MIXTRAL_NAMES)
 
 
 def qwen3_moe(config: Any) -> TransformerSpec:
     """Qwen3 with experts on some layers."""
-    bias = config.attention_bias
-    attention = attention_of(config, head_norm="head", qkv_bias=bias, out_bias=bias, window=config.sliding_window)
+    attention = attention_of(config, head_norm="head", bias=config.attention_bias, window=config.sliding_window)
     experts = (config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size)
-    moe = MoeSpec(*experts, config.hidden_act, config.norm_topk_prob)
+    moe, mlp = MoeSpec(*experts, config.hidden_act, config.norm_topk_prob), mlp_of(config)
 
     def layer(index: int) -> LayerSpec:
-        sparse = config.num_experts > 0 and (index + 1) % config.decoder_sparse_step == 0
-        return LayerSpec(attention, moe if sparse and index not in config.mlp_only_layers else mlp_of(config))
+        return LayerSpec(attention, moe if is_sparse(config, index) else mlp)
 
     return decoder_of(config, layer, names=QWEN_NAMES)
 
@@ -64,14 +61,19 @@ def qwen2_moe(config: Any) -> TransformerSpec:
     """Qwen2 with experts on some layers, and one that every token passes, weighted."""
     experts = (config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size)
     shared = {"shared_width": config.shared_expert_intermediate_size, "shared_gate": True}
-    moe = MoeSpec(*experts, config.hidden_act, config.norm_topk_prob, **shared)
+    moe, mlp = MoeSpec(*experts, config.hidden_act, config.norm_topk_prob, **shared), mlp_of(config)
 
     def layer(index: int) -> LayerSpec:
-        sparse = config.num_experts > 0 and (index + 1) % config.decoder_sparse_step == 0
         attention = attention_of(config, qkv_bias=config.qkv_bias, **typed_layer(config, index))
-        return LayerSpec(attention, moe if sparse and index not in config.mlp_only_layers else mlp_of(config))
+        return LayerSpec(attention, moe if is_sparse(config, index) else mlp)
 
     return decoder_of(config, layer, names=QWEN2_NAMES)
+
+
+def is_sparse(config: Any, index: int) -> bool:
+    """Whether a layer of qwen's has experts."""
+    reached = config.num_experts > 0 and (index + 1) % config.decoder_sparse_step == 0
+    return reached and index not in config.mlp_only_layers
 
 
 def olmoe(config: Any) -> TransformerSpec:
@@ -83,8 +85,8 @@ def olmoe(config: Any) -> TransformerSpec:
     bias = config.attention_bias
     experts = (config.num_experts, config.num_experts_per_tok, config.intermediate_size)
     moe = MoeSpec(*experts, config.hidden_act, config.norm_topk_prob)
-    layer = LayerSpec(attention_of(config, head_norm="all", qkv_bias=bias, out_bias=bias), moe)
-    return decoder_of(config, lambda index: layer, names=QWEN_NAMES)
+    layer = LayerSpec(attention_of(config, head_norm="all", bias=bias), moe)
+    return decoder_of(config, layer, names=QWEN_NAMES)
 
 
 CORRECTED_NAMES: Mapping[str, str] = {
@@ -116,31 +118,43 @@ SARVAM_NAMES: Mapping[str, str] = {
 
 
 def glm4_moe(config: Any) -> TransformerSpec:
-    """Llama, with experts in groups behind the first layers; dots1 and sarvam too."""
-    is_sarvam = config.model_type == "sarvam_moe"
-    bias = config.attention_bias
-    norm = "head" if getattr(config, "use_qk_norm", True) else ""
+    """Llama with experts in groups behind the first layers."""
+    if config.model_type == "sarvam_moe":  # transformers saves it under this architecture
+        return sarvam_moe(config)
+    return _grouped(config, **_glm4_moe_attention(config))
+
+
+def dots1(config: Any) -> TransformerSpec:
+    """Glm 4 with experts, windows on some layers, and always norms on the heads of q and k."""
+    return _grouped(config, head_norm="head", bias=config.attention_bias)
+
+
+def sarvam_moe(config: Any) -> TransformerSpec:
+    """Glm 4 with experts under other names, with q, k and v in one tensor."""
+    return replace(_grouped(config, layout="concat", **_glm4_moe_attention(config)), names=SARVAM_NAMES)
+
+
+def _glm4_moe_attention(config: Any) -> dict[str, Any]:
+    return {"head_norm": "head" if getattr(config, "use_qk_norm", True) else "", "qkv_bias": config.attention_bias}
+
+
+def _grouped(config: Any, **fields: Any) -> TransformerSpec:
+    """Return a decoder with experts in groups behind the first layers; `fields` are those of its attention."""
     moe, mlp = grouped_experts(config), mlp_of(config)
 
     def layer(index: int) -> LayerSpec:
-        typed = typed_layer(config, index) if hasattr(config, "layer_types") else {}
-        out_bias = bias and config.model_type == "dots1"
-        layout = {"layout": "concat"} if is_sarvam else {}
-        attention = attention_of(config, head_norm=norm, qkv_bias=bias, out_bias=out_bias, **typed, **layout)
+        attention = attention_of(config, **typed_layer(config, index), **fields)
         return LayerSpec(attention, moe if index >= config.first_k_dense_replace else mlp)
 
     ignored = ("*.rotary_emb.inv_freq", *drafts_of(config))
-    return decoder_of(config, layer, names=SARVAM_NAMES if is_sarvam else CORRECTED_NAMES, ignored_names=ignored)
+    return decoder_of(config, layer, names=CORRECTED_NAMES, ignored_names=ignored)
 
 
 def ernie4_5_moe(config: Any) -> TransformerSpec:
     """Ernie 4.5 with experts on some layers, chosen by corrected softmax."""
     if config.use_bias:
         raise ModelError("use_bias=True: experts with biases are not supported; use model_impl='transformers'")
-    spec = ernie4_5(config)
-    experts = (config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size)
-    shared = config.moe_num_shared_experts * config.moe_intermediate_size
-    moe = MoeSpec(*experts, config.hidden_act, renormalize=True, shared_width=shared, corrected=True)
+    spec, moe = ernie4_5(config), _ernie_experts(config)
 
     def layer(index: int) -> LayerSpec:
         reached = config.moe_layer_start_index <= index <= config.moe_layer_end_index
@@ -151,28 +165,42 @@ def ernie4_5_moe(config: Any) -> TransformerSpec:
     return replace(spec, layers=layers, names=ERNIE_NAMES, ignored_names=(*spec.ignored_names, "model.mtp_*"))
 
 
+def _ernie_experts(config: Any) -> MoeSpec:
+    experts = (config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size)
+    shared = config.moe_num_shared_experts * config.moe_intermediate_size
+    return MoeSpec(*experts, config.hidden_act, renormalize=True, shared_width=shared, corrected=True)
+
+
 def minimax_m2(config: Any) -> TransformerSpec:
     """Experts on every layer, weighed by sigmoids; norms on q and k as a whole."""
     experts = (config.num_local_experts, config.num_experts_per_tok, config.intermediate_size)
     moe = MoeSpec(*experts, config.hidden_act, renormalize=True, scores="sigmoid", corrected=True)
     layer = LayerSpec(attention_of(config, head_norm="all"), moe)
-    return decoder_of(config, lambda index: layer, names=MINIMAX_NAMES)
+    return decoder_of(config, layer, names=MINIMAX_NAMES)
 
 
 def grouped_experts(config: Any) -> MoeSpec:
     """Return experts that are chosen by corrected sigmoids, group by group."""
-    experts = (config.num_local_experts, config.num_experts_per_tok, config.moe_intermediate_size)
-    return MoeSpec(
-        *experts,
-        config.hidden_act,
-        config.norm_topk_prob,
-        shared_width=(config.n_shared_experts or 0) * config.moe_intermediate_size,
-        scores="sigmoid",
-        corrected=True,
-        groups=config.n_group,
-        top_groups=config.topk_group,
-        scale=config.routed_scaling_factor,
-    )
+    return sigmoid_experts(config, config.num_local_experts, config.n_shared_experts or 0, **groups_of(config))
+
+
+def sigmoid_experts(config: Any, count: int, shared: int, **fields: Any) -> MoeSpec:
+    """Return `count` experts that are chosen by corrected sigmoids, and `shared` that every token passes; `fields` replace
+    fields of the spec."""
+    width = config.moe_intermediate_size
+    experts = (count, config.num_experts_per_tok, width, config.hidden_act)
+    spec = MoeSpec(*experts, renormalize=True, shared_width=shared * width, scores="sigmoid", corrected=True)
+    return replace(spec, **fields)
+
+
+def groups_of(config: Any) -> dict[str, Any]:
+    """Return what a config says of groups of experts, and of the weights of those chosen."""
+    return {
+        "renormalize": config.norm_topk_prob,
+        "groups": config.n_group,
+        "top_groups": config.topk_group,
+        "scale": config.routed_scaling_factor,
+    }
 
 
 def drafts_of(config: Any) -> tuple[str, ...]:

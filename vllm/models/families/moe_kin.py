@@ -8,26 +8,28 @@ from typing import Any
 
 from vllm.errors import ModelError
 from vllm.layers.rotary import Unstretched
-from vllm.models.families.kin import AFTER_NAMES
+from vllm.models.families.gpt import multi_head
+from vllm.models.families.kin import AFTER_NAMES, exaone4_attention
 from vllm.models.families.llama import attention_of, decoder_of, mlp_of, typed_layer
-from vllm.models.families.moe import CORRECTED_NAMES, MIXTRAL_NAMES, QWEN_NAMES, grouped_experts
+from vllm.models.families.moe import (
+    CORRECTED_NAMES,
+    MIXTRAL_NAMES,
+    QWEN_NAMES,
+    grouped_experts,
+    groups_of,
+    sigmoid_experts,
+)
 from vllm.models.rope import rope_of
 from vllm.models.spec import AttentionSpec, EntrySpec, HeadSpec, LayerSpec, MoeSpec, NormSpec, TransformerSpec
 
 
 def phimoe(config: Any) -> TransformerSpec:
     """Layer norms and biases; two experts, each weighed among those that are about as good."""
-    bias, window = config.attention_bias, config.sliding_window
-    attention = attention_of(config, qkv_bias=bias, out_bias=bias, window=window)
     experts = (config.num_local_experts, config.num_experts_per_tok, config.intermediate_size)
     moe = MoeSpec(*experts, config.hidden_act, renormalize=False, jitter=config.router_jitter_noise)
-    return decoder_of(
-        config,
-        lambda index: LayerSpec(attention, moe),
-        NormSpec("layer", config.rms_norm_eps),
-        names=MIXTRAL_NAMES,
-        head=HeadSpec(bias=config.lm_head_bias),
-    )
+    attention = attention_of(config, bias=config.attention_bias, window=config.sliding_window)
+    layer, norm = LayerSpec(attention, moe), NormSpec("layer", config.rms_norm_eps)
+    return decoder_of(config, layer, norm, names=MIXTRAL_NAMES, head=HeadSpec(bias=config.lm_head_bias))
 
 
 _BLOCK = "transformer.blocks.{i}"
@@ -48,38 +50,27 @@ DBRX_NAMES: Mapping[str, str] = {
 
 def dbrx(config: Any) -> TransformerSpec:
     """Layer norms without bias, bounded q, k and v, and all experts' rows one below the other."""
-    head_dim, experts = config.d_model // config.n_heads, config.ffn_config
-    if experts.moe_normalize_expert_weights not in (None, 1.0):
-        raise ModelError(
-            f"moe_normalize_expert_weights={experts.moe_normalize_expert_weights} is not supported; use 1 or leave it out"
-        )
-    rope, theta = rope_of(config, head_dim), getattr(config.attn_config, "rope_theta", None)
-    attention = AttentionSpec(
-        config.n_heads,
-        config.attn_config.kv_n_heads,
-        head_dim,
-        head_dim**-0.5,
-        rope if theta is None else replace(rope, theta=theta),
-        layout="concat",
-        clip=config.attn_config.clip_qkv,
-    )
-    moe = MoeSpec(
-        experts.moe_num_experts,
-        experts.moe_top_k,
-        experts.ffn_hidden_size,
-        experts.ffn_act_fn["name"],
-        renormalize=experts.moe_normalize_expert_weights is not None,
-        layout="flat",
-    )
-    return TransformerSpec(
-        EntrySpec(config.vocab_size),
-        config.d_model,
-        (LayerSpec(attention, moe),) * config.n_layers,
+    layer, norm = (
+        LayerSpec(_dbrx_attention(config), _dbrx_experts(config.ffn_config)),
         NormSpec("layer", 1e-5, bias=False),
-        DBRX_NAMES,
-        config.tie_word_embeddings,
-        base_prefix="transformer.",
     )
+    return decoder_of(config, layer, norm, names=DBRX_NAMES, base_prefix="transformer.")
+
+
+def _dbrx_attention(config: Any) -> AttentionSpec:
+    own, rope = config.attn_config, rope_of(config, config.d_model // config.n_heads)
+    if (theta := getattr(own, "rope_theta", None)) is not None:
+        rope = replace(rope, theta=theta)
+    fields = {"kv_heads": own.kv_n_heads, "rope": rope, "layout": "concat", "clip": own.clip_qkv}
+    return multi_head(config.d_model, config.n_heads, bias=False, **fields)
+
+
+def _dbrx_experts(config: Any) -> MoeSpec:
+    order = config.moe_normalize_expert_weights
+    if order not in (None, 1.0):
+        raise ModelError(f"moe_normalize_expert_weights={order} is not supported; use 1 or leave it out")
+    experts = (config.moe_num_experts, config.moe_top_k, config.ffn_hidden_size, config.ffn_act_fn["name"])
+    return MoeSpec(*experts, renormalize=order is not None, layout="flat")
 
 
 EXAONE_NAMES: Mapping[str, str] = {**CORRECTED_NAMES, "correction": "model.layers.{i}.mlp.e_score_correction_bias"}
@@ -87,38 +78,22 @@ EXAONE_NAMES: Mapping[str, str] = {**CORRECTED_NAMES, "correction": "model.layer
 
 def exaone_moe(config: Any) -> TransformerSpec:
     """Exaone 4 with its norms before its branches, and with experts behind the first layers."""
-    mlp, shared = mlp_of(config), config.num_shared_experts * config.moe_intermediate_size
-    moe = MoeSpec(
-        config.num_experts,
-        config.num_experts_per_tok,
-        config.moe_intermediate_size,
-        config.hidden_act,
-        config.norm_topk_prob,
-        shared_width=shared,
-        scores="sigmoid",
-        corrected=True,
-        groups=config.n_group,
-        top_groups=config.topk_group,
-        scale=config.routed_scaling_factor,
-    )
+    moe = sigmoid_experts(config, config.num_experts, config.num_shared_experts, **groups_of(config))
+    mlp = mlp_of(config)
 
     def layer(index: int) -> LayerSpec:
-        typed = typed_layer(config, index)
-        attention = attention_of(config, head_norm="head", **typed)
-        if config.sliding_window is not None and typed["window"] is None:
-            attention = replace(attention, rope=None)
-        return LayerSpec(attention, moe if config.mlp_layer_types[index] == "sparse" else mlp)
+        ffn = moe if config.mlp_layer_types[index] == "sparse" else mlp
+        return LayerSpec(exaone4_attention(config, index), ffn)
 
     return decoder_of(config, layer, names=EXAONE_NAMES, ignored_names=("*.rotary_emb.inv_freq", "mtp.*"))
 
 
 def flex_olmo(config: Any) -> TransformerSpec:
     """Olmo 2 with experts on every layer."""
-    bias = config.attention_bias
     experts = (config.num_experts, config.num_experts_per_tok, config.intermediate_size)
     moe = MoeSpec(*experts, config.hidden_act, config.norm_topk_prob)
-    layer = LayerSpec(attention_of(config, head_norm="all", qkv_bias=bias, out_bias=bias), moe, "after")
-    return decoder_of(config, lambda index: layer, names={**QWEN_NAMES, **AFTER_NAMES})
+    layer = LayerSpec(attention_of(config, head_norm="all", bias=config.attention_bias), moe, "after")
+    return decoder_of(config, layer, names={**QWEN_NAMES, **AFTER_NAMES})
 
 
 HUNYUAN_NAMES: Mapping[str, str] = {
@@ -134,8 +109,7 @@ HUNYUAN_NAMES: Mapping[str, str] = {
 
 def hunyuan(config: Any) -> TransformerSpec:
     """Llama whose heads of q and k are normalised once they are rotated."""
-    attention, mlp = _hunyuan_attention(config), mlp_of(config)
-    return decoder_of(config, lambda index: LayerSpec(attention, mlp), names=HUNYUAN_NAMES)
+    return decoder_of(config, LayerSpec(_hunyuan_attention(config), mlp_of(config)), names=HUNYUAN_NAMES)
 
 
 def hunyuan_moe(config: Any) -> TransformerSpec:
@@ -152,9 +126,9 @@ def hunyuan_moe(config: Any) -> TransformerSpec:
 
 
 def _hunyuan_attention(config: Any) -> AttentionSpec:
-    bias, parameters = config.attention_bias, config.rope_parameters
+    parameters = config.rope_parameters
     alpha = parameters.get("alpha") if parameters.get("rope_type") == "dynamic" else None
-    attention = attention_of(config, head_norm="turned", qkv_bias=bias, out_bias=bias)
+    attention = attention_of(config, head_norm="turned", bias=config.attention_bias)
     if not alpha:
         return attention
     assert attention.rope is not None  # with alpha its theta is larger, and as large for all lengths
@@ -175,37 +149,27 @@ AFMOE_NAMES: Mapping[str, str] = {
 
 def afmoe(config: Any) -> TransformerSpec:
     """Norms before and behind each branch, gated attention that knows positions where it has windows, corrected sigmoids."""
-    mlp, shared = mlp_of(config), config.num_shared_experts * config.moe_intermediate_size
-    moe = MoeSpec(
-        config.num_experts,
-        config.num_experts_per_tok,
-        config.moe_intermediate_size,
-        config.hidden_act,
-        renormalize=True,
-        shared_width=shared,
-        scores="sigmoid",
-        corrected=True,
-        scale=config.route_scale,
-    )
-    bias = config.attention_bias
+    moe = sigmoid_experts(config, config.num_experts, config.num_shared_experts, scale=config.route_scale)
+    mlp = mlp_of(config)
 
     def layer(index: int) -> LayerSpec:
-        window = typed_layer(config, index)["window"]
-        attention = attention_of(
-            config, window=window, head_norm="head", qkv_bias=bias, out_bias=bias, gated=True, layout="gate"
-        )
-        if window is None:
-            attention = replace(attention, rope=None)
-        return LayerSpec(attention, moe if index >= config.num_dense_layers else mlp, "sandwich")
+        ffn = moe if index >= config.num_dense_layers else mlp
+        return LayerSpec(_afmoe_attention(config, index), ffn, "sandwich")
 
     scale = config.hidden_size**0.5 if config.mup_enabled else 1.0
     return decoder_of(config, layer, names=AFMOE_NAMES, entry=EntrySpec(config.vocab_size, scale=scale))
 
 
+def _afmoe_attention(config: Any, index: int) -> AttentionSpec:
+    window, bias = typed_layer(config, index)["window"], config.attention_bias
+    attention = attention_of(config, window=window, head_norm="head", bias=bias, gated=True, layout="gate")
+    return attention if window is not None else replace(attention, rope=None)
+
+
 def solar_open(config: Any) -> TransformerSpec:
     """Llama with experts in groups on every layer."""
     layer = LayerSpec(attention_of(config, qkv_bias=config.attention_bias), grouped_experts(config))
-    return decoder_of(config, lambda index: layer, names=CORRECTED_NAMES)
+    return decoder_of(config, layer, names=CORRECTED_NAMES)
 
 
 def mellum(config: Any) -> TransformerSpec:
@@ -216,7 +180,7 @@ def mellum(config: Any) -> TransformerSpec:
 
     def layer(index: int) -> LayerSpec:
         typed = typed_layer(config, index)
-        attention = attention_of(config, head_norm="head", qkv_bias=bias, out_bias=bias, **typed)
+        attention = attention_of(config, head_norm="head", bias=bias, **typed)
         return LayerSpec(attention, moe if config.mlp_layer_types[index] == "sparse" else mlp)
 
     return decoder_of(config, layer, names=QWEN_NAMES, ignored_names=("*.rotary_emb.inv_freq", "mtp.*"))

@@ -86,7 +86,7 @@ def _norm(config: Any) -> NormSpec:
 def _mixer(config: Any, index: int, layout: Any) -> Any:
     if config.layer_types[index] == "full_attention":
         bias = config.attention_bias
-        return attention_of(config, head_norm="head", qkv_bias=bias, out_bias=bias, gated=True)
+        return attention_of(config, head_norm="head", bias=bias, gated=True)
     return DeltaNetSpec(
         config.linear_num_key_heads,
         config.linear_num_value_heads,

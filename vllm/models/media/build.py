@@ -23,14 +23,19 @@ def text_spec(config: Any) -> TransformerSpec:
     """Return the decoder of a model that takes media.  Raises ModelError if its text part is of no family."""
     media = next(KINDS[name] for name in config.architectures if name in KINDS)
     text = config.get_text_config()
-    if media.sees in ("prompt", "all"):  # what is said about it there is how prompts are read, not the layers' nature
+    if media.sees in (
+        "media",
+        "prompt",
+        "all",
+    ):  # what is said about it there is how prompts are read, not the layers' nature
         text.use_bidirectional_attention = None
     spec = (getattr(texts, media.text) if media.text else _family_of(text))(text)
     if media.positions == "spatial":
         spec = replace(spec, layers=tuple(replace(layer, mixer=_spatial(layer.mixer, text)) for layer in spec.layers))
     # what is not of the text part is read by transformers, which also says if something is missing
     tied = getattr(config, "tie_word_embeddings", getattr(text, "tie_word_embeddings", False))
-    return replace(spec, tied=bool(tied), ignored_names=("*",))
+    tied = bool(tied) and not spec.entry.unwritten
+    return replace(spec, tied=tied, ignored_names=("*",), picture_states=media.states(config))
 
 
 def _family_of(text: Any) -> Callable[[Any], TransformerSpec]:
@@ -76,7 +81,8 @@ def load_seeing(
     if spec.entry.scales_media:
         tower.scale = spec.entry.scale
     deep = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
-    return Seeing(tower, len(deep), media.sees in ("medium", "prompt"))
+    across = media.sees in ("media", "prompt")
+    return Seeing(tower, len(deep), across or media.sees == "medium", across)
 
 
 def text_tensors(
@@ -92,7 +98,7 @@ def text_tensors(
             continue
         prefix = next((prefix for prefix in _TEXT_PREFIXES if name.startswith(prefix)), "")
         name = "model." + name.removeprefix(prefix) if prefix else name
-        for theirs, ours in _RENAMED:
+        for theirs, ours in () if name in wanted else _RENAMED:
             name = name.replace(theirs, ours)
         yield from [(name, tensor)] if name in wanted else _apart(name, tensor, width)
 

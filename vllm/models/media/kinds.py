@@ -66,11 +66,19 @@ KINDS: Mapping[str, MediaSpec] = {
     "LlavaNextForConditionalGeneration": MediaSpec(),
     "LlavaNextVideoForConditionalGeneration": MediaSpec(_BOTH),
     "LlavaOnevisionForConditionalGeneration": MediaSpec(_BOTH),
+    "MiniCPMO": MediaSpec(
+        {"image": "image_token_id", "audio": "audio_token_id"},
+        processor="vllm.inputs.media.minicpm_o:MiniCPMO",
+        tower="vllm.models.media.minicpm_o:EyeAndEar",
+        layout="minicpm_o",
+    ),
     "MiniCPMV": MediaSpec(
         processor="vllm.inputs.media.minicpm_v:MiniCPMV", tower="vllm.models.media.minicpm_v:Eye", layout="minicpm_v"
     ),
     "MiniCPMV4_6ForConditionalGeneration": MediaSpec(_BOTH, prompts="whole"),
     "Mistral3ForConditionalGeneration": MediaSpec(),
+    "Molmo2ForConditionalGeneration": MediaSpec(text="molmo2", prompts="whole", reads="sum", sees="media"),
+    "MllamaForConditionalGeneration": MediaSpec(text="mllama", prompts="whole", reads="states"),
     "MolmoForCausalLM": MediaSpec(
         beside="image_marks",
         processor="vllm.inputs.media.molmo:Molmo",
@@ -98,6 +106,12 @@ KINDS: Mapping[str, MediaSpec] = {
     "Qwen3VLForConditionalGeneration": _SPATIAL,
     "Qwen3VLMoeForConditionalGeneration": replace(_SPATIAL, text="qwen3_moe"),
     "Qwen3_5ForConditionalGeneration": _SPATIAL,
+    "QwenVLForConditionalGeneration": MediaSpec(
+        processor="vllm.inputs.media.qwen_vl:QwenVL",
+        tower="vllm.models.media.qwen_vl:Eye",
+        layout="qwen_vl",
+        text="named",
+    ),
     "SmolVLMForConditionalGeneration": MediaSpec(),
     "UltravoxModel": MediaSpec(
         {"audio": "audio_token_id"},

@@ -149,6 +149,7 @@ def _by_prefix(names: Mapping[str, str]) -> Callable[[Iterable[tuple[str, Tensor
 
 
 glm_4v = _by_prefix({"transformer.vision.": "tower."})
+minicpm_o = _by_prefix({name: f"tower.{name}" for name in ("vpm.", "resampler.", "apm.", "audio_projection_layer.")})
 minicpm_v = _by_prefix({"vpm.": "tower.vpm.", "resampler.": "tower.resampler."})
 phi3_v = _by_prefix(
     {
@@ -156,6 +157,7 @@ phi3_v = _by_prefix(
         "model.vision_embed_tokens.": "tower.",
     }
 )
+qwen_vl = _by_prefix({"transformer.visual.": "tower."})
 ultravox = _by_prefix(
     {
         "audio_tower.": "tower.audio_tower.",

@@ -58,15 +58,16 @@ class _Read(Exception):
 
 
 class Reader(nn.Module):
-    """In the place of a decoder: hands out what it is given to read, where texts are zeros."""
+    """In the place of a decoder: hands out what it is given to read."""
 
-    def __init__(self, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, texts: nn.Module) -> None:
+        """`texts` makes embeddings of tokens."""
         super().__init__()
-        self.zeros = _Zeros(width, dtype)
+        self.texts = texts
 
     def get_input_embeddings(self) -> nn.Module:
         """Return what makes embeddings of tokens."""
-        return self.zeros
+        return self.texts
 
     def forward(self, x: Tensor | None = None, *_: Any, inputs_embeds: Tensor | None = None, **__: Any) -> None:
         found = x if inputs_embeds is None else inputs_embeds
@@ -99,7 +100,7 @@ class _Table(nn.Module):
         return found.unflatten(0, ids.shape)
 
 
-class _Zeros(nn.Module):
+class Zeros(nn.Module):
     """In the place of a text's embeddings.  [1, n] -> [1, n, D]"""
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:

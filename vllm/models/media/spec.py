@@ -27,17 +27,18 @@ class MediaSpec:
     """A feature of pictures that sounds are heard differently with, if their prompt has pictures: the tower gets it then, empty"""
     options: Mapping[str, Any] = field(default_factory=dict)
     """For transformers' processor, unless the user says otherwise"""
-    reads: Literal["method", "vocabulary", "forward"] = "method"
+    reads: Literal["method", "vocabulary", "states", "forward", "sum"] = "method"
     """How transformers' module is asked for embeddings: by its `get_image_features` or the like; in the same way, where that gives
-    embeddings of the text's own tokens; or, where it has none or none that gives all of them, it is run as far as its decoder,
-    and they are what that would read"""
+    embeddings of the text's own tokens; by its vision model and projector, where layers of the text attend to the states that
+    these give; or, where it has none or none that gives all of them, it is run as far as its decoder, and they are what that
+    would read; so it is, on top of embeddings of our own, where they are sums of those and of what the tower made"""
     attention: str = ""
     """Which of transformers' attentions the tower has; none: the one it prefers"""
     decoder: str = ""
     """What ends the module's decoder, if that is no part of it apart: the name of its last norm"""
-    sees: Literal["past", "medium", "prompt", "all"] = "past"
-    """Tokens also see those behind them.  medium: those of one medium, as far as that goes; prompt: all of a prompt that has
-    media; all: of any prompt, and so it can't generate"""
+    sees: Literal["past", "medium", "media", "prompt", "all"] = "past"
+    """Tokens also see those behind them.  medium: those of one medium, as far as that goes; media: those of a prompt's media, with what the
+    processor writes around them; prompt: all of a prompt that has media; all: of any prompt, and so it can't generate"""
     processor: str = ""
     """Where what prepares media is, as "package.module:name": a function from a model's folder to an `OwnProcessor`; none:
     transformers' processor of the model"""
@@ -61,6 +62,13 @@ class MediaSpec:
             if token is not None:
                 found[modality] = token
         return found
+
+    def states(self, config: Any) -> int:
+        """Return how many states layers attend to of a picture; 0 where they read embeddings among those of tokens."""
+        if self.reads != "states":
+            return 0
+        vision = config.vision_config
+        return int(vision.max_num_tiles * ((vision.image_size // vision.patch_size) ** 2 + 1))
 
     def tokens_beside(self, config: Any) -> tuple[int, ...]:
         """Return the further tokens of media that the tower embeds."""

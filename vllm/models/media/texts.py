@@ -10,9 +10,23 @@ from vllm.errors import ModelError
 from vllm.models.families import era, kin, moe
 from vllm.models.families.chameleon import chameleon
 from vllm.models.families.llama import attention_of, decoder_of, mlp_of
+from vllm.models.families.mllama import mllama
+from vllm.models.families.molmo2 import molmo2
 from vllm.models.spec import HeadSpec, LayerSpec, MoeSpec, TransformerSpec
 
-__all__ = ["aria", "chameleon", "chatglm", "cohere2", "glm4", "glm4_moe", "molmo", "named", "qwen3_moe"]
+__all__ = [
+    "aria",
+    "chameleon",
+    "chatglm",
+    "cohere2",
+    "glm4",
+    "glm4_moe",
+    "mllama",
+    "molmo",
+    "molmo2",
+    "named",
+    "qwen3_moe",
+]
 
 ARIA_NAMES: Mapping[str, str] = {
     **moe.QWEN_NAMES,
@@ -40,11 +54,11 @@ MOLMO_NAMES: Mapping[str, str] = {
 def aria(config: Any) -> TransformerSpec:
     """Llama with experts, and some that every token passes."""
     bias = config.attention_bias
-    attention = attention_of(config, qkv_bias=bias, out_bias=bias)
+    attention = attention_of(config, bias=bias)
     experts = (config.moe_num_experts, config.moe_topk, config.intermediate_size)
     shared_width = config.moe_num_shared_experts * config.intermediate_size
     layer = LayerSpec(attention, MoeSpec(*experts, config.hidden_act, renormalize=True, shared_width=shared_width))
-    return decoder_of(config, lambda index: layer, names=ARIA_NAMES)
+    return decoder_of(config, layer, names=ARIA_NAMES)
 
 
 def chatglm(config: Any) -> TransformerSpec:

@@ -24,7 +24,7 @@ from vllm.loader.fill import fill
 from vllm.loader.read import tensors
 from vllm.messages import Array, Media, Modality
 from vllm.models.media import layouts
-from vllm.models.media.reading import Reader, Vocabulary, read, replace_text, taken
+from vllm.models.media.reading import Reader, Vocabulary, Zeros, read, replace_text, taken
 from vllm.models.media.spec import MediaSpec
 from vllm.names import named
 from vllm.ops.memory import tensor_of
@@ -120,6 +120,20 @@ class Tower:
         return tensors
 
 
+class StatesTower(Tower):
+    """What turns pictures into states that layers attend to."""
+
+    def look(self, media: Media) -> tuple[Tensor, Tensor]:
+        """Return a picture's states, and which of them are of tiles without picture.  -> [n, D], [n] bool"""
+        features = self._tensors(media.features)
+        vision = self._body.vision_model
+        seen = vision(**taken(vision.forward, features)).last_hidden_state  # [1, 1, tiles, patches, …]
+        states = self._body.multi_modal_projector(seen).reshape(-1, self.width)
+        if len(states) != media.length:
+            raise ModelError(f"the tower made {len(states)} states of a picture that has room for {media.length}")
+        return states, (features["aspect_ratio_mask"].flatten() == 0).repeat_interleave(seen.shape[-2])
+
+
 _TYPES = {"image": 1, "video": 2, "audio": 3}
 
 
@@ -182,13 +196,16 @@ def load_tower(
         )
     width = config.get_text_config().hidden_size
     instead: dict[str, Callable[[], nn.Module]] = {
-        "forward": partial(Reader, width, dtype),
+        "forward": partial(Reader, Zeros(width, dtype)),
+        "sum": lambda: Reader(Vocabulary(entry).table),
         "vocabulary": partial(Vocabulary, entry),
+        "states": nn.Identity,
         "method": nn.Identity,
     }
     replace_text(module, instead[media.reads](), media.decoder)
-    tokens = media.tokens(config) if media.reads == "forward" else {}
-    return Tower(module.to(placement.device).eval().requires_grad_(False), width, dtype, placement.device, tokens)
+    tokens = media.tokens(config) if media.reads in ("forward", "sum") else {}
+    make = StatesTower if media.reads == "states" else Tower
+    return make(module.to(placement.device).eval().requires_grad_(False), width, dtype, placement.device, tokens)
 
 
 def _filled(module: Any, layout: str, folder: Path) -> list[str]:

@@ -22,7 +22,7 @@ _MOST_WIDTH = 1024
 _MEMORY_PAGE = 4096  # bytes; a page of 16 tokens that lies across two of them costs two lookups
 
 _PLAN = np.dtype(
-    [(name, "u8") for name in ("first", "start", "count", "blocks", "media")]
+    [(name, "u8") for name in ("first", "start", "count", "blocks", "media", "apart")]
     + [(name, "i8") for name in ("num_rows", "table_width", "block_size")]
 )
 """struct AttentionPlan of kernels.hpp"""
@@ -52,10 +52,9 @@ class NativePlan:
         places = (layout.first, layout.start, layout.count, layout.block_table)
         self._held = tuple(tensor.contiguous() for tensor in places)
         addresses = [tensor.data_ptr() for tensor in self._held]
-        media = layout.media
-        if media is not None:
-            self._held += (media,)
-        self._facts[0] = (*addresses, address(media), *layout.block_table.shape, layout.block_size)
+        runs = (layout.media, layout.apart)
+        self._held += tuple(tensor for tensor in runs if tensor is not None)
+        self._facts[0] = (*addresses, *map(address, runs), *layout.block_table.shape, layout.block_size)
 
 
 class NativeAttention:

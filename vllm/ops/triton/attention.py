@@ -93,7 +93,7 @@ class TritonPlan:
         self.block_size = 0
         self.form: Form | None = None
         self.media: Tensor | None = None
-        """[T, 2] the run that each token sees beside those it sees anyway"""
+        """[T, 3] the run that each token sees beside those it sees anyway, and whether none before it sees it"""
         self._tiles: dict[int, Tensor] = {}
         self._kept_tiles: dict[int, Tensor] = {}
 
@@ -112,7 +112,7 @@ class TritonPlan:
         send(values, self._buffer[: len(values)])
         self.block_size, self._count, self._start = layout.block_size, count, start
         self._num_singles = len(singles)
-        self.media = None if layout.media is None else sent(layout.media.numpy().astype(np.int32), self.device)
+        self.media = None if layout.media is None else sent(_runs(layout, layout.media), self.device)
         self.form = self._form()
         self._layout = layout
         self._tiles.clear()
@@ -176,6 +176,13 @@ class TritonPlan:
         padded = np.full(target.shape, _NOTHING, dtype=np.int32)
         padded[:, : found.shape[1]] = found
         send(padded, target)
+
+
+def _runs(layout: Layout, media: Tensor) -> np.ndarray:
+    """Return runs, of tokens apart none, and which are apart.  [T, 2] -> [T, 3]"""
+    apart = np.zeros(len(media), dtype=np.uint8) if layout.apart is None else layout.apart.numpy()
+    runs = np.where(apart[:, None], 0, media.numpy())
+    return np.concatenate((runs, apart[:, None]), axis=1).astype(np.int32)
 
 
 def _most_tiles(num_tokens: int, tokens: int) -> int:

@@ -79,10 +79,10 @@ def attend_kernel(
         if not CAUSAL:
             high = tl.minimum(high, last + WINDOW)
             clear_high = tl.minimum(clear_high, start + offset + WINDOW)
-    if MEDIA:  # a token sees the run of its medium too
-        run = media + 2 * (first + token)
-        run_low, run_high = tl.load(run, alive, high), tl.load(run + 1, alive, 0)
-        low = tl.minimum(low, tl.min(run_low, 0))
+    if MEDIA:  # a token sees the run of its medium too, which is empty where there is none
+        run = media + 3 * (first + token)
+        run_low, run_high = tl.load(run, alive, 0), tl.load(run + 1, alive, 0)
+        low = tl.minimum(low, tl.min(tl.where(run_high > 0, run_low, low), 0))
         high = tl.maximum(high, tl.max(run_high, 0))
     begin, end = low // N, tl.cdiv(high, N)
     if SPLITS > 1:
@@ -135,8 +135,9 @@ def attend_kernel(
                 if not CAUSAL:
                     seen = seen & (behind > -WINDOW)
             if MEDIA:
+                apart = tl.load(media + 3 * (first + key - start) + 2, known & (key >= start), 0)
                 of_run = (key[None, :] >= run_low[:, None]) & (key[None, :] < run_high[:, None])
-                seen = seen | (known[None, :] & of_run)
+                seen = seen | ((known & (apart == 0))[None, :] & of_run)
             scores = tl.where(seen, scores, float("-inf"))
         peak = tl.maximum(highest, tl.max(scores, 1))
         weights = tl.exp2(scores - peak[:, None])

@@ -7,7 +7,6 @@ is computed as it is, which also makes its kernels ready; the second time it is 
 from __future__ import annotations
 
 import bisect
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,17 +24,12 @@ _SIZES = (
 )
 
 
-@functools.cache
-def _pool(device: torch.device) -> Any:
-    """Return the memory that all recordings of a device share: what one has put there the next may write over."""
-    return torch.cuda.graph_pool_handle()
-
-
 class Graphs:
     """Recordings of one computation, by their numbers of rows."""
 
-    def __init__(self, function: Callable[[int], Tensor], rows: int, device: torch.device) -> None:
-        """The function computes any number of rows up to `rows`, always in the same places."""
+    def __init__(self, function: Callable[[int], Tensor], rows: int, device: torch.device, pool: Any) -> None:
+        """The function computes any number of rows up to `rows`, always in the same places.  `pool` names memory that recordings
+        of one computation may share: what one has put there the next writes over."""
         self.function = function
         self.output: Tensor | None = None
         self.most = min(rows, _SIZES[-1])
@@ -43,7 +37,7 @@ class Graphs:
         self._seen: set[int] = set()
         self._works = True
         self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._pool = _pool(device)
+        self._pool = pool
         self._stream = torch.cuda.Stream(device)
 
     def run(self, rows: int) -> Tensor:

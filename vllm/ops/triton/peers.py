@@ -107,6 +107,9 @@ def meet(rank: int, size: int, device: torch.device) -> Peers | None:
         own.untyped_storage() if other == rank else torch.UntypedStorage._new_shared_cuda(device.index, *handle[1:])
         for other, handle in enumerate(handles)
     ]
+    for other, handle in enumerate(handles):
+        if other != rank:  # who ends first need not wait for the others to have let go
+            torch.UntypedStorage._release_ipc_counter(*handle[4:6], device=device)
     return Peers(rank, opened, own)
 
 

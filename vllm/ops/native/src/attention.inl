@@ -64,7 +64,7 @@ NOINLINE void walk_segment(const AttentionArgs& a, Room room, const Item& item, 
     walk.low = std::max(segment * SEGMENT, one.low);
     walk.high = std::min((segment + 1) * SEGMENT, other.high);
     walk.low_all = other.low;
-    walk.high_all = one.high;
+    walk.high_all = a.plan->apart ? std::min(one.high, walk.position[0] + 1) : one.high;
     walk.adjusted = a.quantized || a.softcap || a.slopes || a.bias;
     walk.base2 = walk.adjusted ? LOG2E : a.scale * LOG2E;
     walk.slack = 8.f / walk.base2;

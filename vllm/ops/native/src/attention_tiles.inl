@@ -186,6 +186,17 @@ INLINE vec mask(vec x, int64_t key, int64_t low, int64_t high, float other) {
     return x;
 }
 
+// Of 16 keys from `key` on, give those `other` that stand behind the query and take no part in its run; none of them beyond `end`.
+INLINE vec mask_apart(vec x, const AttentionArgs& a, int64_t row, int64_t position, int64_t key, int64_t end, float other) {
+    if (key + LANES <= position + 1) return x;
+    const uint8_t* apart = a.plan->apart + a.plan->first[row] - a.plan->start[row];
+    alignas(64) float each[LANES];
+    store(each, x);
+    for (int64_t i = std::max<int64_t>(0, position + 1 - key); i < LANES && key + i < end; i++)
+        if (apart[position] || apart[key + i]) each[i] = other;
+    return load(each);
+}
+
 // A head's bias for 16 keys of which the first is so far ahead of the query.
 INLINE vec bias_of(const float* bias, int64_t reach, int64_t ahead) {
     if (ahead >= reach) return set1(bias[2 * reach]);
@@ -228,6 +239,9 @@ UNROLL(4)
     for (int i = 0; i < CHUNK_PAGES; i++) x[i] = load(s + i * PAGE);
     if (!whole)
         for (int i = 0; i < CHUNK_PAGES; i++) x[i] = mask(x[i], key + i * PAGE, seen.low, seen.high, -__builtin_inff());
+    if (!whole && a.plan->apart)
+        for (int i = 0; i < CHUNK_PAGES; i++)
+            x[i] = mask_apart(x[i], a, walk.row, position, key + i * PAGE, seen.high, -__builtin_inff());
     vec peak = max(max(x[0], x[1]), max(x[2], x[3]));
     if (any_greater(peak, set1(highest + walk.slack))) {
         float before = highest;

@@ -68,6 +68,7 @@ struct AttentionPlan {
     const int64_t *first, *start, *count;  // [num_rows] see Layout in vllm/ops/attention.py
     const int32_t* blocks;                 // [num_rows, table_width]
     const int64_t* media;                  // [tokens, 2] or null: positions [first, end) that a token sees beside those before
+    const uint8_t* apart;                  // [tokens] or null: a token that neither sees those behind it in its run nor is seen by those before
     int64_t num_rows, table_width;
     int64_t block_size;                    // a multiple of 16
 };

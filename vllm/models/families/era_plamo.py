@@ -1,0 +1,81 @@
+"""Plamo 2: state spaces with heads, and attention on some layers, between norms.  Published with code of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.models.families.era import known
+from vllm.models.families.llama import attention_of, decoder_of
+from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
+from vllm.models.spec_recurrent import MambaSpec
+
+_LAYER = "model.layers.layers.{i}"
+NAMES: Mapping[str, str] = {
+    "embed": "model.embed_tokens",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "norm1": f"{_LAYER}.pre_mixer_norm",
+    "norm1_after": f"{_LAYER}.post_mixer_norm",
+    "norm2": f"{_LAYER}.pre_mlp_norm",
+    "norm2_after": f"{_LAYER}.post_mlp_norm",
+    "qkv": f"{_LAYER}.mixer.qkv_proj",
+    "o": f"{_LAYER}.mixer.o_proj",
+    "q_norm": f"{_LAYER}.mixer.q_weight",
+    "k_norm": f"{_LAYER}.mixer.k_weight",
+    "enter": f"{_LAYER}.mixer.in_proj",
+    "conv": f"{_LAYER}.mixer.conv1d",
+    "select": f"{_LAYER}.mixer.bcdt_proj",
+    "spread": f"{_LAYER}.mixer.dt_proj",
+    "dt_norm": f"{_LAYER}.mixer.dt_norm_weight",
+    "b_norm": f"{_LAYER}.mixer.B_norm_weight",
+    "c_norm": f"{_LAYER}.mixer.C_norm_weight",
+    "leave": f"{_LAYER}.mixer.out_proj",
+    "a_log": f"{_LAYER}.mixer.A_log",
+    "skip": f"{_LAYER}.mixer.D",
+    "dt_bias": f"{_LAYER}.mixer.dt_bias",
+    "gate_up": f"{_LAYER}.mlp.gate_up_proj",
+    "down": f"{_LAYER}.mlp.down_proj",
+}
+_SHIFTS = {"norm": 1.0, "norm1": 1.0, "norm1_after": 1 / 5, "norm2": 1.0, "norm2_after": 1 / 5**1.5}
+
+
+def plamo2(config: Any) -> TransformerSpec:
+    """Attention on every so many layers, with a window unless the layer is named among those without."""
+    tied = getattr(config, "tie_word_embeddings", True)
+    config = known(config, head_dim="hidden_size_per_head")
+    mlp = MlpSpec(config.intermediate_size, "silu", layout="gate_up")
+
+    def layer(index: int) -> LayerSpec:
+        return LayerSpec(_attention(config, index) if _attends(config, index) else _states(config), mlp, "sandwich")
+
+    return decoder_of(config, layer, names=NAMES, norm_shifts=_SHIFTS, tied=tied)
+
+
+def _attends(config: Any, index: int) -> bool:
+    half = config.mamba_step // 2
+    if not getattr(config, "mamba_enabled", True):
+        return True
+    return (
+        index == config.num_hidden_layers - 1 if config.num_hidden_layers <= half else index % config.mamba_step == half
+    )
+
+
+def _attention(config: Any, index: int) -> AttentionSpec:
+    is_full = index in (getattr(config, "full_attention_idx", None) or ())
+    window = None if is_full else config.attention_window_size + 1  # which counts those before a token
+    return attention_of(config, window=window, layout="concat", own_norms=NormSpec("rms", 1e-6))
+
+
+def _states(config: Any) -> MambaSpec:
+    return MambaSpec(
+        config.mamba_num_heads * config.head_dim,
+        config.mamba_d_state,
+        config.mamba_d_conv,
+        max(64, config.hidden_size // 16),
+        "silu",
+        conv_bias=False,
+        norm="weighted",
+        norm_eps=config.rms_norm_eps,
+        heads=config.mamba_num_heads,
+    )
