@@ -86,7 +86,7 @@ def test_pictures_are_read_as_tokens_which_are_never_written(media_checkpoint: C
     assert not set(written) & set(pictures)
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3", "mllama", "chameleon"])
 def test_pictures_are_embedded(name: str, media_checkpoint: Callable[[str], Path]) -> None:
     folder = media_checkpoint(name)
     config, _ = FAMILIES[name](Maker(folder))

@@ -3,6 +3,7 @@ very same bits however the prompt is cut into steps and whatever runs beside it.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.conformance import era, published
 from vllm.layers.placement import Placement
 from vllm.layers.rotary import Unstretched
 from vllm.layers.transformer import Transformer
+from vllm.models import families
 from vllm.models.build import build_transformer
 from vllm.models.registry import ARCHITECTURES, build, spec_of
 from vllm.models.spec import AttentionSpec, HeadSpec, TransformerSpec
@@ -329,3 +331,13 @@ def test_a_checkpoint_of_the_bare_model_lacks_only_the_base_prefix(
     model.base_model.save_pretrained(tmp_path / "bare")
     fill(again, tmp_path / "bare")
     assert torch.equal(compute(again, [prompt])[0], expected)
+
+
+def test_a_family_is_short() -> None:
+    """What makes a family differ can be seen at a glance: at most 15 lines a function, and 400 a file."""
+    for file in sorted(Path(families.__file__).parent.glob("*.py")):
+        text = file.read_text("utf-8")
+        assert len(text.splitlines()) <= 400, file.name
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        long = [f.name for f in functions if f.end_lineno is not None and f.end_lineno - f.lineno >= 15]
+        assert not long, f"{file.name}: {long}"

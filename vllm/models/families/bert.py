@@ -8,16 +8,9 @@ from typing import Any
 
 from vllm.errors import ModelError
 from vllm.layers.position_bias import Alibi, Buckets
+from vllm.models.families.gpt import multi_head, plain_mlp
 from vllm.models.families.rotary_encoder import jina_v3
-from vllm.models.spec import (
-    AttentionSpec,
-    EntrySpec,
-    LayerSpec,
-    MlpSpec,
-    NormSpec,
-    PositionsSpec,
-    TransformerSpec,
-)
+from vllm.models.spec import EntrySpec, LayerSpec, MlpSpec, NormSpec, PositionsSpec, TransformerSpec
 
 IGNORED = (
     "*.position_ids",
@@ -139,13 +132,12 @@ def albert(config: Any) -> TransformerSpec:
 
 def distilbert(config: Any) -> TransformerSpec:
     """Bert without types of tokens."""
-    head_dim = config.dim // config.n_heads
-    attention = _attention((config.n_heads, config.n_heads, head_dim))
-    mlp = MlpSpec(config.hidden_dim, config.activation, gated=False, up_bias=True, down_bias=True)
+    attention = multi_head(config.dim, config.n_heads, causal=False)
+    layer = LayerSpec(attention, plain_mlp(config.hidden_dim, config.activation), "post")
     return TransformerSpec(
         EntrySpec(config.vocab_size, positions=PositionsSpec(config.max_position_embeddings), norm=True),
         config.dim,
-        (LayerSpec(attention, mlp, "post"),) * config.n_layers,
+        (layer,) * config.n_layers,
         NormSpec("layer", 1e-12),
         DISTIL_NAMES,
         final_norm=False,
@@ -180,23 +172,14 @@ def _encoder(config: Any, prefix: str, positions: PositionsSpec | None) -> Trans
     """Return an encoder of the bert line with the names of bert under another prefix."""
     if getattr(config, "is_decoder", False):
         raise ModelError("is_decoder=True: a model of the bert line that generates is not supported; only encoders are")
-    heads, width = config.num_attention_heads, config.hidden_size
-    mlp = MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=True, down_bias=True)
     types = getattr(config, "type_vocab_size", 0)
-    return TransformerSpec(
-        EntrySpec(config.vocab_size, positions=positions, token_types=types, norm=True),
-        width,
-        (LayerSpec(_attention((heads, heads, width // heads)), mlp, "post"),) * config.num_hidden_layers,
-        NormSpec("layer", config.layer_norm_eps),
-        {role: name.replace("bert.", prefix, 1) for role, name in NAMES.items()},
-        final_norm=False,
-        base_prefix=prefix,
-        ignored_names=IGNORED,
-    )
-
-
-def _attention(heads: tuple[int, int, int]) -> AttentionSpec:
-    return AttentionSpec(*heads, heads[2] ** -0.5, causal=False, qkv_bias=True, out_bias=True)
+    entry = EntrySpec(config.vocab_size, positions=positions, token_types=types, norm=True)
+    attention = multi_head(config.hidden_size, config.num_attention_heads, causal=False)
+    layer = LayerSpec(attention, plain_mlp(config.intermediate_size, config.hidden_act), "post")
+    layers, norm = (layer,) * config.num_hidden_layers, NormSpec("layer", config.layer_norm_eps)
+    names = {role: name.replace("bert.", prefix, 1) for role, name in NAMES.items()}
+    spec = TransformerSpec(entry, config.hidden_size, layers, norm, names, final_norm=False)
+    return replace(spec, base_prefix=prefix, ignored_names=IGNORED)
 
 
 def _behind_padding(config: Any, padding: int) -> PositionsSpec:

@@ -38,8 +38,17 @@ OLMO_NAMES: Mapping[str, str] = {
 
 def olmo_hybrid(config: Any) -> TransformerSpec:
     """Norms before the branches of a delta net's layer, and behind those of attention's."""
-    mlp, attention = mlp_of(config), _olmo_attention(config)
-    net = DeltaNetSpec(
+    mlp = mlp_of(config)
+    attending, remembering = LayerSpec(_olmo_attention(config), mlp, "after"), LayerSpec(_olmo_net(config), mlp)
+
+    def layer(index: int) -> LayerSpec:
+        return attending if config.layer_types[index] == "full_attention" else remembering
+
+    return decoder_of(config, layer, names=OLMO_NAMES, ignored_names=("*.rotary_emb.inv_freq", "mtp*"))
+
+
+def _olmo_net(config: Any) -> DeltaNetSpec:
+    return DeltaNetSpec(
         config.linear_num_key_heads,
         config.linear_num_value_heads,
         config.linear_key_head_dim,
@@ -50,12 +59,6 @@ def olmo_hybrid(config: Any) -> TransformerSpec:
         norm_eps=1e-5,
         strength=2.0 if config.linear_allow_neg_eigval else 1.0,
     )
-
-    def layer(index: int) -> LayerSpec:
-        is_attention = config.layer_types[index] == "full_attention"
-        return LayerSpec(attention, mlp, "after") if is_attention else LayerSpec(net, mlp)
-
-    return decoder_of(config, layer, names=OLMO_NAMES, ignored_names=("*.rotary_emb.inv_freq", "mtp*"))
 
 
 def _olmo_attention(config: Any) -> AttentionSpec:
@@ -98,8 +101,19 @@ KIMI_NAMES: Mapping[str, str] = {
 
 def kimi_linear(config: Any) -> TransformerSpec:
     """Each element of a key fades by itself; attention is latent and has no positions."""
+    net, attention = _kimi_net(config), _kimi_attention(config)
+    moe, mlp = grouped_experts(config), mlp_of(config)
+
+    def layer(index: int) -> LayerSpec:
+        mixer = attention if config.layer_types[index] == "full_attention" else net
+        return LayerSpec(mixer, moe if config.mlp_layer_types[index] == "sparse" else mlp)
+
+    return decoder_of(config, layer, names=KIMI_NAMES)
+
+
+def _kimi_net(config: Any) -> DeltaNetSpec:
     heads, width = config.linear_num_heads, config.linear_head_dim
-    net = DeltaNetSpec(
+    return DeltaNetSpec(
         heads,
         heads,
         width,
@@ -111,8 +125,11 @@ def kimi_linear(config: Any) -> TransformerSpec:
         gate="sigmoid",
         rank=width,
     )
+
+
+def _kimi_attention(config: Any) -> LatentSpec:
     plain, rest = config.qk_nope_head_dim, config.qk_rope_head_dim
-    attention = LatentSpec(
+    return LatentSpec(
         config.num_attention_heads,
         config.q_lora_rank or 0,
         config.kv_lora_rank,
@@ -123,10 +140,3 @@ def kimi_linear(config: Any) -> TransformerSpec:
         None,
         config.attention_bias,
     )
-    moe, mlp = grouped_experts(config), mlp_of(config)
-
-    def layer(index: int) -> LayerSpec:
-        mixer = attention if config.layer_types[index] == "full_attention" else net
-        return LayerSpec(mixer, moe if config.mlp_layer_types[index] == "sparse" else mlp)
-
-    return decoder_of(config, layer, names=KIMI_NAMES)

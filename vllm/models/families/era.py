@@ -12,9 +12,9 @@ from typing import Any
 
 from vllm.errors import ModelError
 from vllm.layers.position_bias import Alibi
+from vllm.models.families.kin import neighbours
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of
 from vllm.models.families.moe import QWEN_NAMES
-from vllm.models.rope import rope_of
 from vllm.models.spec import AttentionSpec, EntrySpec, HeadSpec, LayerSpec, MlpSpec, MoeSpec, NormSpec, TransformerSpec
 
 INTERNLM2_NAMES: Mapping[str, str] = {
@@ -47,6 +47,13 @@ EXAONE_NAMES: Mapping[str, str] = {
     "down": "transformer.h.{i}.mlp.c_proj",
 }
 
+EXAONE_FIELDS: Mapping[str, str] = {
+    "num_hidden_layers": "num_layers",
+    "hidden_act": "activation_function",
+    "rms_norm_eps": "layer_norm_epsilon",
+}
+"""What llama calls a field → what it is called here; so the other tables of fields"""
+
 QWEN1_NAMES: Mapping[str, str] = {
     "embed": "transformer.wte",
     "norm": "transformer.ln_f",
@@ -60,6 +67,12 @@ QWEN1_NAMES: Mapping[str, str] = {
     "down": "transformer.h.{i}.mlp.c_proj",
 }
 
+QWEN1_FIELDS: Mapping[str, str] = {
+    "rms_norm_eps": "layer_norm_epsilon",
+    "max_position_embeddings": "seq_length",
+    "head_dim": "kv_channels",
+}
+
 CHATGLM_NAMES: Mapping[str, str] = {
     "embed": "transformer.embedding.word_embeddings",
     "norm": "transformer.encoder.final_layernorm",
@@ -70,6 +83,15 @@ CHATGLM_NAMES: Mapping[str, str] = {
     "o": "transformer.encoder.layers.{i}.self_attention.dense",
     "gate_up": "transformer.encoder.layers.{i}.mlp.dense_h_to_4h",
     "down": "transformer.encoder.layers.{i}.mlp.dense_4h_to_h",
+}
+
+CHATGLM_FIELDS: Mapping[str, str] = {
+    "vocab_size": "padded_vocab_size",
+    "num_hidden_layers": "num_layers",
+    "intermediate_size": "ffn_hidden_size",
+    "rms_norm_eps": "layernorm_epsilon",
+    "max_position_embeddings": "seq_length",
+    "head_dim": "kv_channels",
 }
 
 TELECHAT2_NAMES: Mapping[str, str] = {
@@ -86,6 +108,13 @@ TELECHAT2_NAMES: Mapping[str, str] = {
     "down": "transformer.h.{i}.mlp.down_proj",
 }
 
+TELECHAT2_FIELDS: Mapping[str, str] = {
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "rms_norm_eps": "layer_norm_epsilon",
+    "intermediate_size": "ffn_hidden_size",
+}
+
 DEEPSEEK_NAMES: Mapping[str, str] = {
     **QWEN_NAMES,
     "shared_gate": "model.layers.{i}.mlp.shared_experts.gate_proj",
@@ -96,20 +125,20 @@ DEEPSEEK_NAMES: Mapping[str, str] = {
 
 def plain(config: Any) -> TransformerSpec:
     """Llama as it is: aquila, xverse; with biases on all of attention: internlm."""
-    config, bias = known(config), bool(getattr(config, "bias", False))
-    return decoder_of(config, lambda index: _layer(config, qkv_bias=bias, out_bias=bias))
+    config = known(config)
+    return decoder_of(config, _layer(config, bias=bool(getattr(config, "bias", False))))
 
 
 def orion(config: Any) -> TransformerSpec:
     """Llama with layer norms."""
     config = known(config)
-    return decoder_of(config, lambda index: _layer(config), norm=NormSpec("layer", config.rms_norm_eps))
+    return decoder_of(config, _layer(config), NormSpec("layer", config.rms_norm_eps))
 
 
 def internlm2(config: Any) -> TransformerSpec:
     """Llama under other names, with q, k and v in one tensor, group by group."""
-    config, bias = known(config), bool(getattr(config, "bias", False))
-    layer = _layer(config, layout="per_group", qkv_bias=bias, out_bias=bias)
+    config = known(config)
+    layer = _layer(config, layout="per_group", bias=bool(getattr(config, "bias", False)))
     return decoder_of(config, layer, names=INTERNLM2_NAMES)
 
 
@@ -126,10 +155,8 @@ def baichuan(config: Any) -> TransformerSpec:
 
 def exaone(config: Any) -> TransformerSpec:
     """Llama under other names."""
-    config = known(
-        config, num_hidden_layers="num_layers", hidden_act="activation_function", rms_norm_eps="layer_norm_epsilon"
-    )
-    return decoder_of(config, lambda index: _layer(config), names=EXAONE_NAMES)
+    config = known(config, **EXAONE_FIELDS)
+    return decoder_of(config, _layer(config), names=EXAONE_NAMES)
 
 
 def minicpm(config: Any) -> TransformerSpec:
@@ -137,7 +164,7 @@ def minicpm(config: Any) -> TransformerSpec:
     config = known(config)
     return decoder_of(
         config,
-        lambda index: _layer(config),
+        _layer(config),
         entry=EntrySpec(config.vocab_size, scale=config.scale_emb),
         branch_scale=config.scale_depth / config.num_hidden_layers**0.5,
         head=HeadSpec(scale=config.dim_model_base / config.hidden_size),
@@ -147,55 +174,37 @@ def minicpm(config: Any) -> TransformerSpec:
 
 def qwen1(config: Any) -> TransformerSpec:
     """Qwen2 under other names, with q, k and v in one tensor."""
-    config = known(config, rms_norm_eps="layer_norm_epsilon", max_position_embeddings="seq_length")
+    config = known(config, **QWEN1_FIELDS)
     config.rope_parameters = {"rope_type": "default", "rope_theta": config.rotary_emb_base}
-    heads = (config.num_attention_heads, config.num_attention_heads, config.kv_channels)
-    attention = AttentionSpec(
-        *heads, config.kv_channels**-0.5, rope_of(config, config.kv_channels), qkv_bias=True, layout="concat"
-    )
-    layer = LayerSpec(attention, MlpSpec(config.intermediate_size // 2, "silu"))
-    return decoder_of(config, layer, names=QWEN1_NAMES)
+    heads, mlp = config.num_attention_heads, MlpSpec(config.intermediate_size // 2, "silu")
+    attention = attention_of(config, kv_heads=heads, qkv_bias=True, layout="concat")
+    return decoder_of(config, LayerSpec(attention, mlp), names=QWEN1_NAMES)
 
 
 def chatglm(config: Any) -> TransformerSpec:
     """Glm under other names: chatglm 2 and 3, glm 4 as it was published first."""
     if config.rmsnorm is False or config.apply_residual_connection_post_layernorm or not config.post_layer_norm:
         raise ModelError("a chatglm with layer norms, residuals behind norms, or no last norm is not supported")
-    kv_heads = config.multi_query_group_num if config.multi_query_attention else config.num_attention_heads
+    config = known(config, **CHATGLM_FIELDS)
     theta = 10000.0 * getattr(config, "rope_ratio", 1.0)
-    parameters = {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.5}
-    rope = rope_of(
-        SimpleNamespace(rope_parameters=parameters, max_position_embeddings=config.seq_length), config.kv_channels
-    )
-    heads, bias = (config.num_attention_heads, kv_heads, config.kv_channels), config.add_bias_linear
-    layer = LayerSpec(
-        AttentionSpec(
-            *heads, config.kv_channels**-0.5, replace(rope, interleaved=True), layout="concat",
-            qkv_bias=config.add_qkv_bias or bias, out_bias=bias,
-        ),
-        MlpSpec(config.ffn_hidden_size, "silu", up_bias=bias, down_bias=bias, layout="gate_up"),
-    )  # fmt: skip
-    return TransformerSpec(
-        EntrySpec(config.padded_vocab_size),
-        config.hidden_size,
-        (layer,) * config.num_layers,
-        NormSpec("rms", config.layernorm_epsilon),
-        CHATGLM_NAMES,
-        tied=False,
-        base_prefix="",
-        ignored_names=("*.rotary_pos_emb.inv_freq",),
-    )
+    config.rope_parameters = {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.5}
+    mlp = mlp_of(config, bias=config.add_bias_linear, activation="silu", layout="gate_up")
+    layer, ignored = LayerSpec(_chatglm_attention(config), mlp), ("*.rotary_pos_emb.inv_freq",)
+    return decoder_of(config, layer, names=CHATGLM_NAMES, tied=False, base_prefix="", ignored_names=ignored)
+
+
+def _chatglm_attention(config: Any) -> AttentionSpec:
+    bias, shares = config.add_bias_linear, config.multi_query_attention
+    kv_heads = config.multi_query_group_num if shares else config.num_attention_heads
+    attention = attention_of(config, kv_heads=kv_heads, bias=bias, layout="concat")
+    return replace(neighbours(attention), qkv_bias=config.add_qkv_bias or bias)
 
 
 def telechat2(config: Any) -> TransformerSpec:
     """Llama under other names, with k and v in one tensor, head by head."""
-    config = known(
-        config, num_hidden_layers="n_layer", num_attention_heads="n_head", rms_norm_eps="layer_norm_epsilon",
-        intermediate_size="ffn_hidden_size",
-    )  # fmt: skip
-    config.hidden_act = "silu"
-    layer = _layer(config, layout="q_kv", out_bias=True)
-    layer = replace(layer, ffn=replace(mlp_of(config), down_bias=True))
+    config = known(config, **TELECHAT2_FIELDS)
+    attention = attention_of(config, layout="q_kv", out_bias=True)
+    layer = LayerSpec(attention, mlp_of(config, activation="silu", down_bias=True))
     return decoder_of(config, layer, names=TELECHAT2_NAMES)
 
 
@@ -210,28 +219,30 @@ def decilm(config: Any) -> TransformerSpec:
 def deepseek(config: Any) -> TransformerSpec:
     """Llama with experts on all but its first layers, and some that every token passes."""
     config = known(config)
-    experts = (config.n_routed_experts, config.num_experts_per_tok, config.moe_intermediate_size)
-    shared = (config.n_shared_experts or 0) * config.moe_intermediate_size
-    moe = MoeSpec(*experts, config.hidden_act, config.norm_topk_prob, shared_width=shared)
+    moe, dense = _deepseek_experts(config), _layer(config, qkv_bias=getattr(config, "attention_bias", False))
+
+    def layer(index: int) -> LayerSpec:
+        sparse = index >= config.first_k_dense_replace and index % config.moe_layer_freq == 0
+        return replace(dense, ffn=moe) if sparse else dense
+
+    return decoder_of(config, layer, names=DEEPSEEK_NAMES)
+
+
+def _deepseek_experts(config: Any) -> MoeSpec:
     if getattr(config, "scoring_func", "softmax") != "softmax":
         raise ModelError(
             f"scoring_func={config.scoring_func!r} is not supported; it is softmax in DeepSeek's first models"
         )
-
-    def layer(index: int) -> LayerSpec:
-        sparse = index >= config.first_k_dense_replace and index % config.moe_layer_freq == 0
-        dense = _layer(config, qkv_bias=getattr(config, "attention_bias", False))
-        return replace(dense, ffn=moe) if sparse else dense
-
-    return decoder_of(config, layer, names=DEEPSEEK_NAMES)
+    experts = (config.n_routed_experts, config.num_experts_per_tok, config.moe_intermediate_size)
+    shared = (config.n_shared_experts or 0) * config.moe_intermediate_size
+    return MoeSpec(*experts, config.hidden_act, config.norm_topk_prob, shared_width=shared)
 
 
 def known(config: Any, **names: str) -> Any:
     """Return the configuration with the names of llama's: `names` says what a field is called here."""
     values = dict(vars(config))
     values |= {name: values[own] for name, own in names.items() if own in values}
-    heads = values["num_attention_heads"]
-    values.setdefault("num_key_value_heads", heads)
+    values.setdefault("num_key_value_heads", values["num_attention_heads"])
     values.setdefault("hidden_act", "silu")
     values.setdefault("max_position_embeddings", 4096)
     values.setdefault("tie_word_embeddings", False)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
 from vllm.layers.position_bias import Alibi
 from vllm.models.families.era import known
-from vllm.models.families.gpt import CAUSAL_MASKS, GPT2_NAMES
-from vllm.models.families.llama import attention_of, decoder_of
+from vllm.models.families.gpt import CAUSAL_MASKS, GPT2_NAMES, gpt2_decoder, multi_head
+from vllm.models.families.llama import attention_of, decoder_of, mlp_of
 from vllm.models.families.moe import MIXTRAL_NAMES
 from vllm.models.spec import (
-    AttentionSpec,
     EntrySpec,
     HeadSpec,
     LayerSpec,
@@ -41,44 +41,43 @@ ARCTIC_NAMES: Mapping[str, str] = {
 
 def jais(config: Any) -> TransformerSpec:
     """Gpt2 with distances in the scores, a gate, and factors for embeddings, scores and logits."""
-    activation = getattr(config, "hidden_act", None)
-    if config.position_embedding_type != "alibi" or activation != "silu":
+    _refuse_other_jais(config)
+    logits_scale = getattr(config, "width_scale", None) or config.mup_output_alpha * config.mup_width_scale
+    return gpt2_decoder(
+        config,
+        _jais_layer(config),
+        JAIS_NAMES,
+        NormSpec("layer", config.layer_norm_eps),
+        entry=EntrySpec(config.vocab_size, scale=_of_either(config, "embeddings_scale", "mup_embeddings_scale")),
+        tied=getattr(config, "tie_word_embeddings", True),
+        head=HeadSpec(scale=logits_scale),
+        transposed=True,
+        ignored_names=(*CAUSAL_MASKS, "*relative_pe.*"),
+    )
+
+
+def _jais_layer(config: Any) -> LayerSpec:
+    attention = multi_head(config.hidden_size, config.num_attention_heads, layout="concat", position_bias=Alibi())
+    if _of_either(config, "scale_qk_dot_by_d", "mup_scale_qk_dot_by_d"):
+        attention = replace(attention, scale=attention.head_dim**-1.0)
+    width = config.intermediate_size or 4 * config.hidden_size
+    return LayerSpec(attention, MlpSpec(width, config.hidden_act, up_bias=True, down_bias=True))
+
+
+def _refuse_other_jais(config: Any) -> None:
+    if config.position_embedding_type != "alibi" or getattr(config, "hidden_act", None) != "silu":
         raise ModelError(
             f"position_embedding_type={config.position_embedding_type!r}, "
             f"activation_function={getattr(config, 'activation_function', 'swiglu')!r}: of jais, those with 'alibi' and "
             "'swiglu' are supported"
         )
-    head_dim = config.hidden_size // config.num_attention_heads
-    heads = (config.num_attention_heads, config.num_attention_heads, head_dim)
-    scale = head_dim ** -(1.0 if _of_either(config, "scale_qk_dot_by_d", "mup_scale_qk_dot_by_d") else 0.5)
-    layer = LayerSpec(
-        AttentionSpec(*heads, scale, qkv_bias=True, out_bias=True, layout="concat", position_bias=Alibi()),
-        MlpSpec(config.intermediate_size or 4 * config.hidden_size, activation, up_bias=True, down_bias=True),
-    )
-    logits_scale = getattr(config, "width_scale", None) or config.mup_output_alpha * config.mup_width_scale
-    return TransformerSpec(
-        EntrySpec(config.vocab_size, scale=_of_either(config, "embeddings_scale", "mup_embeddings_scale")),
-        config.hidden_size,
-        (layer,) * config.num_hidden_layers,
-        NormSpec("layer", config.layer_norm_eps),
-        JAIS_NAMES,
-        getattr(config, "tie_word_embeddings", True),
-        head=HeadSpec(scale=logits_scale),
-        transposed=True,
-        base_prefix="transformer.",
-        ignored_names=(*CAUSAL_MASKS, "*relative_pe.*"),
-    )
 
 
 def solar(config: Any) -> TransformerSpec:
     """Llama whose hidden states are mixed with earlier ones before some layers."""
     config = known(config)
-    bias = getattr(config, "attention_bias", False)
-    mlp_bias = getattr(config, "mlp_bias", False)
-    layer = LayerSpec(
-        attention_of(config, bias=bias),
-        MlpSpec(config.intermediate_size, config.hidden_act, up_bias=mlp_bias, down_bias=mlp_bias),
-    )
+    bias, mlp_bias = (getattr(config, name, False) for name in ("attention_bias", "mlp_bias"))
+    layer = LayerSpec(attention_of(config, bias=bias), mlp_of(config, bias=mlp_bias))
     share = config.bskcn_tv[1]  # the first one is for training
     skips = [*_skips(config.bskcn_1, config.bskcn_3, share), *_skips(config.bskcn_2, config.bskcn_4, share)]
     return decoder_of(config, layer, skips=tuple(skips))
@@ -94,12 +93,8 @@ def arctic(config: Any) -> TransformerSpec:
             "every layer (1, True) are supported"
         )
     experts = (config.num_local_experts, config.num_experts_per_tok, config.intermediate_size)
-    layer = LayerSpec(
-        attention_of(config),
-        MlpSpec(config.hidden_size, config.hidden_act),
-        "beside",
-        MoeSpec(*experts, config.hidden_act, renormalize=config.num_experts_per_tok > 1),
-    )
+    moe = MoeSpec(*experts, config.hidden_act, renormalize=config.num_experts_per_tok > 1)
+    layer = LayerSpec(attention_of(config), mlp_of(config, width=config.hidden_size), "beside", moe)
     return decoder_of(config, layer, names=ARCTIC_NAMES)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
@@ -59,40 +60,21 @@ LANES_NAMES: Mapping[str, str] = {
 
 def gemma3n(config: Any) -> TransformerSpec:
     """Several hidden states side by side, and feed-forwards most of whose gates are shut in the first layers."""
-    sources, bias = shared_caches(config), config.attention_bias
+    sources, scaled = shared_caches(config), config.altup_correct_scale
 
     def layer(index: int) -> LayerSpec:
-        attention = attention_of(
-            config,
-            scale=1.0,
-            head_norm="head",
-            qkv_bias=bias,
-            out_bias=bias,
-            value_norm=True,
-            shares_cache_of=sources.get(index),
-            **typed_layer(config, index),
-        )
-        mlp = MlpSpec(
-            config.intermediate_size[index],
-            config.hidden_activation,
-            sparsity=config.activation_sparsity_pattern[index],
-        )
-        return LayerSpec(attention, mlp)
+        width, sparsity = config.intermediate_size[index], config.activation_sparsity_pattern[index]
+        mlp = MlpSpec(width, config.hidden_activation, sparsity=sparsity)
+        return LayerSpec(_attention_3n(config, index, sources.get(index)), mlp)
 
-    scaled = config.altup_correct_scale
-    return decoder_of(
-        config,
-        layer,
-        entry=EntrySpec(config.vocab_size, scale=config.hidden_size**0.5, per_layer=per_layer_of(config)),
-        head=HeadSpec(softcap=config.final_logit_softcapping or 0.0),
-        lanes=LanesSpec(config.altup_num_inputs, config.altup_active_idx, config.laurel_rank, scaled),
-        names=LANES_NAMES,
-        ignored_names=(
-            "*.rotary_emb.inv_freq",
-            *unused_names(sources),
-            *(() if scaled else ("*.altup.correct_output_scale",)),
-        ),
-    )
+    lanes = LanesSpec(config.altup_num_inputs, config.altup_active_idx, config.laurel_rank, scaled)
+    unused = [*unused_names(sources), *(() if scaled else ("*.altup.correct_output_scale",))]
+    return _decoder(config, layer, unused, lanes=lanes, names=LANES_NAMES)
+
+
+def _attention_3n(config: Any, index: int, source: int | None) -> AttentionSpec:
+    own = attention_of(config, scale=1.0, head_norm="head", bias=config.attention_bias, **typed_layer(config, index))
+    return replace(own, value_norm=True, shares_cache_of=source)
 
 
 def gemma4(config: Any) -> TransformerSpec:
@@ -104,40 +86,31 @@ def gemma4(config: Any) -> TransformerSpec:
     sources, experts = shared_caches(config), _experts(config)
 
     def layer(index: int) -> LayerSpec:
-        is_wide = getattr(config, "use_double_wide_mlp", False) and index in sources
-        mlp = MlpSpec(config.intermediate_size * (2 if is_wide else 1), config.hidden_activation)
-        attention = _attention(config, index, sources.get(index))
-        if experts is None:
-            return LayerSpec(attention, mlp, "sandwich", scaled=True)
-        return LayerSpec(attention, mlp, "sandwich_beside", beside=experts, scaled=True)
+        attention, mlp = _attention(config, index, sources.get(index)), _mlp(config, index in sources)
+        return LayerSpec(attention, mlp, "sandwich_beside" if experts else "sandwich", beside=experts, scaled=True)
 
-    return decoder_of(
-        config,
-        layer,
-        entry=EntrySpec(config.vocab_size, scale=config.hidden_size**0.5, per_layer=per_layer_of(config)),
-        head=HeadSpec(softcap=config.final_logit_softcapping or 0.0),
-        names=PER_LAYER_NAMES,
-        ignored_names=("*.rotary_emb.inv_freq", *unused_names(sources)),
-    )
+    return _decoder(config, layer, unused_names(sources), names=PER_LAYER_NAMES)
 
 
 def _attention(config: Any, index: int, source: int | None) -> AttentionSpec:
     sizes, kind, bias = config.per_layer_config[index], config.layer_types[index], config.attention_bias
-    one_for_both = getattr(config, "attention_k_eq_v", True) and kind == "full_attention"
-    return AttentionSpec(
-        config.num_attention_heads,
-        sizes.num_key_value_heads,
-        sizes.head_dim,
-        1.0,
-        rope_of(config, sizes.head_dim, kind),
+    spec = AttentionSpec(
+        *(config.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim),
+        scale=1.0,
+        rope=rope_of(config, sizes.head_dim, kind),
         window=config.sliding_window if kind == "sliding_attention" else None,
         head_norm="head",
         qkv_bias=bias,
         out_bias=bias,
-        layout="q_k" if one_for_both else "split",
         value_norm=True,
-        shares_cache_of=source,
     )
+    one_for_both = getattr(config, "attention_k_eq_v", True) and kind == "full_attention"
+    return replace(spec, layout="q_k" if one_for_both else "split", shares_cache_of=source)
+
+
+def _mlp(config: Any, reads_others: bool) -> MlpSpec:
+    is_wide = reads_others and getattr(config, "use_double_wide_mlp", False)
+    return MlpSpec(config.intermediate_size * (2 if is_wide else 1), config.hidden_activation)
 
 
 def _experts(config: Any) -> MoeSpec | None:
@@ -145,6 +118,15 @@ def _experts(config: Any) -> MoeSpec | None:
         return None
     experts = (config.num_experts, config.top_k_experts, config.moe_intermediate_size)
     return MoeSpec(*experts, config.hidden_activation, renormalize=True, layout="stacked", guided=True)
+
+
+def _decoder(config: Any, layer: Callable[[int], LayerSpec], unused: Sequence[str], **fields: Any) -> TransformerSpec:
+    """Return a decoder with embeddings for each layer, in whose checkpoints the names `unused` mean nothing."""
+    scale = config.hidden_size**0.5
+    entry = EntrySpec(config.vocab_size, scale=scale, per_layer=per_layer_of(config))
+    head = HeadSpec(softcap=config.final_logit_softcapping or 0.0)
+    ignored = ("*.rotary_emb.inv_freq", *unused)
+    return decoder_of(config, layer, entry=entry, head=head, ignored_names=ignored, **fields)
 
 
 def per_layer_of(config: Any) -> PerLayerSpec | None:

@@ -125,10 +125,14 @@ def plain_mlp(width: int, activation: str, *, bias: bool = True) -> MlpSpec:
 
 
 def gpt2_decoder(
-    config: Any, layer: LayerSpec | Callable[[int], LayerSpec], names: Mapping[str, str], **fields: Any
+    config: Any,
+    layer: LayerSpec | Callable[[int], LayerSpec],
+    names: Mapping[str, str],
+    norm: NormSpec | None = None,
+    **fields: Any,
 ) -> TransformerSpec:
     """Return a decoder whose checkpoints are written like gpt2's; `fields` replace its fields."""
-    norm = NormSpec("layer", config.layer_norm_epsilon)
+    norm = norm or NormSpec("layer", config.layer_norm_epsilon)
     return decoder_of(config, layer, norm, names=names, base_prefix="transformer.", **fields)
 
 

@@ -160,7 +160,7 @@ def mpt(config: Any) -> TransformerSpec:
         attention = replace(attention, scale=scale)
     layer = LayerSpec(attention, plain_mlp(config.expansion_ratio * config.d_model, "gelu", bias=False))
     norm = NormSpec("layer", config.layer_norm_epsilon, bias=False)
-    return decoder_of(config, layer, norm, names=MPT_NAMES, base_prefix="transformer.")
+    return gpt2_decoder(config, layer, MPT_NAMES, norm)
 
 
 def _refuse_other_mpt(attention: Any, heads: int) -> None:

@@ -42,10 +42,18 @@ _ATTENTION = ("attention", "full_attention")
 
 def jamba(config: Any) -> TransformerSpec:
     """Mamba with norms on what its state space is told, attention without positions, experts on some layers."""
-    width = config.hidden_size // config.num_attention_heads
-    attention = AttentionSpec(config.num_attention_heads, config.num_key_value_heads, width, width**-0.5, None)
-    mlp = mlp_of(config)
-    mamba = MambaSpec(
+    attention, mamba, mlp = attention_of(config, rope=None), _jamba_states(config), mlp_of(config)
+    moe = MoeSpec(config.num_experts, config.num_experts_per_tok, config.intermediate_size, config.hidden_act, False)
+
+    def layer(index: int) -> LayerSpec:
+        mixer = attention if config.layers_block_type[index] in _ATTENTION else mamba
+        return LayerSpec(mixer, moe if config.layers_num_experts[index] > 1 else mlp)
+
+    return decoder_of(config, layer, names=HYBRID_NAMES)
+
+
+def _jamba_states(config: Any) -> MambaSpec:
+    return MambaSpec(
         config.mamba_expand * config.hidden_size,
         config.mamba_d_state,
         config.mamba_d_conv,
@@ -56,13 +64,6 @@ def jamba(config: Any) -> TransformerSpec:
         "weighted",
         config.rms_norm_eps,
     )
-    moe = MoeSpec(config.num_experts, config.num_experts_per_tok, config.intermediate_size, config.hidden_act, False)
-
-    def layer(index: int) -> LayerSpec:
-        mixer = attention if config.layers_block_type[index] in _ATTENTION else mamba
-        return LayerSpec(mixer, moe if config.layers_num_experts[index] > 1 else mlp)
-
-    return decoder_of(config, layer, names=HYBRID_NAMES)
 
 
 def bamba(config: Any) -> TransformerSpec:

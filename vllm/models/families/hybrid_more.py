@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from vllm.errors import ModelError
 from vllm.models.families.hybrid import HYBRID_NAMES, mamba2_of
-from vllm.models.families.llama import attention_of, decoder_of
+from vllm.models.families.llama import attention_of, decoder_of, mlp_of
 from vllm.models.rope import rope_of
 from vllm.models.spec import (
     AssistantSpec,
@@ -16,7 +16,6 @@ from vllm.models.spec import (
     EntrySpec,
     HeadSpec,
     LayerSpec,
-    MlpSpec,
     TogetherSpec,
     TransformerSpec,
 )
@@ -25,38 +24,41 @@ from vllm.models.spec_recurrent import Mamba2Spec
 
 def falcon_h1(config: Any) -> TransformerSpec:
     """Both read one norm, and everything is multiplied with something."""
+    mixer = TogetherSpec((_falcon_states(config), attention_of(config, bias=config.attention_bias)))
+    return decoder_of(
+        config,
+        LayerSpec(mixer, mlp_of(config, bias=config.mlp_bias)),
+        entry=EntrySpec(config.vocab_size, scale=config.embedding_multiplier),
+        head=HeadSpec(scale=config.lm_head_multiplier),
+        names=HYBRID_NAMES,
+        scales=_falcon_scales(config),
+    )
+
+
+def _falcon_states(config: Any) -> Mamba2Spec:
     if config.mamba_proj_bias != config.projectors_bias:
         raise ModelError(
             f"mamba_proj_bias={config.mamba_proj_bias}, projectors_bias={config.projectors_bias}: a state space with one bias "
             "is not supported; use model_impl='transformers'"
         )
-    bias, mlp_bias = config.attention_bias, config.mlp_bias
+    order: Literal["gate_first", "norm_first"] = "norm_first" if config.mamba_norm_before_gate else "gate_first"
+    scales = tuple((config.ssm_in_multiplier * part, part) for part in config.ssm_multipliers)
+    return replace(mamba2_of(config), norm=order if config.mamba_rms_norm else "", scales=scales)
+
+
+def _falcon_scales(config: Any) -> dict[str, tuple[float, float]]:
+    """Return what weights and biases are multiplied with."""
     into, key = config.attention_in_multiplier, config.key_multiplier
-    gate, down = config.mlp_multipliers
-    norm: Literal["gate_first", "norm_first"] = "norm_first" if config.mamba_norm_before_gate else "gate_first"
-    mamba = replace(
-        mamba2_of(config),
-        norm=norm if config.mamba_rms_norm else "",
-        scales=tuple((config.ssm_in_multiplier * part, part) for part in config.ssm_multipliers),
-    )
-    mixer = TogetherSpec((mamba, attention_of(config, bias=bias)))
-    mlp = MlpSpec(config.intermediate_size, config.hidden_act, up_bias=mlp_bias, down_bias=mlp_bias)
-    return decoder_of(
-        config,
-        lambda index: LayerSpec(mixer, mlp),
-        entry=EntrySpec(config.vocab_size, scale=config.embedding_multiplier),
-        head=HeadSpec(scale=config.lm_head_multiplier),
-        names=HYBRID_NAMES,
-        scales={
-            "q": (into, 1.0),
-            "k": (into * key, key),
-            "v": (into, 1.0),
-            "o": (config.attention_out_multiplier, config.attention_out_multiplier),
-            "leave": (config.ssm_out_multiplier, config.ssm_out_multiplier),
-            "gate": (gate, gate),
-            "down": (down, down),
-        },
-    )
+    out, leave, (gate, down) = config.attention_out_multiplier, config.ssm_out_multiplier, config.mlp_multipliers
+    return {
+        "q": (into, 1.0),
+        "k": (into * key, key),
+        "v": (into, 1.0),
+        "o": (out, out),
+        "leave": (leave, leave),
+        "gate": (gate, gate),
+        "down": (down, down),
+    }
 
 
 _LAYER = "model.layers.{i}"
@@ -74,26 +76,28 @@ ZAMBA2_NAMES: Mapping[str, str] = {
 
 def zamba2(config: Any) -> TransformerSpec:
     """Mamba 2 on every layer; some are told more by one of a few transformer blocks, which they share."""
-    count, uses, bias = config.num_mem_blocks, config.hybrid_layer_ids, config.add_bias_linear
-    mamba, attention = _zamba2_states(config), _zamba2_attention(config)
-    mlp = MlpSpec(config.intermediate_size, config.hidden_act, True, bias, bias, "gate_up")
+    uses, alone = config.hybrid_layer_ids, LayerSpec(_zamba2_states(config), None, "single")
 
     def layer(index: int) -> LayerSpec:
         if index not in uses:
-            return LayerSpec(mamba, None, "single")
-        assistant = AssistantSpec(
-            attention,
-            mlp,
-            config.adapter_rank,
-            uses.index(index),
-            f"{uses[uses.index(index) % count]}.shared_transformer",
-            f"{index}.mamba_decoder",
-            config.use_shared_attention_adapter,
-        )
-        return LayerSpec(mamba, None, "assisted", assistant=assistant)
+            return alone
+        return replace(alone, block="assisted", assistant=_zamba2_assistant(config, index))
 
-    stored_again = (f"model.layers.{index}.shared_transformer.*" for index in uses[count:])
+    stored_again = (f"model.layers.{index}.shared_transformer.*" for index in uses[config.num_mem_blocks :])
     return decoder_of(config, layer, names=ZAMBA2_NAMES, ignored_names=("*.rotary_emb.inv_freq", *stored_again))
+
+
+def _zamba2_assistant(config: Any, index: int) -> AssistantSpec:
+    uses, number = config.hybrid_layer_ids, config.hybrid_layer_ids.index(index)
+    return AssistantSpec(
+        _zamba2_attention(config),
+        mlp_of(config, bias=config.add_bias_linear, layout="gate_up"),
+        config.adapter_rank,
+        number,
+        f"{uses[number % config.num_mem_blocks]}.shared_transformer",
+        f"{index}.mamba_decoder",
+        config.use_shared_attention_adapter,
+    )
 
 
 def _zamba2_attention(config: Any) -> AttentionSpec:

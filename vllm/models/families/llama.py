@@ -100,7 +100,7 @@ def attention_of(config: Any, layer_type: str | None = None, *, bias: bool = Fal
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    rope = rope_of(config, head_dim, layer_type)
+    rope = fields["rope"] if "rope" in fields else rope_of(config, head_dim, layer_type)
     spec = AttentionSpec(heads, kv_heads, head_dim, head_dim**-0.5, rope, qkv_bias=bias, out_bias=bias)
     return replace(spec, **fields)
 

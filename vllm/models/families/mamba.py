@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
-from vllm.models.spec import AttentionSpec, EntrySpec, LayerSpec, Mixer, MlpSpec, MoeSpec, NormSpec, TransformerSpec
+from vllm.models.families.llama import attention_of
+from vllm.models.families.moe import groups_of
+from vllm.models.spec import EntrySpec, LayerSpec, Mixer, MlpSpec, MoeSpec, NormSpec, TransformerSpec
 from vllm.models.spec_recurrent import Mamba2Spec, MambaSpec
 
 _MIXER = "backbone.layers.{i}.mixer"
@@ -78,23 +80,14 @@ def nemotron_h(config: Any) -> TransformerSpec:
     """A state space, attention without positions, a feed-forward or experts in each layer."""
     if config.mlp_bias and "moe" in config.layers_block_type:
         raise ModelError("mlp_bias=True: experts with biases are not supported; use model_impl='transformers'")
-    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     layers: Mapping[str, LayerSpec] = {
         "linear_attention": LayerSpec(_nemotron_states(config), None, "single"),
-        "full_attention": LayerSpec(AttentionSpec(heads, kv_heads, head_dim, head_dim**-0.5), None, "single"),
+        "full_attention": LayerSpec(attention_of(config, rope=None), None, "single"),
         "mlp": LayerSpec(None, _plain_mlp(config), "ffn"),
         "moe": LayerSpec(None, _plain_experts(config), "ffn"),
     }
-    return TransformerSpec(
-        EntrySpec(config.vocab_size),
-        config.hidden_size,
-        tuple(layers[kind] for kind in config.layers_block_type),
-        NormSpec("rms", config.layer_norm_epsilon),
-        NEMOTRON_NAMES,
-        config.tie_word_embeddings,
-        base_prefix="backbone.",
-        ignored_names=("mtp.*",),
-    )
+    found = (layers[kind] for kind in config.layers_block_type)
+    return replace(_backbone(config, found), names=NEMOTRON_NAMES, ignored_names=("mtp.*",))
 
 
 def _nemotron_states(config: Any) -> Mamba2Spec:
@@ -123,15 +116,12 @@ def _plain_experts(config: Any) -> MoeSpec:
         config.num_experts_per_tok,
         config.moe_intermediate_size,
         config.mlp_hidden_act,
-        config.norm_topk_prob,
         shared_width=config.moe_shared_expert_intermediate_size,
         scores="sigmoid",
         corrected=True,
-        groups=config.n_group,
-        top_groups=config.topk_group,
-        scale=config.routed_scaling_factor,
         gated=False,
         latent=config.moe_latent_size or 0,
+        **groups_of(config),
     )
 
 
@@ -148,10 +138,14 @@ def _mamba(config: Any) -> MambaSpec:
 
 
 def _states(config: Any, mixer: Mixer) -> TransformerSpec:
+    return _backbone(config, [LayerSpec(mixer, None, "single")] * config.num_hidden_layers)
+
+
+def _backbone(config: Any, layers: Iterable[LayerSpec]) -> TransformerSpec:
     return TransformerSpec(
         EntrySpec(config.vocab_size),
         config.hidden_size,
-        (LayerSpec(mixer, None, "single"),) * config.num_hidden_layers,
+        tuple(layers),
         NormSpec("rms", config.layer_norm_epsilon),
         NAMES,
         config.tie_word_embeddings,

@@ -18,14 +18,13 @@ NAMES: Mapping[str, str] = {
     "mixer_norm": f"{_MIXER}.norm",
     "leave": f"{_MIXER}.out_proj",
 }
-_DECAYS = ("*.slope_rate", "*.query_decay", "*.key_decay", "*.diagonal_decay")
-"""What follows from the config is stored too."""
+_STORED_TOO = ("*.rotary_emb.inv_freq", "*.slope_rate", "*.query_decay", "*.key_decay", "*.diagonal_decay")
+"""What follows from the config"""
 
 
 def minimax(config: Any) -> TransformerSpec:
     """Experts on every layer; both sides of each sum are weighted."""
     attention = attention_of(config, window=config.sliding_window)
-    linear, full = config.linear_attn_beta_factor, config.full_attn_beta_factor
     experts = (config.num_local_experts, config.num_experts_per_tok, config.intermediate_size)
     moe = MoeSpec(*experts, config.hidden_act, renormalize=True, scale=config.mlp_beta_factor)
 
@@ -35,13 +34,8 @@ def minimax(config: Any) -> TransformerSpec:
         mixer = attention if is_full else _lightning(config, index)
         return LayerSpec(mixer, moe, "on_norm", shares=(share, config.mlp_alpha_factor))
 
-    return decoder_of(
-        config,
-        layer,
-        names=NAMES,
-        scales={"o": (full, full), "leave": (linear, linear)},
-        ignored_names=("*.rotary_emb.inv_freq", *_DECAYS),
-    )
+    scales = {"o": (config.full_attn_beta_factor,) * 2, "leave": (config.linear_attn_beta_factor,) * 2}
+    return decoder_of(config, layer, names=NAMES, scales=scales, ignored_names=_STORED_TOO)
 
 
 def _lightning(config: Any, index: int) -> LightningSpec:

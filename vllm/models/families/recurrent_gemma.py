@@ -44,14 +44,9 @@ def recurrent_gemma(config: Any) -> TransformerSpec:
     def layer(index: int) -> LayerSpec:
         return LayerSpec(lru if config.layers_block_type[index] == "linear_attention" else attention, mlp)
 
-    return decoder_of(
-        config,
-        layer,
-        NormSpec("rms", config.rms_norm_eps, offset=1.0),
-        entry=EntrySpec(config.vocab_size, scale=_root(config.hidden_size)),
-        head=HeadSpec(softcap=config.logits_soft_cap or 0.0),
-        names=NAMES,
-    )
+    norm, head = NormSpec("rms", config.rms_norm_eps, offset=1.0), HeadSpec(softcap=config.logits_soft_cap or 0.0)
+    entry = EntrySpec(config.vocab_size, scale=_root(config.hidden_size))
+    return decoder_of(config, layer, norm, entry=entry, head=head, names=NAMES)
 
 
 def _root(width: int) -> float:

@@ -7,6 +7,8 @@ from typing import Any
 
 from vllm.errors import ModelError
 from vllm.layers.rotary import Rope, Unstretched
+from vllm.models.families.gpt import multi_head, plain_mlp
+from vllm.models.families.llama import mlp_of
 from vllm.models.rope import rope_of
 from vllm.models.spec import AttentionSpec, EntrySpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
 
@@ -41,6 +43,21 @@ NOMIC_NAMES: Mapping[str, str] = {
     "norm2": "encoder.layers.{i}.norm2",
 }
 
+NOMIC_FIELDS: Mapping[str, Any] = {
+    "mlp_fc1_bias": False,
+    "mlp_fc2_bias": False,
+    "parallel_block": False,
+    "prenorm": False,
+    "qkv_proj_bias": False,
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None,
+    "rotary_scaling_factor": None,
+    "use_rms_norm": False,
+    "num_experts": 0,
+}
+"""What alone is supported of nomic's"""
+
 GTE_NAMES: Mapping[str, str] = {
     **_EMBEDDINGS,
     "embed_norm": "embeddings.LayerNorm",
@@ -51,6 +68,14 @@ GTE_NAMES: Mapping[str, str] = {
     "down": "encoder.layer.{i}.mlp.down_proj",
     "norm2": "encoder.layer.{i}.mlp_ln",
 }
+
+GTE_FIELDS: Mapping[str, Any] = {
+    "layer_norm_type": "layer_norm",
+    "logn_attention_scale": False,
+    "pack_qkv": True,
+    "position_embedding_type": "rope",
+}
+"""What alone is supported of gte's"""
 
 JINA_NAMES: Mapping[str, str] = {
     **_EMBEDDINGS,
@@ -66,60 +91,32 @@ JINA_NAMES: Mapping[str, str] = {
 
 def modernbert(config: Any) -> TransformerSpec:
     """Norms before each branch, windows and another rope on most layers."""
-    heads, head_dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-    mlp = MlpSpec(
-        config.intermediate_size,
-        config.hidden_activation,
-        up_bias=config.mlp_bias,
-        down_bias=config.mlp_bias,
-        layout="gate_up",
-    )
-
-    def layer(index: int) -> LayerSpec:
-        kind = config.layer_types[index]
-        attention = AttentionSpec(
-            heads,
-            heads,
-            head_dim,
-            head_dim**-0.5,
-            rope_of(config, head_dim, kind),
-            # as many to each side as half of the local attention, and itself
-            window=config.local_attention // 2 + 1 if kind == "sliding_attention" else None,
-            causal=False,
-            qkv_bias=config.attention_bias,
-            out_bias=config.attention_bias,
-            layout="concat",
-        )
-        return LayerSpec(attention, mlp, "pre" if index else "pre_ffn")  # the embeddings are normalised already
-
     return TransformerSpec(
         EntrySpec(config.vocab_size, norm=True),
         config.hidden_size,
-        tuple(layer(index) for index in range(config.num_hidden_layers)),
+        tuple(_modern_layer(config, index) for index in range(config.num_hidden_layers)),
         NormSpec("layer", config.norm_eps, bias=config.norm_bias),
         MODERN_NAMES,
         ignored_names=(*IGNORED, "head.*", "decoder.*"),
     )
 
 
+def _modern_layer(config: Any, index: int) -> LayerSpec:
+    kind, bias = config.layer_types[index], config.mlp_bias
+    # as many to each side as half of the local attention, and itself
+    window = config.local_attention // 2 + 1 if kind == "sliding_attention" else None
+    width, heads = config.hidden_size, config.num_attention_heads
+    fields = {"rope": rope_of(config, width // heads, kind), "window": window, "causal": False, "layout": "concat"}
+    attention = multi_head(width, heads, bias=config.attention_bias, **fields)
+    mlp = MlpSpec(config.intermediate_size, config.hidden_activation, up_bias=bias, down_bias=bias, layout="gate_up")
+    return LayerSpec(attention, mlp, "pre" if index else "pre_ffn")  # the embeddings are normalised already
+
+
 def nomic_bert(config: Any) -> TransformerSpec:
     """Gates and no biases."""
-    _require(
-        config,
-        mlp_fc1_bias=False,
-        mlp_fc2_bias=False,
-        parallel_block=False,
-        prenorm=False,
-        qkv_proj_bias=False,
-        rotary_emb_fraction=1.0,
-        rotary_emb_interleaved=False,
-        rotary_emb_scale_base=None,
-        rotary_scaling_factor=None,
-        use_rms_norm=False,
-        num_experts=0,
-    )
-    mlp = MlpSpec(config.intermediate_size, config.hidden_act)
-    return _post_norm(config, NOMIC_NAMES, "nomic_bert.", LayerSpec(_attention(config, bias=False), mlp, "post"))
+    _require(config, NOMIC_FIELDS)
+    layer = LayerSpec(_attention(config, bias=False), mlp_of(config), "post")
+    return _post_norm(config, NOMIC_NAMES, "nomic_bert.", layer)
 
 
 def gte(config: Any) -> TransformerSpec:
@@ -134,18 +131,12 @@ def gte_new(config: Any) -> TransformerSpec:
 
 def jina_v3(config: Any) -> TransformerSpec:
     """Jina embeddings v3 without its adapters, and what is built like it: xlm-roberta with rotary positions."""
-    mlp = MlpSpec(config.intermediate_size, config.hidden_act, gated=False, up_bias=True, down_bias=True)
+    mlp = plain_mlp(config.intermediate_size, config.hidden_act)
     return _post_norm(config, JINA_NAMES, "roberta.", LayerSpec(_attention(config, bias=True), mlp, "post"))
 
 
 def _gte(config: Any, prefix: str) -> TransformerSpec:
-    _require(
-        config,
-        layer_norm_type="layer_norm",
-        logn_attention_scale=False,
-        pack_qkv=True,
-        position_embedding_type="rope",
-    )
+    _require(config, GTE_FIELDS)
     mlp = MlpSpec(config.intermediate_size, config.hidden_act, down_bias=True, layout="up_gate")
     return _post_norm(config, GTE_NAMES, prefix, LayerSpec(_attention(config, bias=True), mlp, "post"))
 
@@ -166,24 +157,18 @@ def _post_norm(config: Any, names: Mapping[str, str], prefix: str, layer: LayerS
 def _attention(config: Any, bias: bool) -> AttentionSpec:
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    rope = _rope(config, head_dim)
+    return multi_head(head_dim * heads, heads, bias=bias, rope=rope, causal=False, layout="concat")
+
+
+def _rope(config: Any, head_dim: int) -> Rope:
     theta = getattr(config, "rotary_emb_base", None)
     if theta is None and not hasattr(config, "rope_parameters"):
         theta = 10000.0  # jina's reranker v2 says nothing of it
-    rope = Rope(theta, head_dim, Unstretched()) if theta else rope_of(config, head_dim)
-    return AttentionSpec(
-        heads,
-        heads,
-        head_dim,
-        head_dim**-0.5,
-        rope,
-        causal=False,
-        qkv_bias=bias,
-        out_bias=bias,
-        layout="concat",
-    )
+    return Rope(theta, head_dim, Unstretched()) if theta else rope_of(config, head_dim)
 
 
-def _require(config: Any, **expected: Any) -> None:
+def _require(config: Any, expected: Mapping[str, Any]) -> None:
     """Refuse a config that asks for what was never built in this family."""
     for name, value in expected.items():
         found = getattr(config, name, value)
