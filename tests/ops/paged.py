@@ -105,13 +105,14 @@ class Paged:
         layout = Layout(_one(0), _one(0), _one(length), blocks.int()[None], self.shape.block_size)
         self._run(nothing, layout)
 
-    def step(self, ranges: dict[int, tuple[int, int]]) -> dict[int, Tensor]:
-        """Compute tokens [start, end) of some of the sequences.  Row -> [count, H, Ev]"""
+    def step(self, ranges: dict[int, tuple[int, int]], media: Tensor | None = None) -> dict[int, Tensor]:
+        """Compute tokens [start, end) of some of the sequences, which see runs [T, 2] of media.  Row -> [count, H, Ev]"""
         rows = list(ranges)
         start = torch.tensor([ranges[row][0] for row in rows])
         count = torch.tensor([ranges[row][1] for row in rows]) - start
         parts = [torch.cat([self.sequences[row][which][slice(*ranges[row])] for row in rows]) for which in range(3)]
-        out = self._run(parts, Layout(count.cumsum(0) - count, start, count, self.table[rows], self.shape.block_size))
+        first, table = count.cumsum(0) - count, self.table[rows]
+        out = self._run(parts, Layout(first, start, count, table, self.shape.block_size, media))
         return dict(zip(rows, out.split(count.tolist()), strict=True))
 
     def all_whole(self) -> list[Tensor]:

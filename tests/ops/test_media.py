@@ -1,7 +1,8 @@
-"""Tokens of media that see each other, all of a run or those of its parts, with both backends."""
+"""Tokens of media that see each other, all of a run or those of its parts, with each backend."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,7 @@ from vllm.ops import native
 from vllm.ops.attention import AttentionBackend, Layout
 from vllm.ops.attention_torch import TorchAttention
 from vllm.ops.native.attention import NativeAttention
+from vllm.ops.triton.attention import TritonAttention
 
 Runs = list[tuple[int, int]]
 RUNS: list[tuple[int, Runs]] = [
@@ -75,8 +77,11 @@ def expected(shape: Shape, q: Tensor, k: Tensor, v: Tensor, within: Runs) -> Ten
     return torch.einsum("hqk,khe->qhe", weights, v)
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: type(backend).__name__)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "backend, shape",
+    [*itertools.product(BACKENDS, SHAPES), (TritonAttention(torch.device("cpu")), SHAPES[1])],
+    ids=lambda value: str(value) if isinstance(value, Shape) else type(value).__name__,
+)
 def test_tokens_of_media_see_each_other_and_not_what_is_between(backend: AttentionBackend, shape: Shape) -> None:
     paged = Paged(backend, shape, [shape.draw(length, torch.float32) for length, _ in RUNS])
     found = step(paged, {row: (0, length) for row, (length, _) in enumerate(RUNS)})

@@ -153,8 +153,8 @@ def attention_backend(
 ) -> AttentionBackend:
     """Return the best attention backend that can serve such layers of a model of `dtype`.
 
-    `quantized`: the cache holds 8-bit integers.  `media`: tokens of a medium see each other, or rows are cut
-    where media stand, into more than a GPU's plans have room for.  Raises ConfigError if none can.
+    `quantized`: the cache holds 8-bit integers.  `media`: rows are cut where media stand, into more than a GPU's plans have
+    room for.  Raises ConfigError if none can.
     """
     backends: list[AttentionBackend] = [TorchAttention(device)]
     if device.type == "cpu" and native.library() is not None:

@@ -109,9 +109,7 @@ def load(config: EngineConfig, progress: bool, rank: int = 0, meeting: str = "")
     specs = (*model.cache_specs, *model.encoder_cache_specs)
     paged = [spec for spec in specs if not isinstance(spec, State)]
     size = config.cache.block_size
-    attention = attention_backend(
-        paged, dtype, device, size, config.cache.quantized, media=scheduler.whole_media or bool(pictures)
-    )
+    attention = attention_backend(paged, dtype, device, size, config.cache.quantized, media=bool(pictures))
     memory = _CacheMemory(attention, state_memory(device), config.cache, dtype)
     tables = SlotTables(_tokens(scheduler, device, group), groups.kept + groups.scratch, size)
     tables.whole_media = scheduler.whole_media

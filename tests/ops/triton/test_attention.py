@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.ops.paged import Paged, Shape, reference
 from vllm.kv_cache.spec import Full
 from vllm.ops.attention import MOST_RECORDED, Form, Layout
+from vllm.ops.attention_torch import TorchAttention
 from vllm.ops.triton.attention import TritonAttention
 
 CPU = torch.device("cpu")
@@ -128,3 +129,39 @@ def test_some_steps_have_no_form() -> None:
     assert form((6000, 1), (0, 500)) is None  # a long walk
     assert form((0, MOST_RECORDED + 1)) is None  # many tokens
     assert form(*[(0, 2)] * 40) is None  # many long rows
+
+
+@given(
+    shape=shapes().filter(lambda shape: shape.causal),
+    before=st.integers(0, 20),
+    media=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), min_size=1, max_size=2),
+    whole=st.booleans(),
+    rest=st.integers(0, 9),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+)
+@settings(max_examples=20, deadline=None)
+def test_tokens_of_a_medium_see_each_other(
+    *, shape: Shape, before: int, media: list[tuple[int, int]], whole: bool, rest: int, dtype: torch.dtype
+) -> None:
+    """A row with media at some distances, or which is all one, after some tokens, beside a single token and one without."""
+    length = before + sum(map(sum, media)) + rest
+    runs = torch.stack((torch.arange(length), 1 + torch.arange(length)), 1)
+    end = before
+    for distance, size in media:
+        runs[end + distance : end + distance + size] = torch.tensor([end + distance, end + distance + size])
+        end += distance + size
+    if whole:
+        runs[:] = torch.tensor([0, length])
+    lengths, starts = (length, 9, 21), (min(before, length - 1), 8, 0)
+    own = [torch.stack((torch.arange(number), 1 + torch.arange(number)), 1) for number in lengths[1:]]
+    sees = torch.cat([part[start:] for part, start in zip([runs, *own], starts, strict=True)])
+    sequences = [shape.draw(number, dtype) for number in lengths]
+    found = []
+    for backend in (TritonAttention(CPU), TorchAttention(CPU)):
+        torch.manual_seed(length)
+        paged = Paged(backend, shape, sequences)
+        paged.step({row: (0, start) for row, start in enumerate(starts) if start})
+        ranges = {row: (start, number) for row, (start, number) in enumerate(zip(starts, lengths, strict=True))}
+        found.append(torch.cat(list(paged.step(ranges, sees).values())))
+    tolerance = 2e-5 if dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)

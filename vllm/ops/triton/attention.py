@@ -25,7 +25,7 @@ from torch import Tensor
 from vllm.kv_cache.spec import PagedSpec
 from vllm.ops.attention import MOST_RECORDED, AttentionOptions, Form, Layout
 from vllm.ops.attention_torch import PagedCache
-from vllm.ops.staging import send
+from vllm.ops.staging import send, sent
 from vllm.ops.triton.attention_kernels import attend_kernel, join_kernel, write_kernel
 from vllm.ops.triton.early import early
 
@@ -92,6 +92,8 @@ class TritonPlan:
         self.places = torch.zeros(max_tokens, dtype=torch.int32, device=device)
         self.block_size = 0
         self.form: Form | None = None
+        self.media: Tensor | None = None
+        """[T, 3] the run that each token sees beside those it sees anyway, and whether none before it sees it"""
         self._tiles: dict[int, Tensor] = {}
         self._kept_tiles: dict[int, Tensor] = {}
 
@@ -110,6 +112,7 @@ class TritonPlan:
         send(values, self._buffer[: len(values)])
         self.block_size, self._count, self._start = layout.block_size, count, start
         self._num_singles = len(singles)
+        self.media = None if layout.media is None else sent(_runs(layout, layout.media), self.device)
         self.form = self._form()
         self._layout = layout
         self._tiles.clear()
@@ -120,6 +123,8 @@ class TritonPlan:
                 self._keep(tokens, kept)
 
     def _form(self) -> Form | None:
+        if self.media is not None:
+            return None
         num_long = len(self._count) - self._num_singles
         if num_long == 0:
             return Form.SINGLES
@@ -171,6 +176,13 @@ class TritonPlan:
         padded = np.full(target.shape, _NOTHING, dtype=np.int32)
         padded[:, : found.shape[1]] = found
         send(padded, target)
+
+
+def _runs(layout: Layout, media: Tensor) -> np.ndarray:
+    """Return runs, of tokens apart none, and which are apart.  [T, 2] -> [T, 3]"""
+    apart = np.zeros(len(media), dtype=np.uint8) if layout.apart is None else layout.apart.numpy()
+    runs = np.where(apart[:, None], 0, media.numpy())
+    return np.concatenate((runs, apart[:, None]), axis=1).astype(np.int32)
 
 
 def _most_tiles(num_tokens: int, tokens: int) -> int:
@@ -356,10 +368,11 @@ def _launch(
     nothing = plan.rows
     single = tiles[0] is plan.singles
     bias, slopes, sinks = options.bias, options.alibi_slopes, options.sinks
+    media = plan.media if options.causal else None
     attend_kernel[grid](
         q, k, v, cache.keys, cache.values, out, parts if parts is not None else out,
         plan.width, plan.rows, plan.table, *tiles,
-        nothing if slopes is None else slopes, nothing if bias is None else bias, nothing if sinks is None else sinks,
+        nothing if media is None else media, nothing if slopes is None else slopes, nothing if bias is None else bias, nothing if sinks is None else sinks,
         plan.max_rows,
         options.scale * _LOG2_E, options.softcap * _LOG2_E, options.scale / options.softcap if options.softcap else 0.0,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2],
@@ -367,6 +380,7 @@ def _launch(
         S=block_size,
         E=width, E_PADDED=triton.next_power_of_2(width), EV=value_width, EV_PADDED=triton.next_power_of_2(value_width),
         M=tiling.rows, N=tiling.keys, WINDOW=options.window or 0, CAUSAL=options.causal,
+        MEDIA=media is not None,
         SOFTCAP=bool(options.softcap), SLOPES=slopes is not None, BIAS=bias is not None,
         REACH=0 if bias is None else bias.shape[1] // 2, SINKS=sinks is not None and parts is None,
         SPLITS=grid[2], WRITES=single and plan.form is Form.SINGLES and qkv[1] is not None,

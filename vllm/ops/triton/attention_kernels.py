@@ -33,12 +33,12 @@ def write_kernel(
 
 @triton.jit
 def attend_kernel(
-    q, k, v, keys, values, out, parts, width, rows, table, tile_rows, tile_firsts, slopes, bias, sinks,
+    q, k, v, keys, values, out, parts, width, rows, table, tile_rows, tile_firsts, media, slopes, bias, sinks,
     max_rows, scale, softcap, inner_scale,
     q_token, q_head, k_token, k_head, v_token, v_head, out_token, out_head,
     VALUE: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr,
     LONG: tl.constexpr, S: tl.constexpr, E: tl.constexpr, E_PADDED: tl.constexpr, EV: tl.constexpr, EV_PADDED: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, WINDOW: tl.constexpr, CAUSAL: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, WINDOW: tl.constexpr, CAUSAL: tl.constexpr, MEDIA: tl.constexpr,
     SOFTCAP: tl.constexpr, SLOPES: tl.constexpr, BIAS: tl.constexpr, REACH: tl.constexpr, SINKS: tl.constexpr,
     SPLITS: tl.constexpr, WRITES: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -79,6 +79,11 @@ def attend_kernel(
         if not CAUSAL:
             high = tl.minimum(high, last + WINDOW)
             clear_high = tl.minimum(clear_high, start + offset + WINDOW)
+    if MEDIA:  # a token sees the run of its medium too, which is empty where there is none
+        run = media + 3 * (first + token)
+        run_low, run_high = tl.load(run, alive, 0), tl.load(run + 1, alive, 0)
+        low = tl.minimum(low, tl.min(tl.where(run_high > 0, run_low, low), 0))
+        high = tl.maximum(high, tl.max(run_high, 0))
     begin, end = low // N, tl.cdiv(high, N)
     if SPLITS > 1:
         share = tl.cdiv(end - begin, SPLITS)
@@ -129,6 +134,10 @@ def attend_kernel(
                 seen = seen & (behind < WINDOW)
                 if not CAUSAL:
                     seen = seen & (behind > -WINDOW)
+            if MEDIA:
+                apart = tl.load(media + 3 * (first + key - start) + 2, known & (key >= start), 0)
+                of_run = (key[None, :] >= run_low[:, None]) & (key[None, :] < run_high[:, None])
+                seen = seen | ((known & (apart == 0))[None, :] & of_run)
             scores = tl.where(seen, scores, float("-inf"))
         peak = tl.maximum(highest, tl.max(scores, 1))
         weights = tl.exp2(scores - peak[:, None])

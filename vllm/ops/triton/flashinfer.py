@@ -125,7 +125,8 @@ class FlashInferAttention(TritonAttention):
 
     def _run_tiles(self, qkv: Qkv, cache: PagedCache, plan: TritonPlan, options: AttentionOptions, out: Tensor) -> None:
         assert isinstance(plan, FlashInferPlan), "plans are this backend's own"
-        if self._works and plan.form is None and plan.num_long >= _LEAST_TOKENS and _takes(qkv[0], cache, options):
+        takes = plan.form is None and plan.media is None and plan.num_long >= _LEAST_TOKENS
+        if self._works and takes and _takes(qkv[0], cache, options):
             try:
                 wrapper = plan.wrapper(qkv[0], cache, options)
                 _run(wrapper, qkv[0], cache, plan.long_tokens, out)
