@@ -15,7 +15,7 @@ import torch
 VOCAB = 320
 
 _SIZES: dict[str, Any] = {
-    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCAB),
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"), VOCAB),
     **dict.fromkeys(
         ("hidden_size", "n_embd", "d_model", "dim", "emb_dim", "embedding_size", "word_embed_proj_dim", "lru_width"), 64
     ),
@@ -82,7 +82,7 @@ _OWN: dict[str, dict[str, Any]] = {
     **{
         kind: {"pad_token_id": 0}
         for kind in (
-            *("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+            *("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
             *("xlm", "modernbert-decoder"),
         )
     },
@@ -108,7 +108,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "zamba": {"num_hidden_layers": 6, "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2},
     **{
         kind: {
-            "num_hidden_layers": 6, "num_kv_shared_layers": 2, "global_head_dim": 16,
+            "num_hidden_layers": 6, "num_kv_shared_layers": 2, "global_head_dim": 16, "pad_token_id": 0,
             "layer_types": ["sliding_attention", "full_attention"] * 3,
         }
         for kind in ("gemma4_text", "gemma4_unified_text")
@@ -118,7 +118,24 @@ _OWN: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"] * 3,
     },
     "gemma3_text": {"num_hidden_layers": 6},
-    "qwen4_exp_text": {"indexer_kv_heads": 2, "indexer_budget": 8, "indexer_compress_ratio": 2},
+    "qwen4_exp_text": {"indexer_kv_heads": 1, "indexer_budget": 8, "indexer_compress_ratio": 2},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+            "full_attention": None,
+        },
+    },
+    "dots3_note_audio_encoder": {"adapter_out_dim": 64},
+    "dory": {"n_input_layers": 1, "n_output_layers": 1},
+    "dots3_note_vision_encoder": {"mlp_layer_types": ["dense"] * 4, "adapter_in_dim": 64, "adapter_out_dim": 64},
+    "emu3_text_model": {"pad_token_id": 0},
+    "prophetnet": {"pad_token_id": 0},
+    "reformer": {
+        "is_decoder": True, "axial_pos_shape": [16, 32], "axial_pos_embds_dim": [32, 32], "hash_seed": 0,
+        "attn_layers": ["local", "lsh"] * 2,
+    },
+    "xmod": {"pad_token_id": 0, "default_language": "en_XX"},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.8, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
@@ -126,7 +143,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"num_hidden_layers": 3},
     "mamba": {"intermediate_size": None},
     "mamba2": {"num_heads": 8, "head_dim": 16},
-    "xlstm": {"num_blocks": 4, "embedding_dim": 64},
+    # transformers makes room for states as if keys were as wide as values
+    "xlstm": {"num_blocks": 4, "embedding_dim": 64, "qk_dim_factor": 1.0},
     "rwkv": {"attention_hidden_size": 64},
 }  # fmt: skip
 """What single model types need beside or instead."""

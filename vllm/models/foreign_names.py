@@ -21,13 +21,16 @@ DECODERS: frozenset[str] = frozenset(
         "CamembertForCausalLM",
         "CodeGenForCausalLM",
         "Cohere2MoeForCausalLM",
+        "CohereCompassForCausalLM",
         "Data2VecTextForCausalLM",
         "DeepseekV32ForCausalLM",
         "DeepseekV4ForCausalLM",
         "DiffLlamaForCausalLM",
         "DogeForCausalLM",
+        "DoryForCausalLM",
         "Dots3NoteForCausalLM",
         "ElectraForCausalLM",
+        "Emu3ForCausalLM",
         "ErnieForCausalLM",
         "FalconH1ForCausalLM",
         "FlintForCausalLM",
@@ -40,6 +43,8 @@ DECODERS: frozenset[str] = frozenset(
         "HYV3ForCausalLM",
         "HYV4ForCausalLM",
         "HrmTextForCausalLM",
+        "Inkling2ForCausalLM",
+        "Inkling2LoopForCausalLM",
         "InklingForCausalLM",
         "JetMoeForCausalLM",
         "KimiLinearForCausalLM",
@@ -66,7 +71,9 @@ DECODERS: frozenset[str] = frozenset(
         "PLBartForCausalLM",
         "PegasusForCausalLM",
         "Phi4MultimodalForCausalLM",
+        "ProphetNetForCausalLM",
         "Qwen3_5MoeForCausalLM",
+        "Qwen4ExpForCausalLM",
         "RemBertForCausalLM",
         "RoCBertForCausalLM",
         "RoFormerForCausalLM",
@@ -78,9 +85,11 @@ DECODERS: frozenset[str] = frozenset(
         "XGLMForCausalLM",
         "XLMRobertaForCausalLM",
         "XLMRobertaXLForCausalLM",
+        "XmodForCausalLM",
         "Zamba2ForCausalLM",
         "ZambaForCausalLM",
         "ZayaForCausalLM",
+        "xLSTMForCausalLM",
     )
 )
 
@@ -102,14 +111,17 @@ PACKED: frozenset[str] = frozenset(
         "CodeGenForCausalLM",
         "Cohere2ForCausalLM",
         "Cohere2MoeForCausalLM",
+        "CohereCompassForCausalLM",
         "CohereForCausalLM",
         "CwmForCausalLM",
         "Data2VecTextForCausalLM",
         "DeepseekV2ForCausalLM",
         "DeepseekV3ForCausalLM",
         "DiffLlamaForCausalLM",
+        "DoryForCausalLM",
         "Dots1ForCausalLM",
         "ElectraForCausalLM",
+        "Emu3ForCausalLM",
         "Ernie4_5ForCausalLM",
         "Ernie4_5_MoeForCausalLM",
         "ErnieForCausalLM",
@@ -192,6 +204,7 @@ PACKED: frozenset[str] = frozenset(
         "WhisperForCausalLM",
         "XLMRobertaForCausalLM",
         "XLMRobertaXLForCausalLM",
+        "XmodForCausalLM",
         "YoutuForCausalLM",
     )
 )
@@ -208,6 +221,7 @@ WHOLE_PROMPTS: frozenset[str] = frozenset(
         "JambaForCausalLM",
         "MambaForCausalLM",
         "MoshiForCausalLM",
+        "ProphetNetForCausalLM",
         "ZambaForCausalLM",
     )
 )
@@ -215,8 +229,10 @@ WHOLE_PROMPTS: frozenset[str] = frozenset(
 
 WITHOUT_CACHE: frozenset[str] = frozenset(
     (
+        "CpmAntForCausalLM",
         "OpenAIGPTLMHeadModel",
         "RwkvForCausalLM",
+        "xLSTMForCausalLM",
     )
 )
 """Those whose module has no cache, or one that holds one sequence only."""
