@@ -1,6 +1,6 @@
 """Compare every model that sees or hears with transformers, and write the table of docs/models.md:
 
-python -m tests.media [--write] [--raise] [name …]
+python -m tests.media [--write] [--raise] [--device cuda] [name …]
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ ELSEWHERE = {
 """What other tests compare"""
 
 
-def ways_of(name: str, folder: Path) -> Iterator[str]:
+def ways_of(name: str, folder: Path, device: str) -> Iterator[str]:
     """Yield the ways in which a model says what transformers says; the first that fails raises."""
     cases = cases_of(name, folder)
-    with make(folder) as llm:
+    with make(folder, device=device) as llm:
         for case in cases:
             check(case, llm.generate(case.prompt, GREEDY, use_tqdm=False)[0])
         yield "alone"
@@ -62,14 +62,14 @@ def ways_of(name: str, folder: Path) -> Iterator[str]:
         for case, output in zip(cases, llm.generate([c.prompt for c in cases], GREEDY, use_tqdm=False), strict=True):
             check(case, output)
         yield "together"
-    with make(folder, max_num_batched_tokens=narrow(name)) as llm:
+    with make(folder, device=device, max_num_batched_tokens=narrow(name)) as llm:
         prompts = [case.prompt for case in cases]
         for case, output in zip(cases, llm.generate(prompts, GREEDY, use_tqdm=False), strict=True):
             check(case, output)
     yield "cut"
 
 
-def rows(names: list[str], place: Path, raises: bool) -> Iterator[str]:
+def rows(names: list[str], place: Path, raises: bool, device: str) -> Iterator[str]:
     tokenizers = place / "tokenizer"
     _byte_level().save_pretrained(tokenizers)
     found: list[tuple[str, str, str, str]] = []
@@ -79,7 +79,7 @@ def rows(names: list[str], place: Path, raises: bool) -> Iterator[str]:
         try:
             folder = save_media_checkpoint(place / name, tokenizers, name)
             architecture = transformers.AutoConfig.from_pretrained(folder).architectures[0]
-            for way in ways_of(name, folder):
+            for way in ways_of(name, folder, device):
                 ways.append(way)
         except Exception as error:
             if raises:
@@ -107,10 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--raise", dest="raises", action="store_true", help="stop at the first that differs")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the engine computes")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        table = list(rows(options.names, Path(place), options.raises))
+        table = list(rows(options.names, Path(place), options.raises, options.device))
     if options.write:
         text = PAGE.read_text("utf-8")
         before, _, rest = text.partition(BEGIN)

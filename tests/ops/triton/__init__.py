@@ -1,4 +1,4 @@
-"""Kernels for GPUs.  They run in Triton's interpreter, or with TRITON_INTERPRET=0 on a GPU, those that were written for both."""
+"""Kernels for GPUs.  They run in Triton's interpreter, or on a GPU:  TRITON_INTERPRET=0 pytest tests/ops/triton"""
 
 from __future__ import annotations
 

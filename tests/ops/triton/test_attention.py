@@ -1,4 +1,4 @@
-"""Paged attention for GPUs, in the interpreter, against dense attention."""
+"""Paged attention for GPUs, against dense attention."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.ops.paged import Paged, Shape, reference
+from tests.ops.triton import DEVICE
 from vllm.kv_cache.spec import Full
 from vllm.ops.attention import MOST_RECORDED, Form, Layout
 from vllm.ops.attention_torch import TorchAttention
 from vllm.ops.triton.attention import TritonAttention
 
-CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("all_there")
 
 
 @st.composite
@@ -48,7 +49,7 @@ def test_any_mix_of_steps_agrees_with_dense_attention(
     torch.manual_seed(seed)
     if not shape.causal:
         pieces = [[sum(sizes)] for sizes in pieces]
-    paged = Paged(TritonAttention(CPU), shape, [shape.draw(sum(sizes), dtype) for sizes in pieces])
+    paged = Paged(TritonAttention(DEVICE), shape, [shape.draw(sum(sizes), dtype) for sizes in pieces])
     got: list[list[torch.Tensor]] = [[] for _ in pieces]
     for number in range(3):
         ranges = {
@@ -66,14 +67,14 @@ def test_any_mix_of_steps_agrees_with_dense_attention(
 
 def test_a_long_walk_is_split_and_joined() -> None:
     shape = Shape(4, 1, 32, sinks=True)
-    paged = Paged(TritonAttention(CPU), shape, [shape.draw(700, torch.float32)])
+    paged = Paged(TritonAttention(DEVICE), shape, [shape.draw(700, torch.float32)])
     paged.step({0: (0, 699)})
     last = paged.step({0: (699, 700)})[0]
     torch.testing.assert_close(last[0].double(), reference(shape, *paged.sequences[0])[-1], rtol=1e-5, atol=1e-5)
 
 
 def test_it_refuses_in_words() -> None:
-    backend = TritonAttention(CPU)
+    backend = TritonAttention(DEVICE)
     assert backend.refuses(Full(1, 64, 64), torch.float16, 16) is None
     assert "int8" in (backend.refuses(Full(1, 64, 64), torch.float16, 16, quantized=True) or "")
     assert "1024" in (backend.refuses(Full(1, 1024, 64), torch.float16, 16) or "")
@@ -82,7 +83,7 @@ def test_it_refuses_in_words() -> None:
 @pytest.mark.parametrize("width", [160, 300])
 def test_wide_heads_fit_too(width: int) -> None:
     shape = Shape(4, 2, width)
-    paged = Paged(TritonAttention(CPU), shape, [shape.draw(70, torch.float32)])
+    paged = Paged(TritonAttention(DEVICE), shape, [shape.draw(70, torch.float32)])
     torch.testing.assert_close(
         paged.whole(0, [60, 1]).double(), reference(shape, *paged.sequences[0]), rtol=1e-5, atol=1e-5
     )
@@ -90,7 +91,7 @@ def test_wide_heads_fit_too(width: int) -> None:
 
 def test_a_group_of_more_heads_than_a_tile_has_rows_is_cut() -> None:
     shape = Shape(150, 1, 160, value_dim=64, latent=True)
-    paged = Paged(TritonAttention(CPU), shape, [shape.draw(40, torch.float32)])
+    paged = Paged(TritonAttention(DEVICE), shape, [shape.draw(40, torch.float32)])
     got = torch.cat([paged.step({0: (0, 38)})[0], paged.step({0: (38, 39)})[0], paged.step({0: (39, 40)})[0]])
     torch.testing.assert_close(got.double(), reference(shape, *paged.sequences[0]), rtol=1e-5, atol=1e-5)
 
@@ -98,7 +99,7 @@ def test_a_group_of_more_heads_than_a_tile_has_rows_is_cut() -> None:
 def test_what_is_behind_a_steps_tokens_is_left_alone() -> None:
     """A recorded step computes more tokens than there are."""
     shape = Shape(4, 2, 32)
-    backend = TritonAttention(CPU)
+    backend = TritonAttention(DEVICE)
     paged = Paged(backend, shape, [shape.draw(90, torch.float32) for _ in range(3)])
     paged.step({0: (0, 60), 1: (0, 35)})
     for ranges in ({0: (60, 61), 1: (35, 90), 2: (0, 7)}, {0: (61, 90), 2: (7, 8)}):
@@ -117,7 +118,7 @@ def test_what_is_behind_a_steps_tokens_is_left_alone() -> None:
 
 
 def test_some_steps_have_no_form() -> None:
-    plan = TritonAttention(CPU).plan(50, 5000, 400)
+    plan = TritonAttention(DEVICE).plan(50, 5000, 400)
 
     def form(*rows: tuple[int, int]) -> Form | None:
         start, count = torch.tensor(rows).T
@@ -157,7 +158,7 @@ def test_tokens_of_a_medium_see_each_other(
     sees = torch.cat([part[start:] for part, start in zip([runs, *own], starts, strict=True)])
     sequences = [shape.draw(number, dtype) for number in lengths]
     found = []
-    for backend in (TritonAttention(CPU), TorchAttention(CPU)):
+    for backend in (TritonAttention(DEVICE), TorchAttention(DEVICE)):
         torch.manual_seed(length)
         paged = Paged(backend, shape, sequences)
         paged.step({row: (0, start) for row, start in enumerate(starts) if start})

@@ -1,13 +1,17 @@
-"""Products for GPUs, in the interpreter, against plain torch."""
+"""Products for GPUs, against plain torch."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.ops.triton import DEVICE
 from vllm.ops.matrix import DenseMatrix, MatrixShape
 from vllm.ops.triton.matrix import GpuMatrix
+
+pytestmark = pytest.mark.usefixtures("all_there")
 
 
 @given(
@@ -32,7 +36,7 @@ def test_products(
     torch.manual_seed(seed)
     (rows, width), (dtype, wanted) = size, dtypes
     gated = kind is not None and kind.startswith("gated")
-    shape = MatrixShape(2 * rows if gated else rows, width, dtype, torch.device("cpu"), bias, gated)
+    shape = MatrixShape(2 * rows if gated else rows, width, dtype, DEVICE, bias, gated)
     weight, biases = torch.randn(shape.rows, width).to(dtype) / width**0.5, torch.randn(shape.rows).to(dtype)
     x, beside = torch.randn(tokens, width).to(dtype), torch.randn(tokens, rows).to(dtype)
     results = []

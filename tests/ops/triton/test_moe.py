@@ -1,4 +1,4 @@
-"""A mixture of experts for GPUs, in the interpreter, against plain torch.
+"""A mixture of experts for GPUs, against plain torch.
 
 On a GPU itself: TRITON_INTERPRET=0 pytest tests/ops/triton/test_moe.py
 """

@@ -1,4 +1,4 @@
-"""Products with rounded matrices for GPUs, in the interpreter, against plain torch."""
+"""Products with rounded matrices for GPUs, against plain torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.ops.triton import DEVICE
 from vllm.ops.matrix import DenseMatrix, MatrixShape
 from vllm.ops.quantized import dequantize, quantize
 from vllm.ops.triton import quantized
 from vllm.ops.triton.quantized import QuantizedMatrix
+
+pytestmark = pytest.mark.usefixtures("all_there")
 
 FORMATS = ["int8", "int4", "fp8"]
 
@@ -37,7 +40,7 @@ def test_products(
     torch.manual_seed(seed)
     (rows, width), (dtype, wanted), (bias, kind, residual) = size, dtypes, around
     gated = kind is not None and kind.startswith("gated")
-    shape = MatrixShape(2 * rows if gated else rows, width, dtype, torch.device("cpu"), bias, gated, format)
+    shape = MatrixShape(2 * rows if gated else rows, width, dtype, DEVICE, bias, gated, format)
     weight, biases = torch.randn(shape.rows, width).to(dtype) / width**0.5, torch.randn(shape.rows).to(dtype)
     weight[0] = 0
     padded = torch.nn.functional.pad(weight, (0, -width % 128))
@@ -72,5 +75,5 @@ def test_rounding_costs_little(format: str, most: float) -> None:
 
 def test_what_it_takes_is_known_before() -> None:
     for format in FORMATS:
-        matrix = QuantizedMatrix(MatrixShape(10, 200, torch.float16, torch.device("cpu"), True, False, format))
+        matrix = QuantizedMatrix(MatrixShape(10, 200, torch.float16, DEVICE, True, False, format))
         assert matrix.num_bytes == sum(parameter.nbytes for parameter in matrix.parameters())

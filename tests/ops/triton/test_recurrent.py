@@ -1,4 +1,4 @@
-"""Recurrences for GPUs, in the interpreter, give what plain torch gives, and leave the same states.
+"""Recurrences for GPUs give what plain torch gives, and leave the same states.
 
 On a GPU itself: TRITON_INTERPRET=0 pytest tests/ops/triton/test_recurrent.py
 """

@@ -1,4 +1,4 @@
-"""Norms, rotary embedding and activations for GPUs, in the interpreter, against plain torch."""
+"""Norms, rotary embedding and activations for GPUs, against plain torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from vllm.ops.rotary import rotary as rotary_torch
 from vllm.ops.triton import activations as activations_triton
 from vllm.ops.triton import norms as norms_triton
 from vllm.ops.triton import rotary as rotary_triton
+
+pytestmark = pytest.mark.usefixtures("all_there")
 
 DTYPES = st.sampled_from([torch.float32, torch.float16])
 FEW = settings(max_examples=25, deadline=None)

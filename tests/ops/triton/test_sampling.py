@@ -1,14 +1,18 @@
-"""The choice of tokens on a GPU, in the interpreter, against a sort."""
+"""The choice of tokens on a GPU, against a sort."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.ops.triton import DEVICE
 from vllm.ops import rising_keys
 from vllm.ops.triton.sampling import choose, greatest
+
+pytestmark = pytest.mark.usefixtures("all_there")
 
 
 def survivors(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> dict[int, float]:
@@ -45,7 +49,7 @@ def test_what_is_drawn_is_what_the_filters_leave(
     ids = sorted(token for token, share in left.items() if share > 1e-5)
     ends = np.cumsum([left[token] for token in sorted(left)])
     middles = {token: end - left[token] / 2 for token, end in zip(sorted(left), ends, strict=True)}
-    rows = torch.from_numpy(values).repeat(len(ids), 1)
+    rows = torch.from_numpy(values).to(DEVICE).repeat(len(ids), 1)
     controls = (
         torch.tensor([[temperature, top_k, top_p, min_p, middles[token]] for token in ids]).float().T.contiguous()
     )
@@ -67,7 +71,7 @@ def test_greedy_rows_take_the_first_of_the_greatest_and_unsound_ones_show(
     controls[2] = 1
     chosen, peaks, _ = choose(torch.cat((rows, bad)), controls)
     for tokens, best in ((chosen, peaks), greatest(torch.cat((rows, bad)))[::-1]):
-        assert tokens.tolist()[:-1] == rows.numpy().argmax(1).tolist()
+        assert tokens.tolist()[:-1] == rows.cpu().numpy().argmax(1).tolist()
         assert best.tolist()[:-1] == rows.amax(1).tolist()
         assert not np.isfinite(best.tolist()[-1])
 
@@ -75,9 +79,9 @@ def test_greedy_rows_take_the_first_of_the_greatest_and_unsound_ones_show(
 @given(vocab_size=st.integers(1, 9000), rows=st.integers(1, 3), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
 def test_a_row_that_programs_share_gives_its_first_greatest(vocab_size: int, rows: int, seed: int) -> None:
-    logits = torch.randint(0, 40, (rows, vocab_size), generator=torch.Generator().manual_seed(seed)).float()
+    logits = torch.randint(0, 40, (rows, vocab_size), generator=torch.Generator(DEVICE).manual_seed(seed)).float()
     peaks, tokens = greatest(logits)
-    assert tokens.tolist() == logits.numpy().argmax(1).tolist() and peaks.tolist() == logits.amax(1).tolist()
+    assert tokens.tolist() == logits.cpu().numpy().argmax(1).tolist() and peaks.tolist() == logits.amax(1).tolist()
 
 
 def test_keys_rise_with_logits() -> None:
