@@ -1,6 +1,8 @@
 """Compare every model that sees or hears with transformers, and write the table of docs/models.md:
 
-python -m tests.media [--write] [--raise] [--device cuda] [name …]
+python -m tests.media [--write] [--raise] [name …]
+
+On a GPU: TRITON_INTERPRET=0 python -m tests.media --device cuda
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -129,7 +129,8 @@ class Paged:
         return torch.cat(parts)
 
     def _run(self, parts: list[Tensor], layout: Layout) -> Tensor:
-        self.plan.place(layout)
+        with torch.device("cpu"):
+            self.plan.place(Layout(*(_here(getattr(layout, each.name)) for each in fields(layout))))
         return self.backend.run(*_views_of_one_buffer(parts), self.cache, self.plan, self.shape.options)
 
 
@@ -140,6 +141,11 @@ def _views_of_one_buffer(parts: list[Tensor]) -> Any:
     ends = [part[0].numel() for part in parts]
     views = buffer.split([*ends, 3], dim=1)[:3]
     return [view.unflatten(1, part.shape[1:]) for view, part in zip(views, parts, strict=True)]
+
+
+def _here(part: Any) -> Any:
+    """Return a part of a layout where layouts are made."""
+    return part.cpu() if isinstance(part, Tensor) else part
 
 
 def _one(number: int) -> Tensor:

@@ -205,6 +205,7 @@ def _device(config: EngineConfig, rank: int) -> torch.device:
             f"tensor_parallel_size={config.tensor_parallel_size} needs as many GPUs; there are {torch.cuda.device_count()}"
         )
     torch.cuda.set_device(rank)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in the convolutions of towers too
     return torch.device("cuda", rank)
 
 

@@ -121,8 +121,12 @@ def test_some_steps_have_no_form() -> None:
     plan = TritonAttention(DEVICE).plan(50, 5000, 400)
 
     def form(*rows: tuple[int, int]) -> Form | None:
-        start, count = torch.tensor(rows).T
-        plan.place(Layout(count.cumsum(0) - count, start, count, torch.zeros(len(rows), 400, dtype=torch.int32), 16))
+        start, count = torch.tensor(rows, device="cpu").T
+        plan.place(
+            Layout(
+                count.cumsum(0) - count, start, count, torch.zeros(len(rows), 400, dtype=torch.int32, device="cpu"), 16
+            )
+        )
         return plan.form
 
     assert form((5, 1), (6000, 1)) is Form.SINGLES

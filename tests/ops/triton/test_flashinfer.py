@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from tests.ops.paged import Paged, Shape, reference
+from tests.ops.triton import DEVICE
 from vllm.ops.triton import attention, flashinfer
 
-CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("all_there")
 
 
 class Wrapper:
@@ -69,7 +70,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> type[Wrapper]:
 )
 def test_longer_rows_go_there_and_single_tokens_do_not(shape: Shape) -> None:
     torch.manual_seed(0)
-    backend = flashinfer.FlashInferAttention(CPU)
+    backend = flashinfer.FlashInferAttention(DEVICE)
     paged = Paged(backend, shape, [shape.draw(length, torch.float16) for length in (50, 31, 40)])
     Wrapper.runs = 0  # its blocks were filled before
     got = [[part] for part in paged.step({0: (0, 30), 1: (0, 30), 2: (0, 2)}).values()]
@@ -85,7 +86,7 @@ def test_longer_rows_go_there_and_single_tokens_do_not(shape: Shape) -> None:
     "shape", [Shape(2, 1, 64, sinks=True), Shape(2, 1, 48), Shape(2, 1, 64, causal=False)], ids=repr
 )
 def test_what_it_has_no_kernel_for_goes_to_ours(shape: Shape) -> None:
-    paged = Paged(flashinfer.FlashInferAttention(CPU), shape, [shape.draw(40, torch.float16)])
+    paged = Paged(flashinfer.FlashInferAttention(DEVICE), shape, [shape.draw(40, torch.float16)])
     found = paged.step({0: (0, 40)})[0]
     torch.testing.assert_close(found.double(), reference(shape, *paged.sequences[0]), rtol=4e-3, atol=4e-3)
     assert Wrapper.runs == 0
@@ -97,7 +98,7 @@ def test_ours_go_on_where_it_fails(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 
     monkeypatch.setattr(Wrapper, "plan", fail)
     shape = Shape(2, 1, 64)
-    paged = Paged(flashinfer.FlashInferAttention(CPU), shape, [shape.draw(80, torch.float16)])
+    paged = Paged(flashinfer.FlashInferAttention(DEVICE), shape, [shape.draw(80, torch.float16)])
     found = torch.cat([paged.step({0: (0, 40)})[0], paged.step({0: (40, 80)})[0]])
     torch.testing.assert_close(found.double(), reference(shape, *paged.sequences[0]), rtol=4e-3, atol=4e-3)
     assert [record.message for record in caplog.records if "FlashInfer" in record.message] == [
@@ -106,4 +107,4 @@ def test_ours_go_on_where_it_fails(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 
 
 def test_it_is_not_for_processors() -> None:
-    assert not flashinfer.installed(CPU)
+    assert not flashinfer.installed(torch.device("cpu"))

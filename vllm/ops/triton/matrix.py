@@ -51,7 +51,7 @@ def multiply_rows(
     """Multiply with torch's product.  [T, D], [N, D], [N] -> [T, N]"""
     if residual is not None and activation is None and bias is None:
         y = torch.addmm(residual, x, weight.t())
-    elif dtype == torch.float32 and x.dtype != dtype and x.is_cuda and bias is None:
+    elif (bias, activation, residual) == (None, None, None) and dtype == torch.float32 != x.dtype and x.is_cuda:
         return torch.mm(x, weight.t(), out_dtype=dtype)
     else:
         y = F.linear(x, weight, bias)
@@ -100,7 +100,7 @@ def _multiply_row(
     known = n < rows
     k = tl.arange(0, STEP)
     first = weight + n.to(tl.int64)[:, None] * weight_row + k[None, :]
-    second = first + rows.to(tl.int64) * weight_row if GATED else first
+    second = weight + (n + rows).to(tl.int64)[:, None] * weight_row + k[None, :] if GATED else first
     mask = known[:, None] if WHOLE else known[:, None] & (k < width)[None, :]
     part = tl.load(second, mask, 0.0)
     gate_part = tl.load(first, mask, 0.0) if GATED else part
