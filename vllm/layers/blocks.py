@@ -217,6 +217,15 @@ def announce_norms(blocks: Sequence[nn.Module], last: nn.Module) -> None:
             _announce(getattr(block.ffn, "down", None), follower)
 
 
+def spend_sums(blocks: Sequence[nn.Module]) -> None:
+    """Let the last products of branches write over what they are added to, in blocks after which nobody reads it."""
+    for block in blocks:
+        if isinstance(block, PreNorm):
+            for product in (getattr(block.attention, "out", None), getattr(block.ffn, "down", None)):
+                if isinstance(product, Linear):
+                    product.matrix.spends_residual = True
+
+
 def _announce(product: object, norm: nn.Module | None) -> None:
     if isinstance(product, Linear) and isinstance(norm, RmsNorm):
         product.reader = norm.next

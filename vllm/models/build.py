@@ -30,6 +30,7 @@ from vllm.layers.blocks import (
     Single,
     Together,
     announce_norms,
+    spend_sums,
 )
 from vllm.layers.embedding import (
     Appended,
@@ -160,6 +161,8 @@ class Builder:
         blocks = self.passed([self.layer(index, layer) for index, layer in enumerate(spec.layers)])
         if self.placement.group.size > 1:
             announce_norms(blocks, norm)
+        if self.kept is None:
+            spend_sums(blocks)
         return Transformer(
             entry,
             blocks,

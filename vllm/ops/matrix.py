@@ -42,6 +42,8 @@ class Matrix(nn.Module):
         super().__init__()
         self.shape = shape
         self.num_bytes = num_bytes
+        self.spends_residual = False
+        """Products may write over what they are added to."""
 
     def place(self, first: int, rows: int) -> Place:
         """Return where rows [first, first + rows) go.  [rows, width]"""

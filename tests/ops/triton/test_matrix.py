@@ -20,16 +20,19 @@ pytestmark = pytest.mark.usefixtures("all_there")
     bias=st.booleans(),
     kind=st.sampled_from([None, "silu", "gated gelu", "gated relu2"]),
     residual=st.booleans(),
+    spends=st.booleans(),
     dtypes=st.sampled_from([(torch.float32, None), (torch.float16, None), (torch.float16, torch.float32)]),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
 def test_products(
+    *,
     tokens: int,
     size: tuple[int, int],
     bias: bool,
     kind: str | None,
     residual: bool,
+    spends: bool,
     dtypes: tuple[torch.dtype, torch.dtype | None],
     seed: int,
 ) -> None:
@@ -41,6 +44,7 @@ def test_products(
     x, beside = torch.randn(tokens, width).to(dtype), torch.randn(tokens, rows).to(dtype)
     results = []
     for matrix in (GpuMatrix(shape), DenseMatrix(shape)):
+        matrix.spends_residual = spends
         matrix.place(0, shape.rows).put(weight)
         if bias:
             matrix.bias_place(0, shape.rows).put(biases)
@@ -48,7 +52,7 @@ def test_products(
             matrix.multiply(
                 x,
                 activation=kind.removeprefix("gated ") if kind else None,
-                residual=beside if residual else None,
+                residual=beside.clone() if residual else None,
                 dtype=wanted,
             )
         )
