@@ -50,7 +50,7 @@ from vllm.layers.norm import LayerNorm, RmsNorm
 from vllm.layers.per_layer import PerLayerInput, Reading, Scaled
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
-from vllm.layers.position_bias import Buckets, RelativeBias
+from vllm.layers.position_bias import Alibi, Buckets, RelativeBias
 from vllm.layers.recurrent import Exact
 from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary
 from vllm.layers.skip import Passed, Way
@@ -130,6 +130,8 @@ class Builder:
     """Layers with the same rope share one table."""
     biases: dict[tuple[Buckets, str], RelativeBias] = field(default_factory=dict)
     """Layers with the same learned bias share it."""
+    root_biases: dict[tuple[Alibi, int], Tensor] = field(default_factory=dict)
+    """So do those with the same bias for roots of distances, by the number of their heads."""
     shared: dict[tuple[str, ...], nn.Module] = field(default_factory=dict)
     """What was made of a tensor, by its name: layers whose tensors have one name are one (albert)."""
     num_caches: int = 0

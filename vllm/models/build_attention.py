@@ -21,7 +21,7 @@ from vllm.layers.attention import (
 )
 from vllm.layers.linear import Clipped, Part, cut_third, split
 from vllm.layers.norm import HeadsNorm, OwnNorms, OwnRmsNorms, PlainRmsNorm
-from vllm.layers.position_bias import Alibi, RelativeBias, alibi_slopes
+from vllm.layers.position_bias import Alibi, RelativeBias, alibi_slopes, root_bias
 from vllm.layers.recurrent import Exact
 from vllm.layers.rotary import NormedRotary, TemperedRotary
 from vllm.models.spec import AttentionSpec
@@ -103,8 +103,7 @@ def _options(builder: Builder, index: Index, attention: AttentionSpec) -> tuple[
         sinks = Exact(heads, name=name, placement=builder.placement, cut=cut)
         return replace(options, sinks=sinks.value), [sinks]
     if isinstance(buckets, Alibi):
-        slopes = group.cut(alibi_slopes(attention.heads), 0).to(builder.placement.device)
-        return replace(options, alibi_slopes=slopes), []
+        return _with_distances(builder, attention, buckets, options), []
     if buckets is None:
         return options, []
     if builder.placement.group.size > 1:
@@ -114,6 +113,20 @@ def _options(builder: Builder, index: Index, attention: AttentionSpec) -> tuple[
         builder.biases[buckets, name] = RelativeBias(attention.heads, buckets, name, builder.placement)
     bias = builder.biases[buckets, name]
     return replace(options, bias=bias.table), [bias]
+
+
+def _with_distances(
+    builder: Builder, attention: AttentionSpec, alibi: Alibi, options: AttentionOptions
+) -> AttentionOptions:
+    """Return the options with what scores get for distances."""
+    device = builder.placement.device
+    slopes = builder.placement.group.cut(alibi_slopes(attention.heads), 0)
+    if alibi.root:
+        key = (alibi, attention.heads)
+        if key not in builder.root_biases:
+            builder.root_biases[key] = root_bias(slopes, builder.max_model_len).to(device)
+        return replace(options, bias=builder.root_biases[key])
+    return replace(options, alibi_slopes=(slopes * attention.scale if alibi.scaled else slopes).to(device))
 
 
 def qkv_parts(builder: Builder, index: Index, attention: AttentionSpec) -> list[Part]:
