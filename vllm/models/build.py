@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -19,6 +19,7 @@ from vllm.layers.blocks import (
     AfterBranch,
     Beside,
     FeedForward,
+    Normed,
     OnNorm,
     Parallel,
     PostNorm,
@@ -56,7 +57,7 @@ from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary
 from vllm.layers.skip import Passed, Way
 from vllm.layers.transformer import Transformer
 from vllm.models.build_assistant import build_assisted
-from vllm.models.build_attention import build_attention, build_sharing
+from vllm.models.build_attention import build_attention, build_recalling, build_sharing
 from vllm.models.build_cross import build_cross, build_encoder, build_sound_input
 from vllm.models.build_experts import build_experts
 from vllm.models.build_lanes import build_lane, build_lanes_input, build_lanes_output
@@ -71,6 +72,7 @@ from vllm.models.spec import (
     Mixer,
     MlpSpec,
     MoeSpec,
+    RecallSpec,
     TogetherSpec,
     TransformerSpec,
 )
@@ -234,6 +236,9 @@ class Builder:
         return Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
 
     def layer(self, index: int, layer: LayerSpec) -> nn.Module:
+        if layer.normed:
+            block = self.layer(index, replace(layer, normed=False))
+            return Normed(block, self.norm(self.spec.width, self.spec.names["norm"], "norm"))
         if self.spec.lanes is not None:
             return build_lane(self, index, layer, self.spec.lanes)
         block = self.block(index, layer)
@@ -284,6 +289,8 @@ class Builder:
                 return build_sharing(self, index, mixer, self.attentions[mixer.shares_cache_of])
             self.attentions[index] = attention = build_attention(self, index, mixer)
             return attention
+        if isinstance(mixer, RecallSpec):
+            return build_recalling(self, index, mixer.attention, self.attentions[mixer.recalled])
         if isinstance(mixer, TogetherSpec):
             return Together([self.mixer(index, one) for one in mixer.mixers])
         if self.placement.group.size > 1:
@@ -362,6 +369,8 @@ class Builder:
         return self.rotaries[rope]
 
     def name(self, role: str, index: Index, expert: int = 0) -> str:
+        if self.spec.stored_layers is not None and isinstance(index, int):
+            index %= self.spec.stored_layers
         return self.spec.names[role].format(i=index, x=expert)
 
     def check_activation(self, name: str) -> None:

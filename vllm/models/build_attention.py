@@ -16,7 +16,9 @@ from vllm.layers.attention import (
     BlockAttention,
     ChunkedAttention,
     GatedAttention,
+    HeadScores,
     NormedValueAttention,
+    RecallingAttention,
     SharingAttention,
 )
 from vllm.layers.linear import Clipped, Part, cut_third, split
@@ -32,9 +34,14 @@ if TYPE_CHECKING:
 
 
 def build_attention(
-    builder: Builder, index: Index, attention: AttentionSpec, qkv: nn.Module | None = None
+    builder: Builder,
+    index: Index,
+    attention: AttentionSpec,
+    qkv: nn.Module | None = None,
+    kind: Callable[..., Attention] | None = None,
 ) -> Attention:
-    """Make a layer's attention; `qkv` is what makes q, k and v, if it isn't a matrix of this layer alone."""
+    """Make a layer's attention; `qkv` is what makes q, k and v, if it isn't a matrix of this layer alone, and `kind` what it
+    is if its spec doesn't say so."""
     if attention.heads % attention.kv_heads:
         raise ModelError(
             f"{attention.heads} attention heads cannot share {attention.kv_heads} key-value heads evenly; "
@@ -55,7 +62,7 @@ def build_attention(
     norms, rotary = _head_norms(builder, index, attention), _tempered(builder, attention)
     if attention.head_norm == "turned":
         norms, rotary = (nn.Identity(), nn.Identity()), NormedRotary(rotary, *norms)
-    return _kind(builder, attention)(
+    return (kind or _kind(builder, attention))(
         builder.next_cache(),
         heads,
         (qkv, builder.linear(attention.heads * attention.head_dim, out, attention.out_bias, shard="width")),
@@ -76,6 +83,16 @@ def _kind(builder: Builder, attention: AttentionSpec) -> Callable[..., Attention
         v_norm = PlainRmsNorm(attention.head_dim, builder.placement, builder.spec.norm.eps)
         return partial(NormedValueAttention, v_norm)
     return GatedAttention if attention.gated else Attention
+
+
+def build_recalling(builder: Builder, index: Index, attention: AttentionSpec, source: Attention) -> RecallingAttention:
+    """Make an attention that attends to what another one keeps, too."""
+    name = builder.name("recall", index)
+    make = partial(HeadScores, attention.heads, attention.head_dim, name, builder.placement)
+    kind = partial(RecallingAttention, source, builder.once(make, name))
+    made = build_attention(builder, index, attention, kind=kind)
+    assert isinstance(made, RecallingAttention)
+    return made
 
 
 def build_sharing(builder: Builder, index: Index, attention: AttentionSpec, source: Attention) -> SharingAttention:

@@ -96,6 +96,16 @@ class LatentSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallSpec:
+    """Attention to a layer's own tokens, and by the same queries to what an earlier layer keeps; each head weighs the two by a
+    product with its query."""
+
+    attention: AttentionSpec
+    recalled: int
+    """Which layer"""
+
+
+@dataclass(frozen=True, slots=True)
 class TogetherSpec:
     """Mixers of one layer that read the same, and whose results are added."""
 
@@ -104,6 +114,7 @@ class TogetherSpec:
 
 Mixer = (
     AttentionSpec
+    | RecallSpec
     | LatentSpec
     | MambaSpec
     | Mamba2Spec
@@ -231,6 +242,8 @@ class LayerSpec:
     """In a block that is assisted"""
     scaled: bool = False
     """The result is multiplied with a learned number."""
+    normed: bool = False
+    """The model's last norm stands behind it."""
 
     @property
     def attention(self) -> AttentionSpec:
@@ -345,7 +358,7 @@ class TransformerSpec:
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
     layer, {x} for the expert.  Roles: embed, embed_unwritten (both with their endings then), positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, of an entry that hears conv1 and conv2, and per layer q, k, v or qkv, o, q_norm, k_norm, cross_q, cross_k,
-    cross_v, cross_o, norm_cross, of pictures cross_q_norm, cross_k_norm and with their endings cross_gate and ffn_gate, norm1, norm1_after, norm2, norm2_after, attention_gate, sinks with its ending, norm_beside,
+    cross_v, cross_o, norm_cross, recall, of pictures cross_q_norm, cross_k_norm and with their endings cross_gate and ffn_gate, norm1, norm1_after, norm2, norm2_after, attention_gate, sinks with its ending, norm_beside,
     gate, up or gate_up, down, router, expert_gate, expert_up, expert_down or with their endings experts_gate_up, experts_gate,
     experts_up, experts_down, correction, router_scale and expert_scales with their endings, shared_gate_up, shared_gate, shared_up,
     shared_down, shared_router, narrow, widen; of latent attention q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b; of a recurrent
@@ -366,6 +379,9 @@ class TransformerSpec:
     tied: bool = True
     """The head that generates is the embedding's table."""
     final_norm: bool = True
+    stored_layers: int | None = None
+    """How many layers the checkpoint has, where there are more of them: a layer reads what one of the checkpoint does, whose number is
+    what is left of its own by this.  They share matrices and norms."""
     head: HeadSpec = HeadSpec()
     branch_scale: float = 1.0
     """What the result of a block's branch is multiplied with before it is added."""
