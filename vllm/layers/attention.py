@@ -69,6 +69,21 @@ class Attention(nn.Module):
         return step.plans[step.group_of[self.index]]
 
 
+class NarrowQuery(nn.Module):
+    """A product that makes k, v and something narrow, of which q is made once it is normalised: step 3.  [T, D] -> [T, H E + 2 G E]"""
+
+    def __init__(self, first: Linear, norm: nn.Module, query: Linear, rank: int) -> None:
+        """`first` makes the narrow part, then k and v; `rank` is its width."""
+        super().__init__()
+        self.first, self.norm, self.query = first, norm, query
+        self.rank = rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        narrow = self.norm(y[:, : self.rank].contiguous())
+        return ops.side_by_side(self.query(narrow), y[:, self.rank :].contiguous())
+
+
 class NormedValueAttention(Attention):
     """Attention whose values are normalised too.  [T, D] -> [T, D]"""
 

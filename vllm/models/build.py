@@ -47,7 +47,7 @@ from vllm.layers.embedding import (
 )
 from vllm.layers.linear import Linear, Part, scaled, split
 from vllm.layers.mlp import ClampedGate, Mlp, SparseGate
-from vllm.layers.norm import LayerNorm, RmsNorm
+from vllm.layers.norm import GroupedRmsNorm, LayerNorm, RmsNorm
 from vllm.layers.per_layer import PerLayerInput, Reading, Scaled
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
@@ -348,6 +348,8 @@ class Builder:
 
     def norm(self, width: int, name: str, role: str = "") -> nn.Module:
         norm, shift = self.spec.norm, self.spec.norm_shifts.get(role, 0.0)
+        if norm.groups > 1 and width == self.spec.width:
+            return self.once(partial(GroupedRmsNorm, width, norm.groups, name, self.placement, norm.eps), name)
         if norm.kind == "rms":
             return self.once(partial(RmsNorm, width, name, self.placement, norm.eps, norm.offset, shift), name)
         make = partial(

@@ -17,6 +17,7 @@ from vllm.layers.attention import (
     ChunkedAttention,
     GatedAttention,
     HeadScores,
+    NarrowQuery,
     NormedValueAttention,
     RecallingAttention,
     SharingAttention,
@@ -47,6 +48,8 @@ def build_attention(
             f"{attention.heads} attention heads cannot share {attention.kv_heads} key-value heads evenly; "
             "check num_attention_heads and num_key_value_heads in the model's config"
         )
+    if qkv is None and attention.query_rank:
+        qkv = _narrow_query(builder, index, attention)
     if qkv is None:
         qkv = builder.linear(builder.spec.width, qkv_parts(builder, index, attention), attention.qkv_bias, shard="rows")
     if attention.clip is not None:
@@ -70,6 +73,18 @@ def build_attention(
         rotary=rotary,
         options=options,
         learned=learned,
+    )
+
+
+def _narrow_query(builder: Builder, index: Index, attention: AttentionSpec) -> NarrowQuery:
+    """Make what makes q, k and v, q by way of something narrow."""
+    rank, kv, q = attention.query_rank, attention.kv_heads * attention.head_dim, attention.heads * attention.head_dim
+    parts = [Part(builder.name(role, index), rows) for role, rows in (("q", rank), ("k", kv), ("v", kv))]
+    return NarrowQuery(
+        builder.linear(builder.spec.width, parts, attention.qkv_bias),
+        builder.norm(rank, builder.name("q_a_norm", index)),
+        builder.linear(rank, [Part(builder.name("q_b", index), q)], False),
+        rank,
     )
 
 
@@ -188,7 +203,7 @@ def _head_norm(builder: Builder, role: str, index: Index, attention: AttentionSp
             return OwnRmsNorms(count, attention.head_dim, builder.name(role, index), builder.placement, eps)
         return OwnNorms(count, attention.head_dim, builder.name(role, index), builder.placement, eps, bias=bias)
     if attention.head_norm in ("head", "turned"):
-        return builder.norm(attention.head_dim, builder.name(role, index))
+        return builder.norm(attention.head_dim, builder.name(role, index), role)
     if attention.head_norm == "":
         return nn.Identity()
     if attention.head_norm == "plain":
