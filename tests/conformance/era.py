@@ -226,6 +226,17 @@ FORMATS: Mapping[str, Format] = {
         "stablelm", lambda c: _sizes(c) | {"rms_norm_eps": c.layer_norm_eps}, _SAME,
         {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
     ),
+    "TeleFLMForCausalLM": Format(
+        "granite",
+        lambda c: _sizes(c)
+        | {
+            "use_mup": True, "input_mult": c.embedding_multiplier, "mup_scale_factor": c.logits_scaling * 3.0,
+            "output_mult": 3.0, "attention_bias": True, "tie_word_embeddings": False,
+        },
+        _SAME,
+        {"embedding_multiplier": 3.0, "residual_multiplier": 1.0, "logits_scaling": 2.0, "attention_multiplier": 0.25,
+         "attention_bias": True},
+    ),
     "TeleChat2ForCausalLM": Format(
         "llama",
         lambda c: _sizes(
@@ -243,6 +254,7 @@ ALIASES: Mapping[str, str] = {
     "ExaoneMoEForCausalLM": "ExaoneMoeForCausalLM",
     "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
     "GritLM": "MistralForCausalLM",
+    "IQuestCoderForCausalLM": "LlamaForCausalLM",
     "InternLM3ForCausalLM": "LlamaForCausalLM",
     "LLaMAForCausalLM": "LlamaForCausalLM",
     "MPTForCausalLM": "MptForCausalLM",
@@ -250,7 +262,11 @@ ALIASES: Mapping[str, str] = {
     "OLMoEForCausalLM": "OlmoeForCausalLM",
     "OLMoForCausalLM": "OlmoForCausalLM",
     "PhiMoEForCausalLM": "PhimoeForCausalLM",
+    "RWForCausalLM": "FalconForCausalLM",
     "SarvamMLAForCausalLM": "DeepseekV3ForCausalLM",
     "SarvamMoEForCausalLM": "Glm4MoeForCausalLM",
+    "StableLMEpochForCausalLM": "StableLmForCausalLM",
+    "TeleChatForCausalLM": "TeleChat2ForCausalLM",
+    "TelechatForCausalLM": "TeleChat2ForCausalLM",
 }
 """Other names of architectures that are examined."""

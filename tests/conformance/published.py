@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.conformance.published_kin import KIN
+from tests.conformance.published_loops import LOOPS
 from tests.conformance.published_parts import attend, rotate
 from tests.conformance.published_states import PLAMO2, plamo2, plamo2_shapes
 from tests.conformance.tiny import VOCAB
@@ -276,4 +278,6 @@ MODELS: Mapping[str, tuple[Config, dict[str, tuple[int, ...]], Callable[[Config,
     "Phi3SmallForCausalLM": (PHI3_SMALL, _phi3_small_shapes(), phi3_small),
     "Plamo2ForCausalLM": (PLAMO2, plamo2_shapes(), plamo2),
     "SolarForCausalLM": (SOLAR, _solar_shapes(), solar),
+    **KIN,
+    **LOOPS,
 }

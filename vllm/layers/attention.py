@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -10,10 +11,14 @@ from torch import Tensor, nn
 from vllm import ops
 from vllm.kv_cache.spec import BlockPattern, Blocks, CacheSpec, Chunk, Full, PagedSpec, Scratch, Window
 from vllm.layers.linear import Linear
+from vllm.layers.placement import Placement
+from vllm.layers.recurrent import Exact
 from vllm.layers.step import Step
+from vllm.ops.activations import activation
 from vllm.ops.attention import AttentionOptions, CachePlan
 from vllm.ops.attention_blocks import BlocksPlan
 from vllm.ops.attention_chunks import ChunkedPlan
+from vllm.ops.per_head import per_head
 
 
 class Attention(nn.Module):
@@ -64,6 +69,21 @@ class Attention(nn.Module):
         return step.plans[step.group_of[self.index]]
 
 
+class NarrowQuery(nn.Module):
+    """A product that makes k, v and something narrow, of which q is made once it is normalised: step 3.  [T, D] -> [T, H E + 2 G E]"""
+
+    def __init__(self, first: Linear, norm: nn.Module, query: Linear, rank: int) -> None:
+        """`first` makes the narrow part, then k and v; `rank` is its width."""
+        super().__init__()
+        self.first, self.norm, self.query = first, norm, query
+        self.rank = rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        narrow = self.norm(y[:, : self.rank].contiguous())
+        return ops.side_by_side(self.query(narrow), y[:, self.rank :].contiguous())
+
+
 class NormedValueAttention(Attention):
     """Attention whose values are normalised too.  [T, D] -> [T, D]"""
 
@@ -99,6 +119,40 @@ class SharingAttention(nn.Module):
         cache, plan = step.caches[self.source_index], step.plans[step.group_of[self.source_index]]
         found = step.attention.attend(q, self.source_spec, cache, plan, self.options)
         return self.out(found.flatten(1), residual)
+
+
+class HeadScores(nn.Module):
+    """A product of each head's query with a vector of its own.  [T, H, E] -> [T, H, 1]"""
+
+    def __init__(self, heads: int, head_dim: int, name: str, placement: Placement) -> None:
+        """`heads` are those of the model, of which this process has its share."""
+        super().__init__()
+        count, cut = placement.group.share(heads, "attention heads"), partial(placement.group.cut, dim=0)
+        self.weight = Exact(count, head_dim, name=f"{name}.weight", placement=placement, cut=cut)
+        self.bias = Exact(count, name=f"{name}.bias", placement=placement, cut=cut)
+
+    def forward(self, q: Tensor) -> Tensor:
+        return per_head(q.float(), self.weight.value[:, :, None]) + self.bias.value[:, None]
+
+
+class RecallingAttention(Attention):
+    """Attention to a layer's own tokens and to those of an earlier one, weighed by head.  [T, D] -> [T, D]"""
+
+    def __init__(self, source: Attention, scores: HeadScores, *args: Any, **options: Any) -> None:
+        """`source` is the earlier layer, `scores` make its share before a sigmoid; the rest as above."""
+        super().__init__(*args, **options)
+        self.scores = scores
+        self.source_index = source.index
+        self.source_options, self.source_spec = source.options, cast("PagedSpec", source.cache_spec)
+
+    def attend(self, heads: Tensor, step: Step) -> Tensor:
+        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        q, k = self.rotary(self.q_norm(q), self.k_norm(k), step.positions)
+        own = step.attention.run(q, k, v, step.caches[self.index], self.plan(step), self.options).float()
+        cache, plan = step.caches[self.source_index], step.plans[step.group_of[self.source_index]]
+        recalled = step.attention.attend(q, self.source_spec, cache, plan, self.source_options).float()
+        share = activation(self.scores(q), "sigmoid")
+        return (recalled * share + own * (1 - share)).to(q.dtype).flatten(1)
 
 
 class ChunkedAttention(Attention):

@@ -105,6 +105,19 @@ class FeedForward(nn.Module):
         return y
 
 
+class Normed(nn.Module):
+    """A block, and a norm of all that comes out of it: models that pass their layers several times.  [T, D] -> [T, D]"""
+
+    def __init__(self, block: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.norm = norm
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        y: Tensor = self.norm(self.block(x, step))
+        return y
+
+
 class Together(nn.Module):
     """Mixers that read the same, and whose results are added: falcon_h1.  [T, D] -> [T, D]"""
 

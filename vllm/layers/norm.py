@@ -60,6 +60,24 @@ class PlainRmsNorm(nn.Module):
         return ops.rms_norm(x, self.ones, self.eps)
 
 
+class GroupedRmsNorm(nn.Module):
+    """x / rms(x) of each run of elements by itself, times weights: k2 horizon.  [..., D] -> [..., D]"""
+
+    def __init__(self, width: int, groups: int, name: str, placement: Placement, eps: float) -> None:
+        super().__init__()
+        self.name = name
+        self.groups = groups
+        self.norm = PlainRmsNorm(width // groups, placement, eps)
+        self.weight = placement.parameter(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.unflatten(-1, (self.groups, -1))).flatten(-2)
+        return ops.multiply(y, self.weight.expand_as(y))
+
+    def windows(self) -> Iterator[Window]:
+        yield Window(f"{self.name}.weight", TensorPlace(self.weight))
+
+
 class LayerNorm(nn.Module):
     """(x - mean(x)) / deviation(x) · weight + bias; without the last two if not affine.  [..., D] -> [..., D]"""
 
@@ -118,7 +136,7 @@ class OwnNorms(nn.Module):
 
 
 class OwnRmsNorms(nn.Module):
-    """x / rms(x) of each head, times weights of its own, stored under the whole name: plamo 2.  [T, H, E] -> [T, H, E]"""
+    """x / rms(x) of each head, times weights of its own, stored under the whole name: plamo 2, k2 horizon.  [T, H, E] -> same"""
 
     def __init__(self, heads: int, width: int, name: str, placement: Placement, eps: float) -> None:
         super().__init__()
@@ -131,7 +149,7 @@ class OwnRmsNorms(nn.Module):
         return ops.multiply(self.norm(x).flatten(1), weights).unflatten(1, self.weight.shape)
 
     def windows(self) -> Iterator[Window]:
-        yield Window(self.name, TensorPlace(self.weight))
+        yield Window(self.name, TensorPlace(self.weight), partial(torch.reshape, shape=self.weight.shape))
 
 
 class HeadsNorm(nn.Module):

@@ -17,6 +17,11 @@ from vllm.weights import TensorPlace, Window
 class Alibi:
     """Less with the distance, by a slope per head.  https://arxiv.org/abs/2108.12409"""
 
+    scaled: bool = False
+    """By as much as products of queries and keys are: falcon's"""
+    root: bool = False
+    """Less with the root of the distance: step 1's"""
+
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
@@ -66,6 +71,11 @@ def bucket_of(distances: Tensor, buckets: Buckets) -> Tensor:
     growth = torch.log(far.float() / exact) / math.log(buckets.farthest / exact) * (side - exact)
     widening = (exact + growth.clamp_min(0).long()).clamp_max(side - 1)
     return torch.where(far < exact, far, widening) + (side * (distances > 0) if buckets.both_ways else 0)
+
+
+def root_bias(slopes: Tensor, longest: int) -> Tensor:
+    """Return what scores get for the roots of distances, as `RelativeBias` has it.  [H] -> [H, 2 longest + 1]"""
+    return -slopes[:, None] * torch.arange(-longest, longest + 1).abs().float().sqrt()
 
 
 def alibi_slopes(heads: int) -> Tensor:

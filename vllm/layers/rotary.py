@@ -198,6 +198,19 @@ class Proportional:
 
 
 @dataclass(frozen=True, slots=True)
+class Leading:
+    """The first pairs, with the frequencies that they would have without the others; those stay as they are."""
+
+    width: int
+    """Of the elements that are rotated"""
+
+    def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
+        found = torch.zeros(width // 2)
+        found[: self.width // 2] = 1 / _wavelengths(theta, self.width)
+        return found, 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class DynamicNtk:
     """A larger theta, as much larger as the longest sequence is longer than the original ones."""
 

@@ -12,15 +12,16 @@ from vllm.errors import ModelError
 LAYOUTS = {
     "safetensors": ("model.safetensors", "*.safetensors"),
     "pt": ("pytorch_model.bin", "pytorch_model*.bin"),
+    "fairseq2": ("model.pt", "model.pt"),
 }
-"""load_format → the name of an unsplit file, the pattern of all files."""
+"""load_format → the name of an unsplit file, the pattern of all files; fairseq2's is taken by "auto" where there is no other."""
 _OTHER_FORMATS = ("*.gguf", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.onnx", "consolidated*.safetensors")
 
 
 def weight_files(path: Path, load_format: str = "auto") -> list[Path]:
     """Return the files that hold the weights of the model in the folder `path`, each weight once.
 
-    `load_format` is "safetensors", "pt" (pickled), or "auto": safetensors, and pickled where there are none.
+    `load_format` is "safetensors", "pt" (pickled), or "auto": safetensors, and pickled where there are none, at last fairseq2's.
     Raises ModelError if there are none, or if an index names a file that is not there.
     """
     formats = [load_format] if load_format in LAYOUTS else list(LAYOUTS)

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 _MODEL_TYPES: Mapping[str, str] = {
+    "RefinedWeb": "falcon",
+    "RefinedWebModel": "falcon",
     "kimi_k2": "deepseek_v3",
     "llama_bidirec": "llama",  # nvidia's embedding models
     "new": "gte",  # Alibaba-NLP/new-impl
+    "stablelm_epoch": "stablelm",
 }
 """A model type → the one whose configuration has the same fields."""
 
@@ -24,8 +27,23 @@ _GPT2: Mapping[str, str] = {
     "n_layer": "num_hidden_layers",
     "n_positions": "max_position_embeddings",
 }
-_FIELDS: Mapping[str, Mapping[str, str]] = {"jais": _GPT2, "nomic_bert": _GPT2}
+_FALCON: Mapping[str, str] = {
+    "n_head": "num_attention_heads",
+    "n_head_kv": "num_kv_heads",
+    "n_layer": "num_hidden_layers",
+}
+_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "RefinedWeb": _FALCON,
+    "RefinedWebModel": _FALCON,
+    "falcon": _FALCON,
+    "jais": _GPT2,
+    "nomic_bert": _GPT2,
+    "stablelm_epoch": {"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"},
+}
 """Model type → its older names of fields."""
+
+_FACTS: Mapping[str, dict[str, Any]] = {"RefinedWeb": {"new_decoder_architecture": True}}
+"""Model type → what it says by itself."""
 
 _GATED_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "glu": "sigmoid"}
 
@@ -37,7 +55,7 @@ def translated(content: dict[str, Any]) -> dict[str, Any]:
         return content
     content = {**content, "model_type": _MODEL_TYPES.get(model_type, model_type)}
     older = _FIELDS.get(model_type, {})
-    content = {older.get(name, name): value for name, value in content.items()}
+    content = {older.get(name, name): value for name, value in content.items()} | _FACTS.get(model_type, {})
     if older and content.get("activation_function") in _GATED_ACTIVATIONS:
         content["hidden_act"] = _GATED_ACTIVATIONS[content.pop("activation_function")]
     return content

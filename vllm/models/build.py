@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -19,6 +19,7 @@ from vllm.layers.blocks import (
     AfterBranch,
     Beside,
     FeedForward,
+    Normed,
     OnNorm,
     Parallel,
     PostNorm,
@@ -47,17 +48,17 @@ from vllm.layers.embedding import (
 )
 from vllm.layers.linear import Linear, Part, scaled, split
 from vllm.layers.mlp import ClampedGate, Mlp, SparseGate
-from vllm.layers.norm import LayerNorm, RmsNorm
+from vllm.layers.norm import GroupedRmsNorm, LayerNorm, RmsNorm
 from vllm.layers.per_layer import PerLayerInput, Reading, Scaled
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
-from vllm.layers.position_bias import Buckets, RelativeBias
+from vllm.layers.position_bias import Alibi, Buckets, RelativeBias
 from vllm.layers.recurrent import Exact
 from vllm.layers.rotary import NoRotary, Rope, Rotary, SpatialRotary
 from vllm.layers.skip import Passed, Way
 from vllm.layers.transformer import Transformer
 from vllm.models.build_assistant import build_assisted
-from vllm.models.build_attention import build_attention, build_sharing
+from vllm.models.build_attention import build_attention, build_recalling, build_sharing
 from vllm.models.build_cross import build_cross, build_encoder, build_sound_input
 from vllm.models.build_experts import build_experts
 from vllm.models.build_lanes import build_lane, build_lanes_input, build_lanes_output
@@ -72,6 +73,7 @@ from vllm.models.spec import (
     Mixer,
     MlpSpec,
     MoeSpec,
+    RecallSpec,
     TogetherSpec,
     TransformerSpec,
 )
@@ -131,6 +133,8 @@ class Builder:
     """Layers with the same rope share one table."""
     biases: dict[tuple[Buckets, str], RelativeBias] = field(default_factory=dict)
     """Layers with the same learned bias share it."""
+    root_biases: dict[tuple[Alibi, int], Tensor] = field(default_factory=dict)
+    """So do those with the same bias for roots of distances, by the number of their heads."""
     shared: dict[tuple[str, ...], nn.Module] = field(default_factory=dict)
     """What was made of a tensor, by its name: layers whose tensors have one name are one (albert)."""
     num_caches: int = 0
@@ -235,6 +239,9 @@ class Builder:
         return Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")
 
     def layer(self, index: int, layer: LayerSpec) -> nn.Module:
+        if layer.normed:
+            block = self.layer(index, replace(layer, normed=False))
+            return Normed(block, self.norm(self.spec.width, self.spec.names["norm"], "norm"))
         if self.spec.lanes is not None:
             return build_lane(self, index, layer, self.spec.lanes)
         block = self.block(index, layer)
@@ -285,6 +292,8 @@ class Builder:
                 return build_sharing(self, index, mixer, self.attentions[mixer.shares_cache_of])
             self.attentions[index] = attention = build_attention(self, index, mixer)
             return attention
+        if isinstance(mixer, RecallSpec):
+            return build_recalling(self, index, mixer.attention, self.attentions[mixer.recalled])
         if isinstance(mixer, TogetherSpec):
             return Together([self.mixer(index, one) for one in mixer.mixers])
         if self.placement.group.size > 1:
@@ -342,6 +351,8 @@ class Builder:
 
     def norm(self, width: int, name: str, role: str = "") -> nn.Module:
         norm, shift = self.spec.norm, self.spec.norm_shifts.get(role, 0.0)
+        if norm.groups > 1 and width == self.spec.width:
+            return self.once(partial(GroupedRmsNorm, width, norm.groups, name, self.placement, norm.eps), name)
         if norm.kind == "rms":
             return self.once(partial(RmsNorm, width, name, self.placement, norm.eps, norm.offset, shift), name)
         make = partial(
@@ -363,6 +374,8 @@ class Builder:
         return self.rotaries[rope]
 
     def name(self, role: str, index: Index, expert: int = 0) -> str:
+        if self.spec.stored_layers is not None and isinstance(index, int):
+            index %= self.spec.stored_layers
         return self.spec.names[role].format(i=index, x=expert)
 
     def check_activation(self, name: str) -> None:

@@ -16,12 +16,15 @@ from vllm.layers.attention import (
     BlockAttention,
     ChunkedAttention,
     GatedAttention,
+    HeadScores,
+    NarrowQuery,
     NormedValueAttention,
+    RecallingAttention,
     SharingAttention,
 )
 from vllm.layers.linear import Clipped, Part, cut_third, split
 from vllm.layers.norm import HeadsNorm, OwnNorms, OwnRmsNorms, PlainRmsNorm
-from vllm.layers.position_bias import Alibi, RelativeBias, alibi_slopes
+from vllm.layers.position_bias import Alibi, RelativeBias, alibi_slopes, root_bias
 from vllm.layers.recurrent import Exact
 from vllm.layers.rotary import NormedRotary, TemperedRotary
 from vllm.models.spec import AttentionSpec
@@ -32,14 +35,21 @@ if TYPE_CHECKING:
 
 
 def build_attention(
-    builder: Builder, index: Index, attention: AttentionSpec, qkv: nn.Module | None = None
+    builder: Builder,
+    index: Index,
+    attention: AttentionSpec,
+    qkv: nn.Module | None = None,
+    kind: Callable[..., Attention] | None = None,
 ) -> Attention:
-    """Make a layer's attention; `qkv` is what makes q, k and v, if it isn't a matrix of this layer alone."""
+    """Make a layer's attention; `qkv` is what makes q, k and v, if it isn't a matrix of this layer alone, and `kind` what it
+    is if its spec doesn't say so."""
     if attention.heads % attention.kv_heads:
         raise ModelError(
             f"{attention.heads} attention heads cannot share {attention.kv_heads} key-value heads evenly; "
             "check num_attention_heads and num_key_value_heads in the model's config"
         )
+    if qkv is None and attention.query_rank:
+        qkv = _narrow_query(builder, index, attention)
     if qkv is None:
         qkv = builder.linear(builder.spec.width, qkv_parts(builder, index, attention), attention.qkv_bias, shard="rows")
     if attention.clip is not None:
@@ -55,7 +65,7 @@ def build_attention(
     norms, rotary = _head_norms(builder, index, attention), _tempered(builder, attention)
     if attention.head_norm == "turned":
         norms, rotary = (nn.Identity(), nn.Identity()), NormedRotary(rotary, *norms)
-    return _kind(builder, attention)(
+    return (kind or _kind(builder, attention))(
         builder.next_cache(),
         heads,
         (qkv, builder.linear(attention.heads * attention.head_dim, out, attention.out_bias, shard="width")),
@@ -63,6 +73,18 @@ def build_attention(
         rotary=rotary,
         options=options,
         learned=learned,
+    )
+
+
+def _narrow_query(builder: Builder, index: Index, attention: AttentionSpec) -> NarrowQuery:
+    """Make what makes q, k and v, q by way of something narrow."""
+    rank, kv, q = attention.query_rank, attention.kv_heads * attention.head_dim, attention.heads * attention.head_dim
+    parts = [Part(builder.name(role, index), rows) for role, rows in (("q", rank), ("k", kv), ("v", kv))]
+    return NarrowQuery(
+        builder.linear(builder.spec.width, parts, attention.qkv_bias),
+        builder.norm(rank, builder.name("q_a_norm", index)),
+        builder.linear(rank, [Part(builder.name("q_b", index), q)], False),
+        rank,
     )
 
 
@@ -76,6 +98,16 @@ def _kind(builder: Builder, attention: AttentionSpec) -> Callable[..., Attention
         v_norm = PlainRmsNorm(attention.head_dim, builder.placement, builder.spec.norm.eps)
         return partial(NormedValueAttention, v_norm)
     return GatedAttention if attention.gated else Attention
+
+
+def build_recalling(builder: Builder, index: Index, attention: AttentionSpec, source: Attention) -> RecallingAttention:
+    """Make an attention that attends to what another one keeps, too."""
+    name = builder.name("recall", index)
+    make = partial(HeadScores, attention.heads, attention.head_dim, name, builder.placement)
+    kind = partial(RecallingAttention, source, builder.once(make, name))
+    made = build_attention(builder, index, attention, kind=kind)
+    assert isinstance(made, RecallingAttention)
+    return made
 
 
 def build_sharing(builder: Builder, index: Index, attention: AttentionSpec, source: Attention) -> SharingAttention:
@@ -103,8 +135,7 @@ def _options(builder: Builder, index: Index, attention: AttentionSpec) -> tuple[
         sinks = Exact(heads, name=name, placement=builder.placement, cut=cut)
         return replace(options, sinks=sinks.value), [sinks]
     if isinstance(buckets, Alibi):
-        slopes = group.cut(alibi_slopes(attention.heads), 0).to(builder.placement.device)
-        return replace(options, alibi_slopes=slopes), []
+        return _with_distances(builder, attention, buckets, options), []
     if buckets is None:
         return options, []
     if builder.placement.group.size > 1:
@@ -114,6 +145,20 @@ def _options(builder: Builder, index: Index, attention: AttentionSpec) -> tuple[
         builder.biases[buckets, name] = RelativeBias(attention.heads, buckets, name, builder.placement)
     bias = builder.biases[buckets, name]
     return replace(options, bias=bias.table), [bias]
+
+
+def _with_distances(
+    builder: Builder, attention: AttentionSpec, alibi: Alibi, options: AttentionOptions
+) -> AttentionOptions:
+    """Return the options with what scores get for distances."""
+    device = builder.placement.device
+    slopes = builder.placement.group.cut(alibi_slopes(attention.heads), 0)
+    if alibi.root:
+        key = (alibi, attention.heads)
+        if key not in builder.root_biases:
+            builder.root_biases[key] = root_bias(slopes, builder.max_model_len).to(device)
+        return replace(options, bias=builder.root_biases[key])
+    return replace(options, alibi_slopes=(slopes * attention.scale if alibi.scaled else slopes).to(device))
 
 
 def qkv_parts(builder: Builder, index: Index, attention: AttentionSpec) -> list[Part]:
@@ -158,7 +203,7 @@ def _head_norm(builder: Builder, role: str, index: Index, attention: AttentionSp
             return OwnRmsNorms(count, attention.head_dim, builder.name(role, index), builder.placement, eps)
         return OwnNorms(count, attention.head_dim, builder.name(role, index), builder.placement, eps, bias=bias)
     if attention.head_norm in ("head", "turned"):
-        return builder.norm(attention.head_dim, builder.name(role, index))
+        return builder.norm(attention.head_dim, builder.name(role, index), role)
     if attention.head_norm == "":
         return nn.Identity()
     if attention.head_norm == "plain":

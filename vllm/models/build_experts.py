@@ -123,6 +123,12 @@ def _parts(builder: Builder, index: Index, moe: MoeSpec, expert: int) -> Iterato
         columns = partial(_take_columns, moe.num_experts, expert)
         yield ExpertPart(builder.name("experts_down", index), expert, "down", 0, width, columns)
         return
+    if moe.layout == "apart":
+        whole_matrix = _cut(expert, False)
+        yield ExpertPart(builder.name("experts_gate", index), expert, "gate_up", 0, inner, whole_matrix)
+        yield ExpertPart(builder.name("experts_up", index), expert, "gate_up", inner, inner, whole_matrix)
+        yield ExpertPart(builder.name("experts_down", index), expert, "down", 0, width, whole_matrix)
+        return
     gate_up, down = builder.name("experts_gate_up", index), builder.name("experts_down", index)
     kind: Literal["rows", "mxfp4"] = "mxfp4" if moe.layout == "mxfp4" else "rows"
     transposed = moe.layout in ("transposed", "turns")

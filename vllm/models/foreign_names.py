@@ -240,7 +240,8 @@ WITHOUT_CACHE: frozenset[str] = frozenset(
 _NEEDS_PIXELS = "transformers' module wants the picture again with every token"
 UNFIT: dict[str, str] = {
     "InstructBlipVideoForConditionalGeneration": _NEEDS_PIXELS,
+    "QuantMixtralForCausalLM": "its checkpoints hold quantized weights; use one of MixtralForCausalLM without quantization_config",
 }
-"""Models that take media and can't be computed, and why."""
+"""Architectures that can't be computed, and why."""
 SPEECH = ("MoonshineForConditionalGeneration", "WhisperForConditionalGeneration")
 """Models with an encoder of sounds and a decoder"""

@@ -27,10 +27,10 @@ then its k and v; q, and one of k and v head by head; three, and one of the gate
 of which k's is v's too."""
 MlpLayout = Literal["split", "gate_up", "up_gate", "turns"]
 """How it stores a gate and what it is a gate of: two tensors; one, gate first; one, gate last; one, taking turns, row by row."""
-ExpertLayout = Literal["each", "stacked", "transposed", "turns", "mxfp4", "flat"]
+ExpertLayout = Literal["each", "stacked", "transposed", "turns", "mxfp4", "flat", "apart"]
 """How it stores experts: each by itself, gate and up too; all in one tensor, [X, rows, width], gate above up; the same as [X,
 width, rows]; the same with gate and up taking turns, row by row; rows that take turns, packed in MXFP4; gate,
-up and down in three tensors, [X width, D]."""
+up and down in three tensors, [X width, D]; the same, [X, width, D]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,8 @@ class AttentionSpec:
     together."""
     own_norms: NormSpec | None = None
     """Each head of q and k has a norm of its own instead."""
+    query_rank: int = 0
+    """Queries are made of a product that is so narrow, and that is normalised; 0: they are made at once"""
     qkv_bias: bool = False
     k_bias: bool = True
     """Where q and v have one, k has one too."""
@@ -96,6 +98,16 @@ class LatentSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallSpec:
+    """Attention to a layer's own tokens, and by the same queries to what an earlier layer keeps; each head weighs the two by a
+    product with its query."""
+
+    attention: AttentionSpec
+    recalled: int
+    """Which layer"""
+
+
+@dataclass(frozen=True, slots=True)
 class TogetherSpec:
     """Mixers of one layer that read the same, and whose results are added."""
 
@@ -104,6 +116,7 @@ class TogetherSpec:
 
 Mixer = (
     AttentionSpec
+    | RecallSpec
     | LatentSpec
     | MambaSpec
     | Mamba2Spec
@@ -231,6 +244,8 @@ class LayerSpec:
     """In a block that is assisted"""
     scaled: bool = False
     """The result is multiplied with a learned number."""
+    normed: bool = False
+    """The model's last norm stands behind it."""
 
     @property
     def attention(self) -> AttentionSpec:
@@ -247,6 +262,8 @@ class NormSpec:
     eps: float
     offset: float = 0.0
     """Added to the weight."""
+    groups: int = 1
+    """Into how many parts, each normalised by itself, an rms norm cuts the model's width"""
     affine: bool = True
     """A layer norm has a weight, and a bias unless `bias` says otherwise."""
     bias: bool = True
@@ -345,10 +362,10 @@ class TransformerSpec:
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
     layer, {x} for the expert.  Roles: embed, embed_unwritten (both with their endings then), positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, of an entry that hears conv1 and conv2, and per layer q, k, v or qkv, o, q_norm, k_norm, cross_q, cross_k,
-    cross_v, cross_o, norm_cross, of pictures cross_q_norm, cross_k_norm and with their endings cross_gate and ffn_gate, norm1, norm1_after, norm2, norm2_after, attention_gate, sinks with its ending, norm_beside,
+    cross_v, cross_o, norm_cross, recall, of pictures cross_q_norm, cross_k_norm and with their endings cross_gate and ffn_gate, norm1, norm1_after, norm2, norm2_after, attention_gate, sinks with its ending, norm_beside,
     gate, up or gate_up, down, router, expert_gate, expert_up, expert_down or with their endings experts_gate_up, experts_gate,
     experts_up, experts_down, correction, router_scale and expert_scales with their endings, shared_gate_up, shared_gate, shared_up,
-    shared_down, shared_router, narrow, widen; of latent attention q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b; of a recurrent
+    shared_down, shared_router, narrow, widen; of attention by a narrow query q_a_norm and q_b, of latent attention q_a too, kv_a, kv_a_norm, kv_b; of a recurrent
     layer enter or delta_q, delta_k and delta_v, enter_gate, control, beta, decay, decay_up, enter_gate_up, conv or conv_q, conv_k
     and conv_v, lru, select, spread, dt_norm, b_norm, c_norm, mixer_norm, leave, and with their endings a_log, skip, dt_bias; of
     embeddings for each layer per_layer_embed, per_layer_project, per_layer_norm, and per layer per_layer_gate, per_layer_out,
@@ -366,6 +383,9 @@ class TransformerSpec:
     tied: bool = True
     """The head that generates is the embedding's table."""
     final_norm: bool = True
+    stored_layers: int | None = None
+    """How many layers the checkpoint has, where there are more of them: a layer reads what one of the checkpoint does, whose number is
+    what is left of its own by this.  They share matrices and norms."""
     head: HeadSpec = HeadSpec()
     branch_scale: float = 1.0
     """What the result of a block's branch is multiplied with before it is added."""

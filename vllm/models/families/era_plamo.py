@@ -1,10 +1,14 @@
-"""Plamo 2: state spaces with heads, and attention on some layers, between norms.  Published with code of its own."""
+"""Plamo between norms: 2 has state spaces with heads, and attention on some layers; 3 has attention alone.
+
+Published with code of their own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from vllm.errors import ModelError
 from vllm.models.families.era import known
 from vllm.models.families.llama import attention_of, decoder_of
 from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec, TransformerSpec
@@ -79,3 +83,48 @@ def _states(config: Any) -> MambaSpec:
         norm_eps=config.rms_norm_eps,
         heads=config.mamba_num_heads,
     )
+
+
+PLAMO3_NAMES: Mapping[str, str] = {
+    **NAMES,
+    "q_norm": f"{_LAYER}.mixer.q_norm",
+    "k_norm": f"{_LAYER}.mixer.k_norm",
+}
+_PLAMO3_SHIFTS = {**_SHIFTS, "q_norm": 1.0, "k_norm": 1.0}
+
+
+def plamo3(config: Any) -> TransformerSpec:
+    """Windows with a rope of their own, but for every so manyth layer; norms on the heads of q and k."""
+    if getattr(config, "scale_embedding", False):
+        raise ModelError("scale_embedding=True: a plamo 3 with scaled embeddings is not supported; use one without")
+    tied = getattr(config, "tie_word_embeddings", True)
+    config, window = known(config), _plamo3_window(config)
+    config.rope_parameters = _plamo3_ropes(config)
+    mlp = MlpSpec(config.intermediate_size, "silu", layout="gate_up")
+    local = _plamo3_attention(config, "sliding_attention", window)
+    kinds = (local,) * (config.sliding_window_pattern - 1) + (_plamo3_attention(config, "full_attention", None),)
+    layers = [LayerSpec(kinds[index % len(kinds)], mlp, "sandwich") for index in range(config.num_hidden_layers)]
+    return decoder_of(config, layers.__getitem__, names=PLAMO3_NAMES, norm_shifts=_PLAMO3_SHIFTS, tied=tied)
+
+
+def _plamo3_attention(config: Any, kind: str, window: int | None) -> AttentionSpec:
+    return attention_of(config, kind, window=window, layout="concat", head_norm="head")
+
+
+def _plamo3_window(config: Any) -> int:
+    """Return the size of the windows, under its name or under the one it had first: a number, or one for each layer."""
+    found = getattr(config, "sliding_window", None) or config.window_size
+    sizes = {size for size in found if size is not None} if isinstance(found, list) else {found}
+    if len(sizes) != 1:
+        raise ModelError(f"sliding_window={found}: of plamo 3, those with windows of one size are supported")
+    return int(sizes.pop())
+
+
+def _plamo3_ropes(config: Any) -> dict[str, Any]:
+    theta = getattr(config, "rope_theta", None) or config.rope_global_theta
+    full: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    if (factor := getattr(config, "rope_scaling_factor", 1)) != 1:
+        original = config.initial_context_length
+        full |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, "truncate": False}
+    local = {"rope_type": "default", "rope_theta": config.rope_local_theta}
+    return {"full_attention": full, "sliding_attention": local}

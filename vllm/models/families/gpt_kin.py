@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from vllm.errors import ModelError
 from vllm.layers.position_bias import Alibi
@@ -20,7 +20,7 @@ from vllm.models.families.gpt import (
     plain_mlp,
 )
 from vllm.models.families.llama import NAMES, attention_of, decoder_of
-from vllm.models.spec import EntrySpec, HeadSpec, LayerSpec, NormSpec, PositionsSpec, TransformerSpec
+from vllm.models.spec import AttentionSpec, EntrySpec, HeadSpec, LayerSpec, NormSpec, PositionsSpec, TransformerSpec
 
 PHI_NAMES: Mapping[str, str] = {
     **NAMES,
@@ -172,16 +172,29 @@ def _refuse_other_mpt(attention: Any, heads: int) -> None:
 
 
 def falcon(config: Any) -> TransformerSpec:
-    """Both branches under one norm, heads that share one key and value, no biases: falcon 7b and its like."""
-    if not config.multi_query or config.new_decoder_architecture or not config.parallel_attn or config.alibi:
-        raise ModelError(
-            "of falcon, those with multi_query and parallel_attn, without new_decoder_architecture and alibi are "
-            "supported; use model_impl='transformers' for others"
-        )
-    attention = attention_of(config, kv_heads=1, bias=config.bias, layout="concat")
+    """Gpt with rotated heads that share keys and values, and both branches under one norm (7b) or under norms of their own
+    (40b); or with distances in the scores and one branch behind the other (rw)."""
+    block, norms = _falcon_block(config)
     width = getattr(config, "ffn_hidden_size", None) or 4 * config.hidden_size
-    layer = LayerSpec(attention, plain_mlp(width, config.activation, bias=config.bias), "parallel_one")
-    return gpt2_decoder(config, layer, FALCON_NAMES)
+    mlp = plain_mlp(width, config.activation, bias=config.bias)
+    layer = LayerSpec(_falcon_attention(config), mlp, block)
+    return gpt2_decoder(config, layer, {**FALCON_NAMES, **norms})
+
+
+def _falcon_block(config: Any) -> tuple[Literal["pre", "parallel", "parallel_one"], Mapping[str, str]]:
+    """Return how the branches of a layer are joined, and the names of its norms where they are others."""
+    if config.new_decoder_architecture and getattr(config, "num_ln_in_parallel_attn", None) != 1:
+        return "parallel", {"norm1": "transformer.h.{i}.ln_attn", "norm2": "transformer.h.{i}.ln_mlp"}
+    return "parallel_one" if config.new_decoder_architecture or config.parallel_attn else "pre", {}
+
+
+def _falcon_attention(config: Any) -> AttentionSpec:
+    attention = attention_of(config, kv_heads=config.num_attention_heads, bias=config.bias, layout="per_head")
+    if config.new_decoder_architecture:
+        attention = replace(attention, kv_heads=config.num_kv_heads, layout="per_group")
+    elif config.multi_query:
+        attention = replace(attention, kv_heads=1, layout="concat")
+    return replace(attention, rope=None, position_bias=Alibi(scaled=True)) if config.alibi else attention
 
 
 def biogpt(config: Any) -> TransformerSpec:

@@ -1,0 +1,249 @@
+"""Models that are llama but for a few parts: their mathematics, as published, without a cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.conformance.published_llama import (
+    HEAD_DIM,
+    HEADS,
+    INNER,
+    KV_HEADS,
+    LLAMA,
+    WIDTH,
+    Config,
+    Model,
+    Shapes,
+    Weights,
+    attention_shapes,
+    ends,
+    gated,
+    gated_shapes,
+    heads_of,
+    linear,
+    norm_shapes,
+    rms,
+)
+from tests.conformance.published_parts import attend, rotate
+
+LAYERS, EXPERTS, EXPERT_WIDTH, RANK = 4, 6, 24, 40
+_SCALE = HEAD_DIM**-0.5
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+def _distances(length: int) -> Tensor:
+    places = torch.arange(length)
+    return places[:, None] - places
+
+
+def _windowed(length: int, window: int | None) -> Tensor:
+    hidden = _distances(length) >= (length if window is None else window)
+    return torch.zeros(length, length).masked_fill(hidden, -math.inf)
+
+
+def chosen_experts(weights: Weights, name: str, x: Tensor, scores: Tensor, shares: Tensor) -> Tensor:
+    """Add up what the two experts of the greatest scores make of each token, by their shares, which add up to 1."""
+    _, chosen = scores.topk(2)
+    shares = shares.gather(1, chosen)
+    every = torch.stack([gated(weights, f"{name}.{expert}", x) for expert in range(EXPERTS)], 1)
+    found = every[torch.arange(len(x))[:, None], chosen] * (shares / shares.sum(-1, keepdim=True))[..., None]
+    return found.sum(1)
+
+
+# ── plamo 3: between norms, windows with a rope of their own ────────────────────────────────────────────────────────
+
+PLAMO3: Config = {
+    **LLAMA, "model_type": "plamo3", "num_hidden_layers": LAYERS, "head_dim": HEAD_DIM, "window_size": 6,
+    "sliding_window_pattern": 3, "rope_theta": 50000.0, "rope_local_theta": 10000.0, "tie_word_embeddings": True,
+    "rope_scaling_factor": 1, "initial_context_length": None, "scale_embedding": False,
+}  # fmt: skip
+_SHIFTS = {"pre_mixer": 1.0, "post_mixer": 1 / 5, "pre_mlp": 1.0, "post_mlp": 1 / 5**1.5}
+
+
+def _plamo3_shapes() -> Shapes:
+    shapes = ends()
+    del shapes["lm_head.weight"]
+    for layer in range(LAYERS):
+        name = f"model.layers.layers.{layer}"
+        shapes |= {
+            f"{name}.mixer.qkv_proj.weight": ((HEADS + 2 * KV_HEADS) * HEAD_DIM, WIDTH),
+            f"{name}.mixer.o_proj.weight": (WIDTH, HEADS * HEAD_DIM),
+            f"{name}.mlp.gate_up_proj.weight": (2 * INNER, WIDTH),
+            f"{name}.mlp.down_proj.weight": (WIDTH, INNER),
+        }
+        shapes |= norm_shapes(name, *(f"{norm}_norm" for norm in _SHIFTS))
+        shapes |= norm_shapes(f"{name}.mixer", "q_norm", "k_norm", width=HEAD_DIM)
+    return shapes
+
+
+def plamo3(config: Config, weights: Weights, ids: Tensor) -> Tensor:
+    x = weights["model.embed_tokens.weight"][ids]
+    for layer in range(LAYERS):
+        name = f"model.layers.layers.{layer}"
+        is_full = (layer + 1) % config["sliding_window_pattern"] == 0
+        theta, window = (config["rope_theta"], None) if is_full else (config["rope_local_theta"], config["window_size"])
+
+        def norm(part: str, y: Tensor, name: str = name) -> Tensor:
+            return rms(weights, f"{name}.{part}_norm", y, offset=_SHIFTS[part])
+
+        heads = linear(weights, f"{name}.mixer.qkv_proj", norm("pre_mixer", x)).unflatten(1, (-1, HEAD_DIM))
+        q, k, v = heads.split((HEADS, KV_HEADS, KV_HEADS), dim=1)
+        q, k = rms(weights, f"{name}.mixer.q_norm", q, 1.0), rms(weights, f"{name}.mixer.k_norm", k, 1.0)
+        mixed = attend(rotate(q, theta), rotate(k, theta), v, _SCALE, _windowed(len(ids), window))
+        x = x + norm("post_mixer", linear(weights, f"{name}.mixer.o_proj", mixed))
+        gate, up = linear(weights, f"{name}.mlp.gate_up_proj", norm("pre_mlp", x)).chunk(2, -1)
+        x = x + norm("post_mlp", linear(weights, f"{name}.mlp.down_proj", F.silu(gate) * up))
+    return F.linear(rms(weights, "model.norm", x, 1.0), weights["model.embed_tokens.weight"])
+
+
+# ── step 1: roots of distances in the scores ────────────────────────────────────────────────────────────────────────
+
+STEP1: Config = {
+    "model_type": "step1", "num_attention_groups": KV_HEADS, "num_hidden_layers": LAYERS,
+    **{name: value for name, value in LLAMA.items() if name not in ("num_key_value_heads", "rope_theta")},
+}  # fmt: skip
+
+
+def _step1_shapes() -> Shapes:
+    shapes = ends()
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}"
+        shapes |= attention_shapes(f"{name}.self_attn") | gated_shapes(f"{name}.mlp") | norm_shapes(name, *_NORMS)
+    return shapes
+
+
+def step1(config: Config, weights: Weights, ids: Tensor) -> Tensor:
+    x = weights["model.embed_tokens.weight"][ids]
+    slopes = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8])  # of four heads
+    bias = -slopes[:, None, None] * _distances(len(ids)).clamp(min=0).sqrt()
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}"
+        q, k, v = heads_of(weights, f"{name}.self_attn", rms(weights, f"{name}.input_layernorm", x))
+        x = x + linear(weights, f"{name}.self_attn.o_proj", attend(q, k, v, _SCALE, bias))
+        x = x + gated(weights, f"{name}.mlp", rms(weights, f"{name}.post_attention_layernorm", x))
+    return linear(weights, "lm_head", rms(weights, "model.norm", x))
+
+
+# ── step 3: queries by way of something narrow, one key and value, experts ──────────────────────────────────────────
+
+STEP3: Config = {
+    "model_type": "step3_text", "num_attention_groups": 1, "num_hidden_layers": LAYERS, "head_dim": HEAD_DIM,
+    "share_q_dim": RANK, "moe_num_experts": EXPERTS, "moe_top_k": 2, "moe_intermediate_size": EXPERT_WIDTH,
+    "share_expert_dim": INNER, "norm_expert_weight": True, "moe_layers_enum": "1,3", "max_position_embedding": 128,
+    **{name: value for name, value in LLAMA.items() if name not in ("num_key_value_heads", "max_position_embeddings")},
+}  # fmt: skip
+
+
+def _step3_shapes() -> Shapes:
+    shapes = ends()
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}"
+        shapes |= norm_shapes(name, *_NORMS) | norm_shapes(f"{name}.self_attn", "inter_norm", width=RANK)
+        parts = {"q_proj": (RANK, WIDTH), "k_proj": (HEAD_DIM, WIDTH), "v_proj": (HEAD_DIM, WIDTH)}
+        parts |= {"wq": (HEADS * HEAD_DIM, RANK), "o_proj": (WIDTH, HEADS * HEAD_DIM)}
+        shapes |= {f"{name}.self_attn.{part}.weight": shape for part, shape in parts.items()}
+        if layer not in (1, 3):
+            shapes |= gated_shapes(f"{name}.mlp")
+            continue
+        shapes |= gated_shapes(f"{name}.share_expert") | {f"{name}.moe.gate.weight": (EXPERTS, WIDTH)}
+        shapes |= {f"{name}.moe.{part}_proj.weight": (EXPERTS, EXPERT_WIDTH, WIDTH) for part in ("gate", "up")}
+        shapes[f"{name}.moe.down_proj.weight"] = (EXPERTS, WIDTH, EXPERT_WIDTH)
+    return shapes
+
+
+def one_by_one(weights: Weights, name: str) -> Weights:
+    """Take experts apart that are stored in three tensors."""
+    return {
+        f"{name}.{expert}.{part}_proj.weight": matrix
+        for part in ("gate", "up", "down")
+        for expert, matrix in enumerate(weights[f"{name}.{part}_proj.weight"])
+    }
+
+
+def step3(config: Config, weights: Weights, ids: Tensor) -> Tensor:
+    x = weights["model.embed_tokens.weight"][ids]
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}"
+        y = rms(weights, f"{name}.input_layernorm", x)
+        narrow = rms(weights, f"{name}.self_attn.inter_norm", linear(weights, f"{name}.self_attn.q_proj", y))
+        q = linear(weights, f"{name}.self_attn.wq", narrow).unflatten(1, (HEADS, HEAD_DIM))
+        k, v = (linear(weights, f"{name}.self_attn.{part}_proj", y)[:, None] for part in "kv")
+        x = x + linear(weights, f"{name}.self_attn.o_proj", attend(rotate(q), rotate(k), v, _SCALE))
+        y = rms(weights, f"{name}.post_attention_layernorm", x)
+        if layer not in (1, 3):
+            x = x + gated(weights, f"{name}.mlp", y)
+            continue
+        shares = linear(weights, f"{name}.moe.gate", y).softmax(-1)
+        experts = one_by_one(weights, f"{name}.moe")
+        x = x + gated(weights, f"{name}.share_expert", y) + chosen_experts(experts, f"{name}.moe", y, shares, shares)
+    return linear(weights, "lm_head", rms(weights, "model.norm", x))
+
+
+# ── k2 horizon: norms of parts of a token, part of each head rotated, experts ───────────────────────────────────────
+
+HORIZON: Config = {
+    **LLAMA, "model_type": "k2_horizon", "num_hidden_layers": LAYERS, "head_dim": HEAD_DIM, "layernorm_num_groups": 4,
+    "query_key_norm": True, "rope_head_dim": 8, "num_experts": EXPERTS, "num_experts_per_tok": 2, "num_shared_experts": 1,
+    "moe_intermediate_size": EXPERT_WIDTH, "moe_gate_bias": True, "mlp_only_layers": [0], "decoder_sparse_step": 1,
+    "norm_topk_prob": True, "router_scaling_factor": 2.5, "router_score_func": "sigmoid", "attention_gate_func": None,
+    "mova_num_experts": 0, "mova_num_experts_per_tok": 0, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+}  # fmt: skip
+
+
+def _horizon_shapes() -> Shapes:
+    shapes = ends()
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}"
+        shapes |= attention_shapes(f"{name}.self_attn") | norm_shapes(name, *_NORMS)
+        shapes |= norm_shapes(f"{name}.self_attn", "q_norm", width=HEADS * HEAD_DIM)
+        shapes |= norm_shapes(f"{name}.self_attn", "k_norm", width=KV_HEADS * HEAD_DIM)
+        if layer == 0:
+            shapes |= gated_shapes(f"{name}.mlp")
+            continue
+        shapes |= {f"{name}.mlp.gate.weight": (EXPERTS, WIDTH), f"{name}.mlp.gate.bias": (EXPERTS,)}
+        shapes |= gated_shapes(f"{name}.mlp.shared_experts", EXPERT_WIDTH)
+        for expert in range(EXPERTS):
+            shapes |= gated_shapes(f"{name}.mlp.experts.{expert}", EXPERT_WIDTH)
+    return shapes
+
+
+def _rotate_first_pairs(x: Tensor, width: int) -> Tensor:
+    """Rotate those pairs, (i, i + E / 2), that would be the first `width` elements if pairs were neighbours."""
+    low, high = x.chunk(2, -1)
+    count = width // 2
+    turned = rotate(torch.cat((low[..., :count], high[..., :count]), -1))
+    first, second = turned.chunk(2, -1)
+    return torch.cat((first, low[..., count:], second, high[..., count:]), -1)
+
+
+def horizon(config: Config, weights: Weights, ids: Tensor) -> Tensor:
+    x, groups = weights["model.embed_tokens.weight"][ids], config["layernorm_num_groups"]
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}"
+        q, k, v = heads_of(weights, f"{name}.self_attn", rms(weights, f"{name}.input_layernorm", x, groups=groups))
+        q = rms(weights, f"{name}.self_attn.q_norm", q.flatten(1), groups=HEADS).unflatten(1, (HEADS, -1))
+        k = rms(weights, f"{name}.self_attn.k_norm", k.flatten(1), groups=KV_HEADS).unflatten(1, (KV_HEADS, -1))
+        q, k = (_rotate_first_pairs(part, config["rope_head_dim"]) for part in (q, k))
+        x = x + linear(weights, f"{name}.self_attn.o_proj", attend(q, k, v, _SCALE))
+        y = rms(weights, f"{name}.post_attention_layernorm", x, groups=groups)
+        if layer == 0:
+            x = x + gated(weights, f"{name}.mlp", y)
+            continue
+        shares = torch.sigmoid(F.linear(y, weights[f"{name}.mlp.gate.weight"]))
+        scores = shares + weights[f"{name}.mlp.gate.bias"]
+        found = chosen_experts(weights, f"{name}.mlp.experts", y, scores, shares) * config["router_scaling_factor"]
+        x = x + gated(weights, f"{name}.mlp.shared_experts", y) + found
+    return linear(weights, "lm_head", rms(weights, "model.norm", x, groups=groups))
+
+
+KIN: Mapping[str, Model] = {
+    "K2HorizonForCausalLM": (HORIZON, _horizon_shapes(), horizon),
+    "Plamo3ForCausalLM": (PLAMO3, _plamo3_shapes(), plamo3),
+    "Step1ForCausalLM": (STEP1, _step1_shapes(), step1),
+    "Step3TextForCausalLM": (STEP3, _step3_shapes(), step3),
+}

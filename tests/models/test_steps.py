@@ -1,0 +1,83 @@
+"""Step, plamo 3, K2 Horizon: what the conformance suite does not ask of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conformance import published
+from tests.conformance.published_kin import HORIZON, KIN, PLAMO3
+from vllm.errors import ModelError
+from vllm.layers.transformer import Transformer
+from vllm.models.families.era_horizon import k2_horizon
+from vllm.models.families.era_plamo import plamo3
+
+Load = Callable[..., Transformer]
+Compute = Callable[..., list[Tensor]]
+
+
+@pytest.mark.parametrize("architecture", KIN)
+def test_the_bits_are_the_same_in_any_steps(architecture: str, load: Load, compute: Compute, tmp_path: Path) -> None:
+    published.save(architecture, tmp_path)
+    prompt, other = torch.randint(3, published.VOCAB, (37,)), torch.randint(3, published.VOCAB, (23,))
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load(tmp_path, dtype=dtype)
+        alone = compute(model, [prompt])[0]
+        for chunk in (1, 7, 16):
+            assert torch.equal(compute(model, [other, prompt], chunk)[1], alone), f"chunks of {chunk}"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("K2HorizonForCausalLM", {"layernorm_num_groups": 1, "rope_head_dim": 16}),
+        ("K2HorizonForCausalLM", {"rope_head_dim": 4}),
+        ("Plamo3ForCausalLM", {"window_size": None, "sliding_window": [6, 6, None, 6]}),
+        ("Plamo3ForCausalLM", {"sliding_window_pattern": 2}),
+    ],
+    ids=str,
+)
+def test_other_sizes(architecture: str, changes: Any, load: Load, compute: Compute, tmp_path: Path) -> None:
+    written = published.save(architecture, tmp_path, **changes)
+    config = {**written.config, "window_size": 6} if architecture.startswith("Plamo3") else written.config
+    prompt = torch.randint(3, published.VOCAB, (29,))
+    found, expected = compute(load(tmp_path), [prompt])[0], written.compute(config, written.weights, prompt)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_a_stretched_plamo3_stretches_full_attention_alone() -> None:
+    spec = plamo3(SimpleNamespace(**{**PLAMO3, "rope_scaling_factor": 4, "initial_context_length": 64}))
+    local, full = (spec.layers[index].attention.rope for index in (0, 2))
+    assert local is not None and full is not None
+    assert type(local.stretch).__name__ == "Unstretched" and type(full.stretch).__name__ == "Yarn"
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "changes", "message"),
+    [
+        (plamo3, PLAMO3, {"scale_embedding": True}, "scale_embedding=True: a plamo 3 with"),
+        (
+            plamo3,
+            PLAMO3,
+            {"sliding_window": [4, 8, None, 4]},
+            r"sliding_window=\[4, 8, None, 4\]: .* windows of one size",
+        ),
+        (k2_horizon, HORIZON, {"mova_num_experts": 64}, "mova_num_experts=64: .* experts for values"),
+        (k2_horizon, HORIZON, {"attention_gate_func": "silu"}, "attention_gate_func='silu': .* gates behind attention"),
+        (
+            k2_horizon,
+            HORIZON,
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "'linear' with rope_head_dim=8",
+        ),
+    ],
+)
+def test_variants_that_are_not_built_are_refused(family: Any, config: Any, changes: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        family(SimpleNamespace(**{**config, **changes}))
