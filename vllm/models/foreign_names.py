@@ -238,9 +238,20 @@ WITHOUT_CACHE: frozenset[str] = frozenset(
 """Those whose module has no cache, or one that holds one sequence only."""
 
 _NEEDS_PIXELS = "transformers' module wants the picture again with every token"
+_DRAFTS = "it guesses tokens for another model, of whose keys and values it reads"
+_SOUNDS = "it makes codes of sounds, several at a time, from what an encoder of texts makes"
 UNFIT: dict[str, str] = {
+    "BltForCausalLM": "its tokens are bytes, in patches that a model of their own cuts",
+    "CpmAntForCausalLM": "it sees prompts both ways, in segments with positions of their own",
+    "Gemma4AssistantForCausalLM": _DRAFTS,
+    "Gemma4UnifiedAssistantForCausalLM": _DRAFTS,
     "InstructBlipVideoForConditionalGeneration": _NEEDS_PIXELS,
+    "MusicgenForCausalLM": _SOUNDS,
+    "MusicgenMelodyForCausalLM": _SOUNDS,
     "QuantMixtralForCausalLM": "its checkpoints hold quantized weights; use one of MixtralForCausalLM without quantization_config",
+    "ReformerModelWithLMHead": "its attention sorts the tokens of a text by hashes, all of them anew with each",
+    "XLMWithLMHeadModel": "it says what stands at a mask behind a text",
+    "XLNetLMHeadModel": "it says what stands at places that are named, in any order",
 }
 """Architectures that can't be computed, and why."""
 SPEECH = ("MoonshineForConditionalGeneration", "WhisperForConditionalGeneration")
