@@ -18,6 +18,7 @@ from tests.conformance.published_kin import KIN
 from tests.conformance.published_loops import LOOPS
 from tests.conformance.published_parts import attend, rotate
 from tests.conformance.published_states import PLAMO2, plamo2, plamo2_shapes
+from tests.conformance.published_steps import STEPS
 from tests.conformance.tiny import VOCAB
 
 Config = Mapping[str, Any]
@@ -280,4 +281,5 @@ MODELS: Mapping[str, tuple[Config, dict[str, tuple[int, ...]], Callable[[Config,
     "SolarForCausalLM": (SOLAR, _solar_shapes(), solar),
     **KIN,
     **LOOPS,
+    **STEPS,
 }

@@ -202,3 +202,12 @@ class GatedAttention(Attention):
         heads = self.qkv(x).unflatten(1, (-1, self.head_dim))  # [T, H + 2 G + H, E]
         heads, gate = heads.split((self.num_heads + 2 * self.num_kv_heads, self.num_heads), dim=1)
         return self.out(ops.gate(self.attend(heads, step), gate.flatten(1), "sigmoid"), residual)
+
+
+class HeadGatedAttention(Attention):
+    """Attention each of whose heads is weighted by a sigmoid: step 3.5.  [T, D] -> [T, D]"""
+
+    def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
+        heads, gate = self.qkv(x).tensor_split((-self.num_heads,), dim=1)  # [T, (H + 2 G) E], [T, H]
+        found = self.attend(heads.unflatten(1, (-1, self.head_dim)), step)
+        return self.out(ops.gate(found, gate.repeat_interleave(self.head_dim, 1), "sigmoid"), residual)

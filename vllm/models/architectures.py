@@ -134,6 +134,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "Starcoder2ForCausalLM": "gpt_kin:starcoder2",
     "Step1ForCausalLM": "era_steps:step1",
     "Step3TextForCausalLM": "era_steps:step3",
+    "Step3p5ForCausalLM": "era_steps:step3p5",
     "TeleChat2ForCausalLM": "era:telechat2",
     "TeleChatForCausalLM": "era:telechat2",
     "TeleFLMForCausalLM": "era_old:teleflm",

@@ -16,6 +16,7 @@ from vllm.layers.attention import (
     BlockAttention,
     ChunkedAttention,
     GatedAttention,
+    HeadGatedAttention,
     HeadScores,
     NarrowQuery,
     NormedValueAttention,
@@ -97,6 +98,8 @@ def _kind(builder: Builder, attention: AttentionSpec) -> Callable[..., Attention
     if attention.value_norm:
         v_norm = PlainRmsNorm(attention.head_dim, builder.placement, builder.spec.norm.eps)
         return partial(NormedValueAttention, v_norm)
+    if attention.head_gated:
+        return HeadGatedAttention
     return GatedAttention if attention.gated else Attention
 
 
@@ -174,7 +177,9 @@ def qkv_parts(builder: Builder, index: Index, attention: AttentionSpec) -> list[
         return [Part(builder.name("q", index), q, q_cut), *key_value, Part(builder.name("q", index), q, gate_cut)]
     if attention.layout == "split":
         parts = [builder.part(role, index, rows) for role, rows in (("q", q), ("k", kv), ("v", kv))]
-        return parts if attention.k_bias else [parts[0], replace(parts[1], bias=""), parts[2]]
+        if attention.head_gated:
+            parts.append(Part(builder.name("attention_gate", index), attention.heads, bias=""))
+        return parts if attention.k_bias else [parts[0], replace(parts[1], bias=""), *parts[2:]]
     if attention.layout == "q_kv":
         pair = [partial(_cut_group, which, 1, 2, attention.head_dim) for which in range(2)]
         key_value = [Part(builder.name("kv", index), kv, cut) for cut in pair]

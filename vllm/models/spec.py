@@ -67,6 +67,8 @@ class AttentionSpec:
     layout: QkvLayout = "split"
     gated: bool = False
     """The result is multiplied with a sigmoid of what q's matrix has behind each head."""
+    head_gated: bool = False
+    """Each head's result is multiplied with a sigmoid of a number of its own."""
     clip: float | None = None
     """q, k and v are brought to between -clip and clip."""
     value_norm: bool = False
@@ -180,7 +182,9 @@ class MoeSpec:
     """Of the experts"""
     router_bias: bool = False
     clamp: Clamp | None = None
-    """Bounds of gate and up"""
+    """Bounds of the experts' gate and up"""
+    shared_clamp: Clamp | None = None
+    """And of those of what every token passes"""
     jitter: float = 0.0
     """Above 0: experts are chosen one after another, each weighed by the softmax over those not chosen yet whose scores fall
     behind by less than twice this, in proportion (sparsemixer)."""
