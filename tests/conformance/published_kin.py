@@ -160,7 +160,54 @@ def horizon(config: Config, weights: Weights, ids: Tensor) -> Tensor:
     return linear(weights, "lm_head", rms(weights, "model.norm", x, groups=groups))
 
 
+# ── rnj 1: gemma3 within chunks ─────────────────────────────────────────────────────────────────────────────────────
+
+RNJ1: Config = {
+    **{name: value for name, value in LLAMA.items() if name not in ("rope_theta", "hidden_act")},
+    "model_type": "rnj1", "num_hidden_layers": LAYERS, "head_dim": HEAD_DIM, "query_pre_attn_scalar": 24,
+    "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "final_logit_softcapping": 20.0,
+    "layer_types": ["chunked_attention", "full_attention", "chunked_attention", "chunked_attention"],
+    "sliding_window": 32, "tie_word_embeddings": True,
+    "rope_parameters": {
+        "chunked_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": {"rope_type": "default", "rope_theta": 50000.0},
+    },
+}  # fmt: skip
+_RNJ1_NORMS = (*NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+def _rnj1_shapes() -> Shapes:
+    shapes = ends()
+    del shapes["lm_head.weight"]
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}"
+        shapes |= attention_shapes(f"{name}.self_attn") | gated_shapes(f"{name}.mlp") | norm_shapes(name, *_RNJ1_NORMS)
+        shapes |= norm_shapes(f"{name}.self_attn", "q_norm", "k_norm", width=HEAD_DIM)
+    return shapes
+
+
+def rnj1(config: Config, weights: Weights, ids: Tensor) -> Tensor:
+    x = weights["model.embed_tokens.weight"][ids] * WIDTH**0.5
+    chunks = torch.arange(len(ids)) // (config["sliding_window"] // 2)
+    far = torch.zeros(len(ids), len(ids)).masked_fill(chunks[:, None] - chunks > 1, -math.inf)
+    for layer, kind in enumerate(config["layer_types"]):
+        name, theta = f"model.layers.{layer}", config["rope_parameters"][kind]["rope_theta"]
+        q, k, v = heads_of(weights, f"{name}.self_attn", rms(weights, f"{name}.input_layernorm", x, 1.0))
+        q, k = (rms(weights, f"{name}.self_attn.{part}_norm", each, 1.0) for part, each in (("q", q), ("k", k)))
+        hidden = far if kind == "chunked_attention" else 0.0
+        mixed = attend(rotate(q, theta), rotate(k, theta), v, config["query_pre_attn_scalar"] ** -0.5, hidden)
+        mixed = linear(weights, f"{name}.self_attn.o_proj", mixed)
+        x = x + rms(weights, f"{name}.post_attention_layernorm", mixed, 1.0)
+        y = rms(weights, f"{name}.pre_feedforward_layernorm", x, 1.0)
+        gate = F.gelu(linear(weights, f"{name}.mlp.gate_proj", y), approximate="tanh")
+        y = linear(weights, f"{name}.mlp.down_proj", gate * linear(weights, f"{name}.mlp.up_proj", y))
+        x = x + rms(weights, f"{name}.post_feedforward_layernorm", y, 1.0)
+    logits = F.linear(rms(weights, "model.norm", x, 1.0), weights["model.embed_tokens.weight"])
+    return 20 * torch.tanh(logits / 20)
+
+
 KIN: Mapping[str, Model] = {
     "K2HorizonForCausalLM": (HORIZON, _horizon_shapes(), horizon),
     "Plamo3ForCausalLM": (PLAMO3, _plamo3_shapes(), plamo3),
+    "Rnj1ForCausalLM": (RNJ1, _rnj1_shapes(), rnj1),
 }

@@ -37,6 +37,7 @@ FAMILIES = (
     "NanbeigeForCausalLM",
     "OuroForCausalLM",
     "Plamo3ForCausalLM",
+    "Rnj1ForCausalLM",
     "Step1ForCausalLM",
     "Step3TextForCausalLM",
     "Step3p5ForCausalLM",

@@ -1,4 +1,4 @@
-"""Step, plamo 3, K2 Horizon: what the conformance suite does not ask of them."""
+"""Step, plamo 3, K2 Horizon, rnj 1: what the conformance suite does not ask of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from tests.conformance import published
-from tests.conformance.published_kin import HORIZON, KIN, PLAMO3
+from tests.conformance.published_kin import HORIZON, KIN, PLAMO3, RNJ1
 from tests.conformance.published_steps import STEP3P5, STEPS
 from vllm.errors import ModelError
 from vllm.layers.transformer import Transformer
+from vllm.models.families.era_gemma import rnj1
 from vllm.models.families.era_horizon import k2_horizon
 from vllm.models.families.era_plamo import plamo3
 from vllm.models.families.era_steps import step3p5
@@ -42,6 +43,7 @@ def test_the_bits_are_the_same_in_any_steps(architecture: str, load: Load, compu
         ("K2HorizonForCausalLM", {"rope_head_dim": 4}),
         ("Plamo3ForCausalLM", {"window_size": None, "sliding_window": [6, 6, None, 6]}),
         ("Plamo3ForCausalLM", {"sliding_window_pattern": 2}),
+        ("Rnj1ForCausalLM", {"model_type": "gemma3_text"}),
     ],
     ids=str,
 )
@@ -88,6 +90,7 @@ def test_step_3_5_is_what_transformers_computes_for_the_text_of_3_7(tmp_path: Pa
 @pytest.mark.parametrize(
     ("family", "config", "changes", "message"),
     [
+        (rnj1, RNJ1, {"layer_types": ["sliding_attention"] * 4}, "layer_types has 'sliding_attention': of rnj 1"),
         (plamo3, PLAMO3, {"scale_embedding": True}, "scale_embedding=True: a plamo 3 with"),
         (
             plamo3,

@@ -158,15 +158,15 @@ class RecallingAttention(Attention):
 class ChunkedAttention(Attention):
     """Attention within chunks of tokens.  [T, D] -> [T, D]"""
 
-    def __init__(self, size: int, *args: Any, **options: Any) -> None:
-        """`size`: of a chunk; the rest as above."""
+    def __init__(self, size: int, before: int, *args: Any, **options: Any) -> None:
+        """`size`: of a chunk; `before`: how many chunks before its own a token sees; the rest as above."""
         super().__init__(*args, **options)
-        self.size = size
+        self.size, self.before = size, before
 
     @property
     def cache_spec(self) -> CacheSpec:
         """What memory this layer needs."""
-        return Chunk(self.num_kv_heads, self.head_dim, self.head_dim, self.size)
+        return Chunk(self.num_kv_heads, self.head_dim, self.head_dim, self.size, self.before)
 
     def plan(self, step: Step) -> CachePlan:
         plan = super().plan(step)

@@ -123,6 +123,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "Qwen3_5MoeForCausalLM": "qwen_next:qwen3_5_moe",
     "RWForCausalLM": "gpt_kin:falcon",
     "RecurrentGemmaForCausalLM": "recurrent_gemma:recurrent_gemma",
+    "Rnj1ForCausalLM": "era_gemma:rnj1",
     "SarvamMLAForCausalLM": "deepseek:deepseek_v3",
     "SarvamMoEForCausalLM": "moe:sarvam_moe",
     "SeedOssForCausalLM": "kin:seed_oss",

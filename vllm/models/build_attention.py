@@ -91,7 +91,7 @@ def _narrow_query(builder: Builder, index: Index, attention: AttentionSpec) -> N
 
 def _kind(builder: Builder, attention: AttentionSpec) -> Callable[..., Attention]:
     if attention.chunk is not None:
-        return partial(ChunkedAttention, attention.chunk)
+        return partial(ChunkedAttention, attention.chunk, attention.chunks_before)
     if attention.blocks is not None:
         phases = builder.placement.group.cut(torch.tensor(attention.blocks.phases), 0)
         return partial(BlockAttention, replace(attention.blocks, phases=tuple(phases.tolist())))

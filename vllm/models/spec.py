@@ -45,6 +45,8 @@ class AttentionSpec:
     window: int | None = None
     chunk: int | None = None
     """A token sees none before the last position that is a multiple of it."""
+    chunks_before: int = 0
+    """Or none before as many multiples before that"""
     blocks: BlockPattern | None = None
     """A head sees blocks of tokens, and not all of them."""
     tempering: Tempering | None = None
