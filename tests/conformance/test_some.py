@@ -34,6 +34,7 @@ FAMILIES = (
     "SolarForCausalLM",
     "IQuestLoopCoderForCausalLM",
     "K2HorizonForCausalLM",
+    "MotifForCausalLM",
     "NanbeigeForCausalLM",
     "OuroForCausalLM",
     "Plamo3ForCausalLM",

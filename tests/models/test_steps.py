@@ -1,4 +1,4 @@
-"""Step, plamo 3, K2 Horizon, rnj 1: what the conformance suite does not ask of them."""
+"""Step, plamo 3, K2 Horizon, rnj 1, motif: what the conformance suite does not ask of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from tests.conformance import published
 from tests.conformance.published_kin import HORIZON, KIN, PLAMO3, RNJ1
+from tests.conformance.published_motif import MOTIF, MOTIFS
 from tests.conformance.published_steps import STEP3P5, STEPS
 from vllm.errors import ModelError
 from vllm.layers.transformer import Transformer
 from vllm.models.families.era_gemma import rnj1
 from vllm.models.families.era_horizon import k2_horizon
+from vllm.models.families.era_motif import motif
 from vllm.models.families.era_plamo import plamo3
 from vllm.models.families.era_steps import step3p5
 
@@ -25,7 +27,7 @@ Load = Callable[..., Transformer]
 Compute = Callable[..., list[Tensor]]
 
 
-@pytest.mark.parametrize("architecture", [*KIN, *STEPS])
+@pytest.mark.parametrize("architecture", [*KIN, *MOTIFS, *STEPS])
 def test_the_bits_are_the_same_in_any_steps(architecture: str, load: Load, compute: Compute, tmp_path: Path) -> None:
     published.save(architecture, tmp_path)
     prompt, other = torch.randint(3, published.VOCAB, (37,)), torch.randint(3, published.VOCAB, (23,))
@@ -90,6 +92,9 @@ def test_step_3_5_is_what_transformers_computes_for_the_text_of_3_7(tmp_path: Pa
 @pytest.mark.parametrize(
     ("family", "config", "changes", "message"),
     [
+        (motif, MOTIF, {"num_noise_heads": 8}, "num_noise_heads=8: a motif with it"),
+        (motif, MOTIF, {"hidden_act": "silu"}, "hidden_act='silu': of motif"),
+        (motif, MOTIF, {"num_key_value_heads": 1}, "num_key_value_heads=1: motif's heads are pairs"),
         (rnj1, RNJ1, {"layer_types": ["sliding_attention"] * 4}, "layer_types has 'sliding_attention': of rnj 1"),
         (plamo3, PLAMO3, {"scale_embedding": True}, "scale_embedding=True: a plamo 3 with"),
         (

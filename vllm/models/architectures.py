@@ -90,6 +90,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "MinistralForCausalLM": "kin:windowed",
     "MistralForCausalLM": "llama:mistral",
     "MixtralForCausalLM": "moe:mixtral",
+    "MotifForCausalLM": "era_motif:motif",
     "MptForCausalLM": "gpt_kin:mpt",
     "NanbeigeForCausalLM": "era_loops:nanbeige",
     "NemotronForCausalLM": "kin:nemotron",

@@ -23,12 +23,13 @@ from vllm.layers.attention import (
     RecallingAttention,
     SharingAttention,
 )
+from vllm.layers.differential import DifferentialAttention, Share
 from vllm.layers.linear import Clipped, Part, cut_third, split
-from vllm.layers.norm import HeadsNorm, OwnNorms, OwnRmsNorms, PlainRmsNorm
+from vllm.layers.norm import HeadsNorm, OwnNorms, OwnRmsNorms, PlainRmsNorm, RmsNorm
 from vllm.layers.position_bias import Alibi, RelativeBias, alibi_slopes, root_bias
 from vllm.layers.recurrent import Exact
 from vllm.layers.rotary import NormedRotary, TemperedRotary
-from vllm.models.spec import AttentionSpec
+from vllm.models.spec import AttentionSpec, PairsSpec
 from vllm.ops.attention import AttentionOptions
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def build_attention(
     norms, rotary = _head_norms(builder, index, attention), _tempered(builder, attention)
     if attention.head_norm == "turned":
         norms, rotary = (nn.Identity(), nn.Identity()), NormedRotary(rotary, *norms)
-    return (kind or _kind(builder, attention))(
+    return (kind or _kind(builder, index, attention))(
         builder.next_cache(),
         heads,
         (qkv, builder.linear(attention.heads * attention.head_dim, out, attention.out_bias, shard="width")),
@@ -89,7 +90,21 @@ def _narrow_query(builder: Builder, index: Index, attention: AttentionSpec) -> N
     )
 
 
-def _kind(builder: Builder, attention: AttentionSpec) -> Callable[..., Attention]:
+def _pairs(builder: Builder, index: Index, attention: AttentionSpec, pairs: PairsSpec) -> Callable[..., Attention]:
+    """Return what makes an attention by pairs of heads."""
+    if builder.placement.group.size > 1:
+        raise ConfigError("pairs of heads can't be shared among processes; use tensor_parallel_size=1")
+    q1, k1, q2, k2 = (
+        Exact(attention.head_dim, name=builder.name(role, index), placement=builder.placement)
+        for role in ("pair_q1", "pair_k1", "pair_q2", "pair_k2")
+    )
+    norm = RmsNorm(2 * attention.head_dim, builder.name("pair_norm", index), builder.placement, pairs.norm_eps)
+    return partial(DifferentialAttention, Share(pairs.start, (q1, k1, q2, k2)), norm)
+
+
+def _kind(builder: Builder, index: Index, attention: AttentionSpec) -> Callable[..., Attention]:
+    if attention.pairs is not None:
+        return _pairs(builder, index, attention, attention.pairs)
     if attention.chunk is not None:
         return partial(ChunkedAttention, attention.chunk, attention.chunks_before)
     if attention.blocks is not None:
