@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conformance import era
 from tests.conformance.tiny import VOCAB, save_tiny
 from vllm.errors import ModelError
 from vllm.layers.transformer import Transformer
@@ -51,6 +53,19 @@ def test_the_first_stablelm(load: Load, compute: Compute, tmp_path: Path) -> Non
     new = {"architectures": ["StableLMEpochForCausalLM"], "model_type": "stablelm_epoch", "rope_pct": 0.5}
     _rewrite(tmp_path, {"layer_norm_eps": "norm_eps"}, ("rope_parameters",), **new, rope_theta=20000.0)
     _compare(model, load(tmp_path), compute)
+
+
+@pytest.mark.parametrize(("original", "trained", "growth"), [(64, 64, 1), (16, 64, 7), (8, 16, 7)])
+def test_a_telechat_that_was_trained_beyond_its_length(
+    original: int, trained: int, growth: int, load: Load, compute: Compute, tmp_path: Path
+) -> None:
+    model = era.save("TeleChat2ForCausalLM", tmp_path)
+    new = {"base_seqlen": original, "training_seqlen": trained}
+    _rewrite(tmp_path, {}, (), architectures=["TelechatForCausalLM"], model_type="telechat", **new)
+    longest, rotary = 30, model.model.rotary_emb
+    rotary.inv_freq = (10000.0 * growth ** (16 / 14)) ** -(torch.arange(0, 16, 2) / 16)
+    rotary.attention_scaling = max(1.0, 0.1 * math.log(longest / trained) + 1.0)
+    _compare(model, load(tmp_path, longest), compute)
 
 
 def test_iquest_coder_is_a_llama(load: Load, compute: Compute, tmp_path: Path) -> None:

@@ -220,6 +220,8 @@ def _head_norm(builder: Builder, role: str, index: Index, attention: AttentionSp
     if attention.own_norms is not None:
         eps, bias = attention.own_norms.eps, attention.own_norms.bias
         if attention.own_norms.kind == "rms":
+            if builder.placement.group.size > 1:
+                raise ConfigError("norms of each head can't be shared among processes; use tensor_parallel_size=1")
             return OwnRmsNorms(count, attention.head_dim, builder.name(role, index), builder.placement, eps)
         return OwnNorms(count, attention.head_dim, builder.name(role, index), builder.placement, eps, bias=bias)
     if attention.head_norm in ("head", "turned"):
