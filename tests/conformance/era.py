@@ -133,6 +133,25 @@ def _telechat2(state: State, config: Any) -> State:
     return state
 
 
+_FAIRSEQ2 = _renamed(
+    (r"model\.embed_tokens", "decoder_frontend.embed"), (r"model\.norm", "decoder.layer_norm"), (r"^lm_head", "final_proj"),
+    (r"^model\.", "decoder."), (r"input_layernorm", "self_attn_layer_norm"), (r"post_attention_layernorm", "ffn_layer_norm"),
+    (r"o_proj", "output_proj"), (r"mlp\.gate_proj", "ffn.gate_proj"), (r"mlp\.up_proj", "ffn.inner_proj"),
+    (r"mlp\.down_proj", "ffn.output_proj"),
+)  # fmt: skip
+
+
+def fairseq2(state: State, config: Any) -> State:
+    """Let pairs of rotated elements be neighbours, and rename."""
+    turned = {
+        name: tensor.unflatten(0, (-1, 2, config.head_dim // 2)).transpose(1, 2).flatten(0, 2)
+        if "q_proj" in name or "k_proj" in name
+        else tensor
+        for name, tensor in state.items()
+    }
+    return _FAIRSEQ2(turned, config)
+
+
 def _deepseek(state: State, config: Any) -> State:
     """A shared network without a gate is one whose gate is always half open, and whose last matrix is half as large."""
     found = {}
@@ -222,6 +241,7 @@ FORMATS: Mapping[str, Format] = {
         ),
         {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
     ),
+    "Fairseq2LlamaForCausalLM": Format("llama", lambda c: _sizes(c) | {"model_type": "llama"}, fairseq2, {}),
     "OrionForCausalLM": Format(
         "stablelm", lambda c: _sizes(c) | {"rms_norm_eps": c.layer_norm_eps}, _SAME,
         {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from tests.conformance.published_kin import KIN
 from tests.conformance.published_loops import LOOPS
+from tests.conformance.published_motif import MOTIFS
 from tests.conformance.published_parts import attend, rotate
 from tests.conformance.published_states import PLAMO2, plamo2, plamo2_shapes
+from tests.conformance.published_steps import STEPS
 from tests.conformance.tiny import VOCAB
 
 Config = Mapping[str, Any]
@@ -280,4 +282,6 @@ MODELS: Mapping[str, tuple[Config, dict[str, tuple[int, ...]], Callable[[Config,
     "SolarForCausalLM": (SOLAR, _solar_shapes(), solar),
     **KIN,
     **LOOPS,
+    **MOTIFS,
+    **STEPS,
 }

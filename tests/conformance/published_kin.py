@@ -31,26 +31,28 @@ from tests.conformance.published_llama import (
 )
 from tests.conformance.published_parts import attend, rotate
 
-LAYERS, EXPERTS, EXPERT_WIDTH, RANK = 4, 6, 24, 40
-_SCALE = HEAD_DIM**-0.5
-_NORMS = ("input_layernorm", "post_attention_layernorm")
+LAYERS, EXPERTS, EXPERT_WIDTH = 4, 6, 24
+SCALE = HEAD_DIM**-0.5
+NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
-def _distances(length: int) -> Tensor:
+def distances(length: int) -> Tensor:
     places = torch.arange(length)
     return places[:, None] - places
 
 
-def _windowed(length: int, window: int | None) -> Tensor:
-    hidden = _distances(length) >= (length if window is None else window)
+def windowed(length: int, window: int | None) -> Tensor:
+    hidden = distances(length) >= (length if window is None else window)
     return torch.zeros(length, length).masked_fill(hidden, -math.inf)
 
 
-def chosen_experts(weights: Weights, name: str, x: Tensor, scores: Tensor, shares: Tensor) -> Tensor:
+def chosen_experts(
+    weights: Weights, name: str, x: Tensor, scores: Tensor, shares: Tensor, limit: float | None = None
+) -> Tensor:
     """Add up what the two experts of the greatest scores make of each token, by their shares, which add up to 1."""
     _, chosen = scores.topk(2)
     shares = shares.gather(1, chosen)
-    every = torch.stack([gated(weights, f"{name}.{expert}", x) for expert in range(EXPERTS)], 1)
+    every = torch.stack([gated(weights, f"{name}.{expert}", x, limit) for expert in range(EXPERTS)], 1)
     found = every[torch.arange(len(x))[:, None], chosen] * (shares / shares.sum(-1, keepdim=True))[..., None]
     return found.sum(1)
 
@@ -94,94 +96,11 @@ def plamo3(config: Config, weights: Weights, ids: Tensor) -> Tensor:
         heads = linear(weights, f"{name}.mixer.qkv_proj", norm("pre_mixer", x)).unflatten(1, (-1, HEAD_DIM))
         q, k, v = heads.split((HEADS, KV_HEADS, KV_HEADS), dim=1)
         q, k = rms(weights, f"{name}.mixer.q_norm", q, 1.0), rms(weights, f"{name}.mixer.k_norm", k, 1.0)
-        mixed = attend(rotate(q, theta), rotate(k, theta), v, _SCALE, _windowed(len(ids), window))
+        mixed = attend(rotate(q, theta), rotate(k, theta), v, SCALE, windowed(len(ids), window))
         x = x + norm("post_mixer", linear(weights, f"{name}.mixer.o_proj", mixed))
         gate, up = linear(weights, f"{name}.mlp.gate_up_proj", norm("pre_mlp", x)).chunk(2, -1)
         x = x + norm("post_mlp", linear(weights, f"{name}.mlp.down_proj", F.silu(gate) * up))
     return F.linear(rms(weights, "model.norm", x, 1.0), weights["model.embed_tokens.weight"])
-
-
-# ── step 1: roots of distances in the scores ────────────────────────────────────────────────────────────────────────
-
-STEP1: Config = {
-    "model_type": "step1", "num_attention_groups": KV_HEADS, "num_hidden_layers": LAYERS,
-    **{name: value for name, value in LLAMA.items() if name not in ("num_key_value_heads", "rope_theta")},
-}  # fmt: skip
-
-
-def _step1_shapes() -> Shapes:
-    shapes = ends()
-    for layer in range(LAYERS):
-        name = f"model.layers.{layer}"
-        shapes |= attention_shapes(f"{name}.self_attn") | gated_shapes(f"{name}.mlp") | norm_shapes(name, *_NORMS)
-    return shapes
-
-
-def step1(config: Config, weights: Weights, ids: Tensor) -> Tensor:
-    x = weights["model.embed_tokens.weight"][ids]
-    slopes = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8])  # of four heads
-    bias = -slopes[:, None, None] * _distances(len(ids)).clamp(min=0).sqrt()
-    for layer in range(LAYERS):
-        name = f"model.layers.{layer}"
-        q, k, v = heads_of(weights, f"{name}.self_attn", rms(weights, f"{name}.input_layernorm", x))
-        x = x + linear(weights, f"{name}.self_attn.o_proj", attend(q, k, v, _SCALE, bias))
-        x = x + gated(weights, f"{name}.mlp", rms(weights, f"{name}.post_attention_layernorm", x))
-    return linear(weights, "lm_head", rms(weights, "model.norm", x))
-
-
-# ── step 3: queries by way of something narrow, one key and value, experts ──────────────────────────────────────────
-
-STEP3: Config = {
-    "model_type": "step3_text", "num_attention_groups": 1, "num_hidden_layers": LAYERS, "head_dim": HEAD_DIM,
-    "share_q_dim": RANK, "moe_num_experts": EXPERTS, "moe_top_k": 2, "moe_intermediate_size": EXPERT_WIDTH,
-    "share_expert_dim": INNER, "norm_expert_weight": True, "moe_layers_enum": "1,3", "max_position_embedding": 128,
-    **{name: value for name, value in LLAMA.items() if name not in ("num_key_value_heads", "max_position_embeddings")},
-}  # fmt: skip
-
-
-def _step3_shapes() -> Shapes:
-    shapes = ends()
-    for layer in range(LAYERS):
-        name = f"model.layers.{layer}"
-        shapes |= norm_shapes(name, *_NORMS) | norm_shapes(f"{name}.self_attn", "inter_norm", width=RANK)
-        parts = {"q_proj": (RANK, WIDTH), "k_proj": (HEAD_DIM, WIDTH), "v_proj": (HEAD_DIM, WIDTH)}
-        parts |= {"wq": (HEADS * HEAD_DIM, RANK), "o_proj": (WIDTH, HEADS * HEAD_DIM)}
-        shapes |= {f"{name}.self_attn.{part}.weight": shape for part, shape in parts.items()}
-        if layer not in (1, 3):
-            shapes |= gated_shapes(f"{name}.mlp")
-            continue
-        shapes |= gated_shapes(f"{name}.share_expert") | {f"{name}.moe.gate.weight": (EXPERTS, WIDTH)}
-        shapes |= {f"{name}.moe.{part}_proj.weight": (EXPERTS, EXPERT_WIDTH, WIDTH) for part in ("gate", "up")}
-        shapes[f"{name}.moe.down_proj.weight"] = (EXPERTS, WIDTH, EXPERT_WIDTH)
-    return shapes
-
-
-def one_by_one(weights: Weights, name: str) -> Weights:
-    """Take experts apart that are stored in three tensors."""
-    return {
-        f"{name}.{expert}.{part}_proj.weight": matrix
-        for part in ("gate", "up", "down")
-        for expert, matrix in enumerate(weights[f"{name}.{part}_proj.weight"])
-    }
-
-
-def step3(config: Config, weights: Weights, ids: Tensor) -> Tensor:
-    x = weights["model.embed_tokens.weight"][ids]
-    for layer in range(LAYERS):
-        name = f"model.layers.{layer}"
-        y = rms(weights, f"{name}.input_layernorm", x)
-        narrow = rms(weights, f"{name}.self_attn.inter_norm", linear(weights, f"{name}.self_attn.q_proj", y))
-        q = linear(weights, f"{name}.self_attn.wq", narrow).unflatten(1, (HEADS, HEAD_DIM))
-        k, v = (linear(weights, f"{name}.self_attn.{part}_proj", y)[:, None] for part in "kv")
-        x = x + linear(weights, f"{name}.self_attn.o_proj", attend(rotate(q), rotate(k), v, _SCALE))
-        y = rms(weights, f"{name}.post_attention_layernorm", x)
-        if layer not in (1, 3):
-            x = x + gated(weights, f"{name}.mlp", y)
-            continue
-        shares = linear(weights, f"{name}.moe.gate", y).softmax(-1)
-        experts = one_by_one(weights, f"{name}.moe")
-        x = x + gated(weights, f"{name}.share_expert", y) + chosen_experts(experts, f"{name}.moe", y, shares, shares)
-    return linear(weights, "lm_head", rms(weights, "model.norm", x))
 
 
 # ── k2 horizon: norms of parts of a token, part of each head rotated, experts ───────────────────────────────────────
@@ -199,7 +118,7 @@ def _horizon_shapes() -> Shapes:
     shapes = ends()
     for layer in range(LAYERS):
         name = f"model.layers.{layer}"
-        shapes |= attention_shapes(f"{name}.self_attn") | norm_shapes(name, *_NORMS)
+        shapes |= attention_shapes(f"{name}.self_attn") | norm_shapes(name, *NORMS)
         shapes |= norm_shapes(f"{name}.self_attn", "q_norm", width=HEADS * HEAD_DIM)
         shapes |= norm_shapes(f"{name}.self_attn", "k_norm", width=KV_HEADS * HEAD_DIM)
         if layer == 0:
@@ -229,7 +148,7 @@ def horizon(config: Config, weights: Weights, ids: Tensor) -> Tensor:
         q = rms(weights, f"{name}.self_attn.q_norm", q.flatten(1), groups=HEADS).unflatten(1, (HEADS, -1))
         k = rms(weights, f"{name}.self_attn.k_norm", k.flatten(1), groups=KV_HEADS).unflatten(1, (KV_HEADS, -1))
         q, k = (_rotate_first_pairs(part, config["rope_head_dim"]) for part in (q, k))
-        x = x + linear(weights, f"{name}.self_attn.o_proj", attend(q, k, v, _SCALE))
+        x = x + linear(weights, f"{name}.self_attn.o_proj", attend(q, k, v, SCALE))
         y = rms(weights, f"{name}.post_attention_layernorm", x, groups=groups)
         if layer == 0:
             x = x + gated(weights, f"{name}.mlp", y)
@@ -241,9 +160,54 @@ def horizon(config: Config, weights: Weights, ids: Tensor) -> Tensor:
     return linear(weights, "lm_head", rms(weights, "model.norm", x, groups=groups))
 
 
+# ── rnj 1: gemma3 within chunks ─────────────────────────────────────────────────────────────────────────────────────
+
+RNJ1: Config = {
+    **{name: value for name, value in LLAMA.items() if name not in ("rope_theta", "hidden_act")},
+    "model_type": "rnj1", "num_hidden_layers": LAYERS, "head_dim": HEAD_DIM, "query_pre_attn_scalar": 24,
+    "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "final_logit_softcapping": 20.0,
+    "layer_types": ["chunked_attention", "full_attention", "chunked_attention", "chunked_attention"],
+    "sliding_window": 32, "tie_word_embeddings": True,
+    "rope_parameters": {
+        "chunked_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": {"rope_type": "default", "rope_theta": 50000.0},
+    },
+}  # fmt: skip
+_RNJ1_NORMS = (*NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+def _rnj1_shapes() -> Shapes:
+    shapes = ends()
+    del shapes["lm_head.weight"]
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}"
+        shapes |= attention_shapes(f"{name}.self_attn") | gated_shapes(f"{name}.mlp") | norm_shapes(name, *_RNJ1_NORMS)
+        shapes |= norm_shapes(f"{name}.self_attn", "q_norm", "k_norm", width=HEAD_DIM)
+    return shapes
+
+
+def rnj1(config: Config, weights: Weights, ids: Tensor) -> Tensor:
+    x = weights["model.embed_tokens.weight"][ids] * WIDTH**0.5
+    chunks = torch.arange(len(ids)) // (config["sliding_window"] // 2)
+    far = torch.zeros(len(ids), len(ids)).masked_fill(chunks[:, None] - chunks > 1, -math.inf)
+    for layer, kind in enumerate(config["layer_types"]):
+        name, theta = f"model.layers.{layer}", config["rope_parameters"][kind]["rope_theta"]
+        q, k, v = heads_of(weights, f"{name}.self_attn", rms(weights, f"{name}.input_layernorm", x, 1.0))
+        q, k = (rms(weights, f"{name}.self_attn.{part}_norm", each, 1.0) for part, each in (("q", q), ("k", k)))
+        hidden = far if kind == "chunked_attention" else 0.0
+        mixed = attend(rotate(q, theta), rotate(k, theta), v, config["query_pre_attn_scalar"] ** -0.5, hidden)
+        mixed = linear(weights, f"{name}.self_attn.o_proj", mixed)
+        x = x + rms(weights, f"{name}.post_attention_layernorm", mixed, 1.0)
+        y = rms(weights, f"{name}.pre_feedforward_layernorm", x, 1.0)
+        gate = F.gelu(linear(weights, f"{name}.mlp.gate_proj", y), approximate="tanh")
+        y = linear(weights, f"{name}.mlp.down_proj", gate * linear(weights, f"{name}.mlp.up_proj", y))
+        x = x + rms(weights, f"{name}.post_feedforward_layernorm", y, 1.0)
+    logits = F.linear(rms(weights, "model.norm", x, 1.0), weights["model.embed_tokens.weight"])
+    return 20 * torch.tanh(logits / 20)
+
+
 KIN: Mapping[str, Model] = {
     "K2HorizonForCausalLM": (HORIZON, _horizon_shapes(), horizon),
     "Plamo3ForCausalLM": (PLAMO3, _plamo3_shapes(), plamo3),
-    "Step1ForCausalLM": (STEP1, _step1_shapes(), step1),
-    "Step3TextForCausalLM": (STEP3, _step3_shapes(), step3),
+    "Rnj1ForCausalLM": (RNJ1, _rnj1_shapes(), rnj1),
 }

@@ -38,9 +38,11 @@ def heads_of(weights: Weights, name: str, x: Tensor) -> tuple[Tensor, Tensor, Te
     return q, k, v
 
 
-def gated(weights: Weights, name: str, x: Tensor) -> Tensor:
-    y = F.silu(linear(weights, f"{name}.gate_proj", x)) * linear(weights, f"{name}.up_proj", x)
-    return linear(weights, f"{name}.down_proj", y)
+def gated(weights: Weights, name: str, x: Tensor, limit: float | None = None) -> Tensor:
+    gate, up = F.silu(linear(weights, f"{name}.gate_proj", x)), linear(weights, f"{name}.up_proj", x)
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return linear(weights, f"{name}.down_proj", gate * up)
 
 
 def ends() -> Shapes:

@@ -32,6 +32,17 @@ FAMILIES = (
     "Phi3SmallForCausalLM",
     "Plamo2ForCausalLM",
     "SolarForCausalLM",
+    "IQuestLoopCoderForCausalLM",
+    "K2HorizonForCausalLM",
+    "MotifForCausalLM",
+    "NanbeigeForCausalLM",
+    "OuroForCausalLM",
+    "Plamo3ForCausalLM",
+    "Rnj1ForCausalLM",
+    "Step1ForCausalLM",
+    "Step3TextForCausalLM",
+    "Step3p5ForCausalLM",
+    "TeleFLMForCausalLM",
 )
 FOREIGN = {"jamba": "transformers", "mamba2": "transformers", "deepseek_v3": "packed", "gemma3n_text": "packed"}
 

@@ -119,9 +119,10 @@ def test_a_window_holds_what_its_tokens_see() -> None:
             assert held <= window.blocks_at_most(end, 8, 4)
 
 
-def test_a_chunk_holds_what_its_tokens_see() -> None:
-    chunk = Chunk(1, 1, 1, size=8)
-    assert [chunk.num_stale(n, 4) for n in (0, 7, 8, 15, 16, 25)] == [0, 0, 2, 2, 4, 6]
+@pytest.mark.parametrize(("before", "stale"), [(0, [0, 0, 2, 2, 4, 6]), (1, [0, 0, 0, 0, 2, 4])])
+def test_a_chunk_holds_what_its_tokens_see(before: int, stale: list[int]) -> None:
+    chunk = Chunk(1, 1, 1, size=8, before=before)
+    assert [chunk.num_stale(n, 4) for n in (0, 7, 8, 15, 16, 25)] == stale
     for start in range(40):
         for count in range(1, 9):
             end = start + count

@@ -216,7 +216,7 @@ class Memory:
 
     def memory(self, spec: CacheSpec) -> CacheBackend:
         if isinstance(spec, Chunk):
-            return ChunkedCache(self.backend, spec.size)
+            return ChunkedCache(self.backend, spec.size, spec.before)
         if isinstance(spec, Blocks):
             return BlocksCache(self.backend, spec)
         return StateMemory(torch.device("cpu")) if isinstance(spec, State) else self.backend

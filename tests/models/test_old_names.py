@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conformance import era
 from tests.conformance.tiny import VOCAB, save_tiny
 from vllm.errors import ModelError
 from vllm.layers.transformer import Transformer
@@ -53,38 +55,32 @@ def test_the_first_stablelm(load: Load, compute: Compute, tmp_path: Path) -> Non
     _compare(model, load(tmp_path), compute)
 
 
+@pytest.mark.parametrize(("original", "trained", "growth"), [(64, 64, 1), (16, 64, 7), (8, 16, 7)])
+def test_a_telechat_that_was_trained_beyond_its_length(
+    original: int, trained: int, growth: int, load: Load, compute: Compute, tmp_path: Path
+) -> None:
+    model = era.save("TeleChat2ForCausalLM", tmp_path)
+    new = {"base_seqlen": original, "training_seqlen": trained}
+    _rewrite(tmp_path, {}, (), architectures=["TelechatForCausalLM"], model_type="telechat", **new)
+    longest, rotary = 30, model.model.rotary_emb
+    rotary.inv_freq = (10000.0 * growth ** (16 / 14)) ** -(torch.arange(0, 16, 2) / 16)
+    rotary.attention_scaling = max(1.0, 0.1 * math.log(longest / trained) + 1.0)
+    _compare(model, load(tmp_path, longest), compute)
+
+
 def test_iquest_coder_is_a_llama(load: Load, compute: Compute, tmp_path: Path) -> None:
     model = save_tiny("iquestcoder", tmp_path)
     _rewrite(tmp_path, {}, (), architectures=["IQuestCoderForCausalLM"])
     _compare(model, load(tmp_path), compute)
 
 
-_FAIRSEQ2 = (
-    ("model.embed_tokens", "decoder_frontend.embed"),
-    ("model.norm", "decoder.layer_norm"),
-    ("lm_head", "final_proj"),
-    ("model.", "decoder."),
-    ("input_layernorm", "self_attn_layer_norm"),
-    ("post_attention_layernorm", "ffn_layer_norm"),
-    ("o_proj", "output_proj"),
-    ("mlp.gate_proj", "ffn.gate_proj"),
-    ("mlp.up_proj", "ffn.inner_proj"),
-    ("mlp.down_proj", "ffn.output_proj"),
-)
-
-
-def test_a_llama_that_fairseq2_saved(load: Load, compute: Compute, tmp_path: Path) -> None:
-    model = save_tiny("llama", tmp_path, {"tie_word_embeddings": False})
+def test_a_llama_that_fairseq2_saved_in_a_wrapper(load: Load, compute: Compute, tmp_path: Path) -> None:
+    model = era.save("Fairseq2LlamaForCausalLM", tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    stored = {}
-    for name, tensor in model.state_dict().items():
-        if "q_proj" in name or "k_proj" in name:  # pairs are neighbours
-            tensor = tensor.unflatten(0, (-1, 2, model.config.head_dim // 2)).transpose(1, 2).flatten(0, 2)
-        for theirs, own in _FAIRSEQ2:
-            name = name.replace(theirs, own)
-        stored[name] = tensor.contiguous()
+    stored = {
+        name: tensor.contiguous() for name, tensor in era.fairseq2(dict(model.state_dict()), model.config).items()
+    }
     torch.save({"model_key": "model", "model": stored, "step": 3}, tmp_path / "model.pt")
-    _rewrite(tmp_path, {}, (), architectures=["Fairseq2LlamaForCausalLM"])
     _compare(model, load(tmp_path), compute)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,21 +21,23 @@ BLOCK, SIZE = 16, 32
 LENGTHS = (100, 1, 33, 64)
 SHAPE = Shape(4, 2, 16)
 SPEC = Chunk(2, 16, 16, SIZE)
+BEFORE = (0, 1, 2)
 STEPS = ([100], [32], [11], [7, 30, 2, 40], [31, 1, 1, 33])
 
 
 class Chunked:
     """Sequences in shuffled blocks."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, before: int) -> None:
         torch.manual_seed(0)
-        self.backend, made = backend, ChunkedCache(backend, SIZE)
+        self.spec = replace(SPEC, before=before)
+        self.backend, made = backend, ChunkedCache(backend, SIZE, before)
         self.sequences = [SHAPE.draw(length, torch.float32) for length in LENGTHS]
         blocks = [-(-length // BLOCK) for length in LENGTHS]
         self.table = torch.zeros(len(LENGTHS), max(blocks), dtype=torch.int32)
         for row, mine in enumerate((torch.randperm(sum(blocks)) + 1).split(blocks)):
             self.table[row, : len(mine)] = mine.int()
-        self.cache = made.allocate(SPEC, sum(blocks) + 1, BLOCK, torch.float32)
+        self.cache = made.allocate(self.spec, sum(blocks) + 1, BLOCK, torch.float32)
         self.plan: ChunkedPlan = made.plan(len(LENGTHS), sum(LENGTHS), max(blocks))
 
     def run(self, sizes: list[int]) -> list[Tensor]:
@@ -45,7 +48,7 @@ class Chunked:
             size = sizes[min(step, len(sizes) - 1)]
             rows = [row for row, length in enumerate(LENGTHS) if done < length]
             for row in rows:
-                self.table[row, : SPEC.num_stale(done, BLOCK)] = 0
+                self.table[row, : self.spec.num_stale(done, BLOCK)] = 0
             parts = [[part[done : done + size] for part in self.sequences[row]] for row in rows]
             count = torch.tensor([len(q) for q, _, _ in parts])
             start = torch.full_like(count, done)
@@ -59,20 +62,23 @@ class Chunked:
         return [torch.cat(parts) for parts in found]
 
 
+@pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("sizes", STEPS, ids=str)
-def test_a_token_sees_its_chunk_up_to_itself(backend: Any, sizes: list[int]) -> None:
-    chunked = Chunked(backend)
+def test_a_token_sees_its_chunk_up_to_itself_and_those_before(backend: Any, sizes: list[int], before: int) -> None:
+    chunked = Chunked(backend, before)
     for got, sequence in zip(chunked.run(sizes), chunked.sequences, strict=True):
-        chunks = zip(*(part.split(SIZE) for part in sequence), strict=True)
-        expected = torch.cat([reference(SHAPE, *chunk) for chunk in chunks])
-        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+        for begin in range(0, len(got), SIZE):
+            first, end = max(0, begin - before * SIZE), begin + SIZE
+            expected = reference(SHAPE, *(part[first:end] for part in sequence))[begin - first :]
+            torch.testing.assert_close(got[begin:end].double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("backend", backends()[:2])
 @pytest.mark.parametrize("sizes", STEPS[1:], ids=str)
-def test_the_bits_do_not_depend_on_the_steps(backend: Any, sizes: list[int]) -> None:
-    whole, cut = Chunked(backend).run(STEPS[0]), Chunked(backend).run(sizes)
+def test_the_bits_do_not_depend_on_the_steps(backend: Any, sizes: list[int], before: int) -> None:
+    whole, cut = Chunked(backend, before).run(STEPS[0]), Chunked(backend, before).run(sizes)
     assert all(torch.equal(one, other) for one, other in zip(whole, cut, strict=True))
 
 

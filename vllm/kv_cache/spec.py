@@ -58,16 +58,18 @@ class Window(Full):
 
 @dataclass(frozen=True, slots=True)
 class Chunk(Full):
-    """Attention to the earlier tokens of a token's own chunk; chunks are `size` tokens each, from the first one on."""
+    """Attention to the earlier tokens of a token's own chunk, and to the `before` chunks before it; chunks are `size` tokens each,
+    from the first one on."""
 
     size: int
+    before: int = 0
 
     def blocks_at_most(self, num_tokens: int, max_step_tokens: int, block_size: int) -> int:
-        alive = min(num_tokens, self.size - 1 + max_step_tokens)
+        alive = min(num_tokens, (1 + self.before) * self.size - 1 + max_step_tokens)
         return min(-(-num_tokens // block_size), -(-alive // block_size) + 1)
 
     def num_stale(self, num_computed: int, block_size: int) -> int:
-        return num_computed // self.size * self.size // block_size
+        return max(0, num_computed // self.size - self.before) * self.size // block_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,15 +158,15 @@ class RecallingAttention(Attention):
 class ChunkedAttention(Attention):
     """Attention within chunks of tokens.  [T, D] -> [T, D]"""
 
-    def __init__(self, size: int, *args: Any, **options: Any) -> None:
-        """`size`: of a chunk; the rest as above."""
+    def __init__(self, size: int, before: int, *args: Any, **options: Any) -> None:
+        """`size`: of a chunk; `before`: how many chunks before its own a token sees; the rest as above."""
         super().__init__(*args, **options)
-        self.size = size
+        self.size, self.before = size, before
 
     @property
     def cache_spec(self) -> CacheSpec:
         """What memory this layer needs."""
-        return Chunk(self.num_kv_heads, self.head_dim, self.head_dim, self.size)
+        return Chunk(self.num_kv_heads, self.head_dim, self.head_dim, self.size, self.before)
 
     def plan(self, step: Step) -> CachePlan:
         plan = super().plan(step)
@@ -202,3 +202,12 @@ class GatedAttention(Attention):
         heads = self.qkv(x).unflatten(1, (-1, self.head_dim))  # [T, H + 2 G + H, E]
         heads, gate = heads.split((self.num_heads + 2 * self.num_kv_heads, self.num_heads), dim=1)
         return self.out(ops.gate(self.attend(heads, step), gate.flatten(1), "sigmoid"), residual)
+
+
+class HeadGatedAttention(Attention):
+    """Attention each of whose heads is weighted by a sigmoid: step 3.5.  [T, D] -> [T, D]"""
+
+    def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
+        heads, gate = self.qkv(x).tensor_split((-self.num_heads,), dim=1)  # [T, (H + 2 G) E], [T, H]
+        found = self.attend(heads.unflatten(1, (-1, self.head_dim)), step)
+        return self.out(ops.gate(found, gate.repeat_interleave(self.head_dim, 1), "sigmoid"), residual)

@@ -68,6 +68,27 @@ class SparseGate(nn.Module):
         return activation(kept, self.activation) * up
 
 
+class PolyGate(nn.Module):
+    """(a norm(g³) + b norm(g²) + c norm(g) + d) · up(x), where g is gate(x): motif.  [T, D] -> [T, I]
+
+    https://arxiv.org/abs/2411.03884
+    """
+
+    def __init__(self, product: Linear, weights: Exact, bias: Exact, eps: float) -> None:
+        """`product` makes gates and what they are gates of; `weights`: a, b and c; `bias`: d."""
+        super().__init__()
+        self.product = product
+        self.weights, self.bias = weights, bias
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.product(x).chunk(2, dim=1)
+        wide, found = gate.float(), self.bias.value
+        for power, weight in zip((wide * wide * wide, wide * wide, wide), self.weights.value, strict=True):
+            found = found + weight * power * torch.rsqrt(mean(power * power) + self.eps)
+        return found.to(x.dtype) * up
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertPart:
     """A tensor of the checkpoint, or two, and the rows of an expert's matrix that are in it."""

@@ -224,6 +224,21 @@ class DynamicNtk:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubling:
+    """A larger theta with every doubling of the original length, up to the longest sequence, or to those of the training if they are
+    longer; beyond these, longer vectors."""
+
+    original: int
+    trained: int
+
+    def frequencies(self, theta: float, width: int, max_model_len: int) -> tuple[Tensor, float]:
+        length = max(max_model_len, self.trained)
+        growth = max(2 ** math.ceil(math.log2(length / self.original) + 1) - 1, 1)
+        found = 1 / _wavelengths(theta * growth ** (width / (width - 2)), width)
+        return found, 0.1 * math.log(length / self.trained) + 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Yarn:
     """Slow pairs are interpolated, fast ones kept, those between mixed.  https://arxiv.org/abs/2309.00071"""
 

@@ -209,8 +209,9 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds a {type(content).__name__} instead of a dict of tensors")
-    if isinstance(wrapped := content.get(content.get("model_key")), dict):  # fairseq2 names what it holds
-        content = wrapped
+    key = content.get("model_key")
+    if isinstance(key, str) and isinstance(content.get(key), dict):  # fairseq2 says under which name its weights are
+        content = content[key]
     for name, value in content.items():
         if not isinstance(value, Tensor):
             raise ModelError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor; save the state dict alone")

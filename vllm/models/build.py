@@ -47,7 +47,7 @@ from vllm.layers.embedding import (
     Waves,
 )
 from vllm.layers.linear import Linear, Part, scaled, split
-from vllm.layers.mlp import ClampedGate, Mlp, SparseGate
+from vllm.layers.mlp import ClampedGate, Mlp, PolyGate, SparseGate
 from vllm.layers.norm import GroupedRmsNorm, LayerNorm, RmsNorm
 from vllm.layers.per_layer import PerLayerInput, Reading, Scaled
 from vllm.layers.placement import Placement
@@ -308,10 +308,13 @@ class Builder:
         return self.num_caches - 1
 
     def mlp(self, index: Index, mlp: MlpSpec) -> nn.Module:
-        self.check_activation(mlp.activation)
         parts = self.up_parts(index, mlp)
+        if mlp.poly_eps is not None:
+            up: nn.Module = self.poly_gate(index, parts, mlp.poly_eps)
+            return Mlp(up, self.linear(mlp.width, [self.branch_end("down", index)], mlp.down_bias))
+        self.check_activation(mlp.activation)
         if mlp.sparsity:
-            up: nn.Module = SparseGate(self.linear(self.spec.width, parts, mlp.up_bias), mlp.activation, mlp.sparsity)
+            up = SparseGate(self.linear(self.spec.width, parts, mlp.up_bias), mlp.activation, mlp.sparsity)
         elif mlp.clamp is not None:
             product = self.linear(self.spec.width, parts, mlp.up_bias, shard="rows")
             up = ClampedGate(product, mlp.activation, mlp.clamp)
@@ -321,6 +324,15 @@ class Builder:
             )
         down = [self.branch_end("down", index)]
         return Mlp(up, self.linear(mlp.width, down, mlp.down_bias, shard="width"))
+
+    def poly_gate(self, index: Index, parts: list[Part], eps: float) -> PolyGate:
+        if self.placement.group.size > 1:
+            raise ConfigError("gates that are normalised can't be shared among processes; use tensor_parallel_size=1")
+        name = self.name("poly", index)
+        weights, bias = (
+            Exact(size, name=f"{name}.{end}", placement=self.placement) for size, end in ((3, "weight"), (1, "bias"))
+        )
+        return PolyGate(self.linear(self.spec.width, parts, False), weights, bias, eps)
 
     def branch_end(self, role: str, index: Index) -> Part:
         """Return the part of a branch's last product, which scales the branch."""

@@ -16,18 +16,20 @@ from vllm.layers.attention import (
     BlockAttention,
     ChunkedAttention,
     GatedAttention,
+    HeadGatedAttention,
     HeadScores,
     NarrowQuery,
     NormedValueAttention,
     RecallingAttention,
     SharingAttention,
 )
+from vllm.layers.differential import DifferentialAttention, Share
 from vllm.layers.linear import Clipped, Part, cut_third, split
-from vllm.layers.norm import HeadsNorm, OwnNorms, OwnRmsNorms, PlainRmsNorm
+from vllm.layers.norm import HeadsNorm, OwnNorms, OwnRmsNorms, PlainRmsNorm, RmsNorm
 from vllm.layers.position_bias import Alibi, RelativeBias, alibi_slopes, root_bias
 from vllm.layers.recurrent import Exact
 from vllm.layers.rotary import NormedRotary, TemperedRotary
-from vllm.models.spec import AttentionSpec
+from vllm.models.spec import AttentionSpec, PairsSpec
 from vllm.ops.attention import AttentionOptions
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def build_attention(
     norms, rotary = _head_norms(builder, index, attention), _tempered(builder, attention)
     if attention.head_norm == "turned":
         norms, rotary = (nn.Identity(), nn.Identity()), NormedRotary(rotary, *norms)
-    return (kind or _kind(builder, attention))(
+    return (kind or _kind(builder, index, attention))(
         builder.next_cache(),
         heads,
         (qkv, builder.linear(attention.heads * attention.head_dim, out, attention.out_bias, shard="width")),
@@ -88,15 +90,31 @@ def _narrow_query(builder: Builder, index: Index, attention: AttentionSpec) -> N
     )
 
 
-def _kind(builder: Builder, attention: AttentionSpec) -> Callable[..., Attention]:
+def _pairs(builder: Builder, index: Index, attention: AttentionSpec, pairs: PairsSpec) -> Callable[..., Attention]:
+    """Return what makes an attention by pairs of heads."""
+    if builder.placement.group.size > 1:
+        raise ConfigError("pairs of heads can't be shared among processes; use tensor_parallel_size=1")
+    q1, k1, q2, k2 = (
+        Exact(attention.head_dim, name=builder.name(role, index), placement=builder.placement)
+        for role in ("pair_q1", "pair_k1", "pair_q2", "pair_k2")
+    )
+    norm = RmsNorm(2 * attention.head_dim, builder.name("pair_norm", index), builder.placement, pairs.norm_eps)
+    return partial(DifferentialAttention, Share(pairs.start, (q1, k1, q2, k2)), norm)
+
+
+def _kind(builder: Builder, index: Index, attention: AttentionSpec) -> Callable[..., Attention]:
+    if attention.pairs is not None:
+        return _pairs(builder, index, attention, attention.pairs)
     if attention.chunk is not None:
-        return partial(ChunkedAttention, attention.chunk)
+        return partial(ChunkedAttention, attention.chunk, attention.chunks_before)
     if attention.blocks is not None:
         phases = builder.placement.group.cut(torch.tensor(attention.blocks.phases), 0)
         return partial(BlockAttention, replace(attention.blocks, phases=tuple(phases.tolist())))
     if attention.value_norm:
         v_norm = PlainRmsNorm(attention.head_dim, builder.placement, builder.spec.norm.eps)
         return partial(NormedValueAttention, v_norm)
+    if attention.head_gated:
+        return HeadGatedAttention
     return GatedAttention if attention.gated else Attention
 
 
@@ -174,7 +192,9 @@ def qkv_parts(builder: Builder, index: Index, attention: AttentionSpec) -> list[
         return [Part(builder.name("q", index), q, q_cut), *key_value, Part(builder.name("q", index), q, gate_cut)]
     if attention.layout == "split":
         parts = [builder.part(role, index, rows) for role, rows in (("q", q), ("k", kv), ("v", kv))]
-        return parts if attention.k_bias else [parts[0], replace(parts[1], bias=""), parts[2]]
+        if attention.head_gated:
+            parts.append(Part(builder.name("attention_gate", index), attention.heads, bias=""))
+        return parts if attention.k_bias else [parts[0], replace(parts[1], bias=""), *parts[2:]]
     if attention.layout == "q_kv":
         pair = [partial(_cut_group, which, 1, 2, attention.head_dim) for which in range(2)]
         key_value = [Part(builder.name("kv", index), kv, cut) for cut in pair]
@@ -200,6 +220,8 @@ def _head_norm(builder: Builder, role: str, index: Index, attention: AttentionSp
     if attention.own_norms is not None:
         eps, bias = attention.own_norms.eps, attention.own_norms.bias
         if attention.own_norms.kind == "rms":
+            if builder.placement.group.size > 1:
+                raise ConfigError("norms of each head can't be shared among processes; use tensor_parallel_size=1")
             return OwnRmsNorms(count, attention.head_dim, builder.name(role, index), builder.placement, eps)
         return OwnNorms(count, attention.head_dim, builder.name(role, index), builder.placement, eps, bias=bias)
     if attention.head_norm in ("head", "turned"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vllm.errors import ConfigError
 from vllm.layers.linear import Linear, Part, cut_rows, cut_width, split
-from vllm.layers.mlp import ExpertPart, GuidedMoE, InputMoE, Mlp, MoE, NarrowMoE, NormedRouter, SharedMoE
+from vllm.layers.mlp import ClampedGate, ExpertPart, GuidedMoE, InputMoE, Mlp, MoE, NarrowMoE, NormedRouter, SharedMoE
 from vllm.layers.norm import PlainRmsNorm
 from vllm.layers.recurrent import Exact
 from vllm.models.spec import MoeSpec
@@ -97,8 +97,12 @@ def _with_shared(builder: Builder, index: Index, moe: MoeSpec, chosen: MoE) -> S
     else:
         roles = ("shared_gate", "shared_up") if moe.gated else ("shared_up",)
         up = [Part(builder.name(role, index), moe.shared_width) for role in roles]
+    if moe.shared_clamp is None:
+        product: nn.Module = builder.linear(width, up, False, activation=moe.activation, gated=moe.gated, shard="rows")
+    else:
+        product = ClampedGate(builder.linear(width, up, False, shard="rows"), moe.activation, moe.shared_clamp)
     shared = Mlp(
-        builder.linear(width, up, False, activation=moe.activation, gated=moe.gated, shard="rows"),
+        product,
         builder.linear(moe.shared_width, [builder.branch_end("shared_down", index)], False, shard="width"),
     )
     gate = [Part(builder.name("shared_router", index), 1)] if moe.shared_gate else []

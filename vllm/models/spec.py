@@ -34,6 +34,16 @@ up and down in three tensors, [X width, D]; the same, [X, width, D]."""
 
 
 @dataclass(frozen=True, slots=True)
+class PairsSpec:
+    """Pairs of heads, of whose second one's result a share is taken from the first one's."""
+
+    start: float
+    """What the share would be if nothing were learned"""
+    norm_eps: float
+    """Of the norm behind"""
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionSpec:
     """One layer's attention."""
 
@@ -45,6 +55,8 @@ class AttentionSpec:
     window: int | None = None
     chunk: int | None = None
     """A token sees none before the last position that is a multiple of it."""
+    chunks_before: int = 0
+    """Or none before as many multiples before that"""
     blocks: BlockPattern | None = None
     """A head sees blocks of tokens, and not all of them."""
     tempering: Tempering | None = None
@@ -67,6 +79,10 @@ class AttentionSpec:
     layout: QkvLayout = "split"
     gated: bool = False
     """The result is multiplied with a sigmoid of what q's matrix has behind each head."""
+    pairs: PairsSpec | None = None
+    """Neighbouring heads are pairs, and their values are one's."""
+    head_gated: bool = False
+    """Each head's result is multiplied with a sigmoid of a number of its own."""
     clip: float | None = None
     """q, k and v are brought to between -clip and clip."""
     value_norm: bool = False
@@ -144,6 +160,8 @@ class MlpSpec:
     """Bounds of gate and up"""
     sparsity: float = 0.0
     """The share of gates that are cut off, were they distributed normally."""
+    poly_eps: float | None = None
+    """Gates are not activated but a sum of their first powers, each normalised, with learned weights; what is added to the mean squares"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +198,9 @@ class MoeSpec:
     """Of the experts"""
     router_bias: bool = False
     clamp: Clamp | None = None
-    """Bounds of gate and up"""
+    """Bounds of the experts' gate and up"""
+    shared_clamp: Clamp | None = None
+    """And of those of what every token passes"""
     jitter: float = 0.0
     """Above 0: experts are chosen one after another, each weighed by the softmax over those not chosen yet whose scores fall
     behind by less than twice this, in proportion (sparsemixer)."""
@@ -362,7 +382,7 @@ class TransformerSpec:
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
     layer, {x} for the expert.  Roles: embed, embed_unwritten (both with their endings then), positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, of an entry that hears conv1 and conv2, and per layer q, k, v or qkv, o, q_norm, k_norm, cross_q, cross_k,
-    cross_v, cross_o, norm_cross, recall, of pictures cross_q_norm, cross_k_norm and with their endings cross_gate and ffn_gate, norm1, norm1_after, norm2, norm2_after, attention_gate, sinks with its ending, norm_beside,
+    cross_v, cross_o, norm_cross, recall, poly, pair_norm and with their endings pair_q1, pair_k1, pair_q2 and pair_k2, of pictures cross_q_norm, cross_k_norm and with their endings cross_gate and ffn_gate, norm1, norm1_after, norm2, norm2_after, attention_gate, sinks with its ending, norm_beside,
     gate, up or gate_up, down, router, expert_gate, expert_up, expert_down or with their endings experts_gate_up, experts_gate,
     experts_up, experts_down, correction, router_scale and expert_scales with their endings, shared_gate_up, shared_gate, shared_up,
     shared_down, shared_router, narrow, widen; of attention by a narrow query q_a_norm and q_b, of latent attention q_a too, kv_a, kv_a_norm, kv_b; of a recurrent

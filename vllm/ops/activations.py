@@ -27,6 +27,8 @@ class Clamp:
 
     limit: float
     offset: float = 0.0
+    behind: bool = False
+    """It is min(activation(gate), limit)."""
 
 
 def gated_activation(x: Tensor, name: str, clamp: Clamp | None = None) -> Tensor:
@@ -35,6 +37,8 @@ def gated_activation(x: Tensor, name: str, clamp: Clamp | None = None) -> Tensor
     if clamp is None:
         return activation(gate, name) * up
     bounded = up.float().clamp(-clamp.limit, clamp.limit) + clamp.offset
+    if clamp.behind:
+        return (ACTIVATIONS[name](gate.float()).clamp(max=clamp.limit) * bounded).to(x.dtype)
     return (ACTIVATIONS[name](gate.float().clamp(max=clamp.limit)) * bounded).to(x.dtype)
 
 

@@ -1,6 +1,7 @@
-"""Attention within chunks: a token at position p sees those from the last multiple of the chunk's size on.
+"""Attention within chunks: a token at position p sees those from the last multiple of the chunk's size on, or from a few before it.
 
-No kernel knows of that.  A row is cut where chunks begin, and each piece is laid out as a sequence of its own that begins there:
+No kernel knows of that.  A row is cut where chunks begin, and each piece is laid out as a sequence of its own that begins there, or so
+many chunks before:
 
     row        positions 5 … 13, chunks of 8, blocks of 4        table   7 3 9 2
     pieces     positions 5 … 7 of blocks 7 3,   0 … 5 of blocks 9 2
@@ -26,6 +27,8 @@ class ChunkedCache:
     attention: AttentionBackend
     size: int
     """Of a chunk, in tokens"""
+    before: int = 0
+    """How many chunks before its own a token sees"""
 
     def allocate(self, spec: Any, num_blocks: int, block_size: int, dtype: torch.dtype, quantized: bool = False) -> Any:
         """Return one layer's cache.  Raises ConfigError where a chunk doesn't begin with a block."""
@@ -46,16 +49,16 @@ class ChunkedCache:
 
     def plan(self, rows: int, tokens: int, blocks: int) -> ChunkedPlan:
         """Return a plan that has yet to be placed."""
-        return ChunkedPlan(self.attention.plan(2 * rows + tokens // self.size, tokens, blocks), self.size)
+        return ChunkedPlan(self.attention.plan(2 * rows + tokens // self.size, tokens, blocks), self.size, self.before)
 
 
 class ChunkedPlan:
     """A plan whose rows are the pieces of a step's rows."""
 
-    def __init__(self, pieces: CachePlan, size: int) -> None:
+    def __init__(self, pieces: CachePlan, size: int, before: int) -> None:
         self.pieces = pieces
         """What attention runs with"""
-        self.size = size
+        self.size, self.before = size, before
 
     @property
     def form(self) -> Form | None:
@@ -64,17 +67,18 @@ class ChunkedPlan:
 
     def place(self, layout: Layout) -> None:
         """Prepare for a step."""
-        self.pieces.place(cut(layout, self.size))
+        self.pieces.place(cut(layout, self.size, self.before))
 
 
-def cut(layout: Layout, size: int) -> Layout:
-    """Cut the rows of a step where chunks of `size` tokens begin."""
+def cut(layout: Layout, size: int, before: int = 0) -> Layout:
+    """Cut the rows of a step where chunks of `size` tokens begin; each piece has the `before` chunks before it, too."""
     assert layout.media is None, "no model cuts attention into chunks and lets the tokens of a medium see each other"
     row, number, first, count = pieces(layout, size)
-    width = layout.block_table.shape[1]
-    columns = (number * size // layout.block_size)[:, None] + torch.arange(min(width, -(-size // layout.block_size)))
+    width, begin = layout.block_table.shape[1], (number - before).clamp(min=0) * size
+    seen = -(-(1 + before) * size // layout.block_size)
+    columns = (begin // layout.block_size)[:, None] + torch.arange(min(width, seen))
     table = layout.block_table[row[:, None], columns.clamp(max=width - 1)].where(columns < width, NULL_BLOCK)
-    return Layout(layout.first[row] + first - layout.start[row], first - number * size, count, table, layout.block_size)
+    return Layout(layout.first[row] + first - layout.start[row], first - begin, count, table, layout.block_size)
 
 
 def pieces(layout: Layout, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -341,7 +341,7 @@ class _CacheMemory:
     def backend(self, spec: CacheSpec) -> CacheBackend:
         """Return what makes the caches of a spec."""
         if isinstance(spec, Chunk):
-            return ChunkedCache(self.attention, spec.size)
+            return ChunkedCache(self.attention, spec.size, spec.before)
         if isinstance(spec, Blocks):
             return BlocksCache(self.attention, spec)
         return self.states if isinstance(spec, State) else self.attention

@@ -30,7 +30,11 @@ from vllm.ops.triton.quantized_moe import QuantizedExperts
     activation=st.sampled_from(["silu", "gelu"]),
     dtype=st.sampled_from([torch.float32, torch.float16]),
     format=st.sampled_from([None, "int8", "int4", "fp8"]),
-    gates=st.tuples(st.booleans(), st.booleans(), st.sampled_from([None, Clamp(0.7), Clamp(0.4, offset=1.0)])),
+    gates=st.tuples(
+        st.booleans(),
+        st.booleans(),
+        st.sampled_from([None, Clamp(0.7), Clamp(0.4, offset=1.0), Clamp(0.3, behind=True)]),
+    ),
     most_sorted=st.sampled_from([0, 4096]),
     seed=st.integers(0, 99),
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 from vllm.errors import ModelError
 from vllm.layers.position_bias import Alibi
+from vllm.layers.rotary import Doubling
 from vllm.models.families.kin import neighbours
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of
 from vllm.models.families.moe import QWEN_NAMES
@@ -201,9 +202,13 @@ def _chatglm_attention(config: Any) -> AttentionSpec:
 
 
 def telechat2(config: Any) -> TransformerSpec:
-    """Llama under other names, with k and v in one tensor, head by head."""
+    """Llama under other names, with k and v in one tensor, head by head; the first telechat too."""
     config = known(config, **TELECHAT2_FIELDS)
     attention = attention_of(config, layout="q_kv", out_bias=True)
+    if original := getattr(config, "base_seqlen", None):
+        assert attention.rope is not None
+        stretch = Doubling(original, config.training_seqlen)
+        attention = replace(attention, rope=replace(attention.rope, stretch=stretch))
     layer = LayerSpec(attention, mlp_of(config, activation="silu", down_bias=True))
     return decoder_of(config, layer, names=TELECHAT2_NAMES)
 

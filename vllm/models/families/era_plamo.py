@@ -94,7 +94,7 @@ _PLAMO3_SHIFTS = {**_SHIFTS, "q_norm": 1.0, "k_norm": 1.0}
 
 
 def plamo3(config: Any) -> TransformerSpec:
-    """Windows with a rope of their own, but for every so manyth layer; norms on the heads of q and k."""
+    """Layers with windows and a rope of their own between those that see all; norms on the heads of q and k."""
     if getattr(config, "scale_embedding", False):
         raise ModelError("scale_embedding=True: a plamo 3 with scaled embeddings is not supported; use one without")
     tied = getattr(config, "tie_word_embeddings", True)

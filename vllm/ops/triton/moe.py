@@ -80,7 +80,7 @@ class Product(NamedTuple):
         """What kernels must know when they are compiled, whatever holds the weights."""
         return {
             "K": self.chosen, "M": self.rows, "FIRST": not self.is_last, "GATED": self.gated,
-            "KIND": 0 if self.is_last else CODES[self.activation], "CLAMP": self.clamp is not None,
+            "KIND": 0 if self.is_last else CODES[self.activation], "CLAMP": 0 if self.clamp is None else 1 + self.clamp.behind,
             "PRECISION": "ieee" if self.x.dtype == torch.float32 else "tf32", **early(self.x.device),
         }  # fmt: skip
 
@@ -249,7 +249,9 @@ def store_tile(
     if FIRST:
         gate = gate.to(dtype).to(tl.float32)
         y = total.to(dtype).to(tl.float32)
-        if CLAMP:
+        if CLAMP == 2:
+            y = tl.minimum(activate(gate, KIND), limit) * (tl.minimum(tl.maximum(y, -limit), limit) + offset)
+        elif CLAMP:
             y = activate(tl.minimum(gate, limit), KIND) * (tl.minimum(tl.maximum(y, -limit), limit) + offset)
         elif GATED:
             y = activate(gate, KIND).to(dtype).to(tl.float32) * y
