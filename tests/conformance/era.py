@@ -177,6 +177,56 @@ def _expert_by_expert(name: str, tensor: Tensor) -> State:
     return found
 
 
+_LING = _renamed(
+    (r"embed_tokens", "word_embeddings"), (r"self_attn\.o_proj", "attention.dense"),
+    (r"self_attn\.q_norm", "attention.query_layernorm"), (r"self_attn\.k_norm", "attention.key_layernorm"),
+    (r"e_score_correction_bias", "expert_bias"),
+)  # fmt: skip
+
+
+def _apart(state: State, config: Any) -> State:
+    found = {}
+    for name, tensor in state.items():
+        found |= _expert_by_expert(name, tensor) if "mlp.experts." in name else {name: tensor}
+    return found
+
+
+def _ling(state: State, config: Any) -> State:
+    pack = _packed(_LING, "model.layers.{i}.attention.query_key_value", _ATTENTION, _in_a_row)
+    return _apart(pack(state, config), config)
+
+
+def _ling1(state: State, config: Any) -> State:
+    """Two shared experts, which are one of double width."""
+    pack = _packed(_LING, "model.layers.{i}.attention.query_key_value", _ATTENTION, _in_a_row)
+    return pack(_deepseek(state, config), config)
+
+
+def _ling_sizes(config: Any) -> dict[str, Any]:
+    return _sizes(config) | {
+        "num_experts_per_tok": config.num_experts_per_tok, "moe_intermediate_size": config.moe_intermediate_size,
+        "use_qkv_bias": False, "use_bias": False, "norm_topk_prob": config.norm_topk_prob, "head_dim": getattr(config, "head_dim", None),
+        "rope_theta": 10000.0,
+    }  # fmt: skip
+
+
+def _ling2_sizes(config: Any) -> dict[str, Any]:
+    return _ling_sizes(config) | {
+        "num_experts": config.num_local_experts, "num_shared_experts": config.n_shared_experts, "n_group": config.n_group,
+        "topk_group": config.topk_group, "routed_scaling_factor": config.routed_scaling_factor, "use_qk_norm": True,
+        "first_k_dense_replace": config.first_k_dense_replace, "partial_rotary_factor": 0.5, "num_nextn_predict_layers": 0,
+    }  # fmt: skip
+
+
+def _pangu(config: Any) -> dict[str, Any]:
+    names = (
+        "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "n_shared_experts",
+        "num_experts_per_tok", "moe_intermediate_size", "first_k_dense_replace", "norm_topk_prob", "routed_scaling_factor",
+    )  # fmt: skip
+    facts = {"n_routed_experts": config.num_local_experts, "router_enable_expert_bias": True, "rope_theta": 10000.0}
+    return _sizes(config) | {name: getattr(config, name) for name in names} | facts
+
+
 def _minicpm(config: Any) -> dict[str, Any]:
     layers = config.num_hidden_layers
     return _sizes(config) | {
@@ -265,6 +315,27 @@ FORMATS: Mapping[str, Format] = {
         ),
         _telechat2, {},
     ),
+    "BailingMoeForCausalLM": Format(
+        "qwen2_moe", lambda c: _ling_sizes(c) | {"num_experts": c.num_experts, "num_shared_experts": 2}, _ling1,
+        {"mlp_only_layers": [], "qkv_bias": False, "shared_expert_intermediate_size": 64, "moe_intermediate_size": 32,
+         "num_experts": 4, "use_sliding_window": False, "head_dim": 16},
+    ),
+    "BailingMoeV2ForCausalLM": Format(
+        "glm4_moe", _ling2_sizes, _ling,
+        {"use_qk_norm": True, "attention_bias": False, "n_group": 2, "topk_group": 1, "norm_topk_prob": True,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    ),
+    "MiMoForCausalLM": Format(
+        "qwen2", lambda c: _sizes(c) | {"rope_theta": 10000.0},
+        lambda state, config: state | {"model.mtp_layers.0.input_proj.weight": torch.ones(4, 4)},
+        {"use_sliding_window": False, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    ),
+    "PanguEmbeddedForCausalLM": Format("llama", lambda c: _sizes(c) | {"bias": True}, _SAME, {"attention_bias": True}),
+    "PanguUltraMoEForCausalLM": Format(
+        "deepseek_v3", _pangu, _apart,
+        {"n_group": 1, "topk_group": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    ),
+    "TeleChat3ForCausalLM": Format("llama", _sizes, _SAME, {}),
 }  # fmt: skip
 
 ALIASES: Mapping[str, str] = {
@@ -281,6 +352,7 @@ ALIASES: Mapping[str, str] = {
     "OLMo2ForCausalLM": "Olmo2ForCausalLM",
     "OLMoEForCausalLM": "OlmoeForCausalLM",
     "OLMoForCausalLM": "OlmoForCausalLM",
+    "Param2MoEForCausalLM": "BailingMoeV2ForCausalLM",
     "PhiMoEForCausalLM": "PhimoeForCausalLM",
     "RWForCausalLM": "FalconForCausalLM",
     "SarvamMLAForCausalLM": "DeepseekV3ForCausalLM",

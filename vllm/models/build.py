@@ -103,6 +103,13 @@ _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
 }
 """Block → its class, and the roles of its norms in the order it takes them; "" where there is none."""
 
+_CUTS: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "": None,
+    "rows": partial(functional.normalize, dim=-1),
+    "columns": partial(functional.normalize, dim=0),
+}
+"""What of a head's matrix is brought to length 1 → how"""
+
 
 def build_transformer(
     spec: TransformerSpec, placement: Placement, max_model_len: int, pooler: Pooler | None = None
@@ -233,7 +240,7 @@ class Builder:
         if spec.tied and spec.head.bias_name is None:
             tied = TiedLinear(tokens, self.placement)
             return OwnOrTied(spec.names["head"], tied, self.placement) if spec.head.own_or_tied else tied
-        cut = partial(functional.normalize, dim=-1) if spec.head.unit_rows else None
+        cut = _CUTS[spec.head.unit]
         name = spec.names["embed" if spec.tied else "head"]
         parts = [Part(name, spec.entry.vocab_size, cut, spec.head.bias_name)]
         return Linear(self.embed_width, parts, self.placement, bias=spec.head.bias, shard="gathered")

@@ -360,8 +360,8 @@ class HeadSpec:
     """The whole name of the bias where it isn't the matrix's with another end; of a table that serves as head too"""
     own_or_tied: bool = False
     """Checkpoints with and without a matrix of the head's own are around; without one it is the embedding's table."""
-    unit_rows: bool = False
-    """The rows of the matrix are brought to length 1."""
+    unit: Literal["", "rows", "columns"] = ""
+    """What of the matrix is brought to length 1"""
     never: tuple[int, ...] = ()
     """Tokens that are never chosen"""
 

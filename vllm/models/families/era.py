@@ -150,7 +150,7 @@ def baichuan(config: Any) -> TransformerSpec:
     layer = _layer(config, layout="concat")
     if config.hidden_size > 4096:
         layer = replace(layer, mixer=replace(layer.attention, rope=None, position_bias=Alibi()))
-    head = HeadSpec(unit_rows=config.vocab_size == 125696)
+    head = HeadSpec(unit="rows" if config.vocab_size == 125696 else "")
     return decoder_of(config, layer, names=BAICHUAN_NAMES, head=head)
 
 
