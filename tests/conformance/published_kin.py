@@ -108,9 +108,9 @@ def plamo3(config: Config, weights: Weights, ids: Tensor) -> Tensor:
 HORIZON: Config = {
     **LLAMA, "model_type": "k2_horizon", "num_hidden_layers": LAYERS, "head_dim": HEAD_DIM, "layernorm_num_groups": 4,
     "query_key_norm": True, "rope_head_dim": 8, "num_experts": EXPERTS, "num_experts_per_tok": 2, "num_shared_experts": 1,
-    "moe_intermediate_size": EXPERT_WIDTH, "moe_gate_bias": True, "mlp_only_layers": [0], "decoder_sparse_step": 1,
-    "norm_topk_prob": True, "router_scaling_factor": 2.5, "router_score_func": "sigmoid", "attention_gate_func": None,
-    "mova_num_experts": 0, "mova_num_experts_per_tok": 0, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+    "moe_intermediate_size": EXPERT_WIDTH, "moe_gate_bias": True, "mlp_only_layers": [0, 2], "decoder_sparse_step": 1,
+    "norm_topk_prob": True, "router_scaling_factor": 2.5, "router_score_func": "sigmoid", "attention_gate_func": "softplus",
+    "mova_num_experts": EXPERTS, "mova_num_experts_per_tok": 2, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
 }  # fmt: skip
 
 
@@ -121,13 +121,17 @@ def _horizon_shapes() -> Shapes:
         shapes |= attention_shapes(f"{name}.self_attn") | norm_shapes(name, *NORMS)
         shapes |= norm_shapes(f"{name}.self_attn", "q_norm", width=HEADS * HEAD_DIM)
         shapes |= norm_shapes(f"{name}.self_attn", "k_norm", width=KV_HEADS * HEAD_DIM)
-        if layer == 0:
+        shapes[f"{name}.self_attn.gate_proj.weight"] = (HEADS * HEAD_DIM, WIDTH)
+        if layer in HORIZON["mlp_only_layers"]:
             shapes |= gated_shapes(f"{name}.mlp")
             continue
-        shapes |= {f"{name}.mlp.gate.weight": (EXPERTS, WIDTH), f"{name}.mlp.gate.bias": (EXPERTS,)}
+        value = shapes.pop(f"{name}.self_attn.v_proj.weight")
         shapes |= gated_shapes(f"{name}.mlp.shared_experts", EXPERT_WIDTH)
+        for router in ("mlp.gate", "self_attn.v_router"):
+            shapes |= {f"{name}.{router}.weight": (EXPERTS, WIDTH), f"{name}.{router}.bias": (EXPERTS,)}
         for expert in range(EXPERTS):
             shapes |= gated_shapes(f"{name}.mlp.experts.{expert}", EXPERT_WIDTH)
+            shapes[f"{name}.self_attn.v_experts.{expert}.weight"] = value
     return shapes
 
 
@@ -140,17 +144,35 @@ def _rotate_first_pairs(x: Tensor, width: int) -> Tensor:
     return torch.cat((first, low[..., count:], second, high[..., count:]), -1)
 
 
+def _horizon_heads(config: Config, weights: Weights, name: str, x: Tensor) -> Tensor:
+    q, k = (linear(weights, f"{name}.{part}_proj", x) for part in "qk")
+    if config["query_key_norm"]:
+        q, k = rms(weights, f"{name}.q_norm", q, groups=HEADS), rms(weights, f"{name}.k_norm", k, groups=KV_HEADS)
+    q, k = (_rotate_first_pairs(part.unflatten(1, (-1, HEAD_DIM)), config["rope_head_dim"]) for part in (q, k))
+    if f"{name}.v_proj.weight" in weights:
+        v = linear(weights, f"{name}.v_proj", x)
+    else:
+        shares = torch.sigmoid(F.linear(x, weights[f"{name}.v_router.weight"]))
+        _, chosen = (shares + weights[f"{name}.v_router.bias"]).topk(config["mova_num_experts_per_tok"])
+        shares = shares.gather(1, chosen)
+        shares = shares / shares.sum(-1, keepdim=True) * config["router_scaling_factor"]
+        every = torch.stack([F.silu(linear(weights, f"{name}.v_experts.{expert}", x)) for expert in range(EXPERTS)], 1)
+        v = (every[torch.arange(len(x))[:, None], chosen] * shares[..., None]).sum(1)
+    mixed = attend(q, k, v.unflatten(1, (-1, HEAD_DIM)), SCALE)
+    if kind := config["attention_gate_func"]:
+        gate = linear(weights, f"{name}.gate_proj", x)
+        mixed = mixed * (F.silu(gate) if kind == "silu" else F.softplus(gate, beta=math.log(2)))
+    return linear(weights, f"{name}.o_proj", mixed)
+
+
 def horizon(config: Config, weights: Weights, ids: Tensor) -> Tensor:
     x, groups = weights["model.embed_tokens.weight"][ids], config["layernorm_num_groups"]
     for layer in range(LAYERS):
         name = f"model.layers.{layer}"
-        q, k, v = heads_of(weights, f"{name}.self_attn", rms(weights, f"{name}.input_layernorm", x, groups=groups))
-        q = rms(weights, f"{name}.self_attn.q_norm", q.flatten(1), groups=HEADS).unflatten(1, (HEADS, -1))
-        k = rms(weights, f"{name}.self_attn.k_norm", k.flatten(1), groups=KV_HEADS).unflatten(1, (KV_HEADS, -1))
-        q, k = (_rotate_first_pairs(part, config["rope_head_dim"]) for part in (q, k))
-        x = x + linear(weights, f"{name}.self_attn.o_proj", attend(q, k, v, SCALE))
+        y = rms(weights, f"{name}.input_layernorm", x, groups=groups)
+        x = x + _horizon_heads(config, weights, f"{name}.self_attn", y)
         y = rms(weights, f"{name}.post_attention_layernorm", x, groups=groups)
-        if layer == 0:
+        if layer in config["mlp_only_layers"]:
             x = x + gated(weights, f"{name}.mlp", y)
             continue
         shares = torch.sigmoid(F.linear(y, weights[f"{name}.mlp.gate.weight"]))

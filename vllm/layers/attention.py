@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -19,6 +20,7 @@ from vllm.ops.attention import AttentionOptions, CachePlan
 from vllm.ops.attention_blocks import BlocksPlan
 from vllm.ops.attention_chunks import ChunkedPlan
 from vllm.ops.per_head import per_head
+from vllm.ops.recurrent import softplus
 
 
 class Attention(nn.Module):
@@ -196,12 +198,29 @@ class BlockAttention(Attention):
 
 
 class GatedAttention(Attention):
-    """Attention whose result is weighted, element by element, by a sigmoid.  [T, D] -> [T, D]"""
+    """Attention whose result is weighted, element by element.  [T, D] -> [T, D]"""
+
+    def __init__(self, activation: str, *args: Any, **options: Any) -> None:
+        """`activation`: of the weights; the rest as above."""
+        super().__init__(*args, **options)
+        self.activation = activation
 
     def forward(self, x: Tensor, step: Step, residual: Tensor | None = None) -> Tensor:
         heads = self.qkv(x).unflatten(1, (-1, self.head_dim))  # [T, H + 2 G + H, E]
         heads, gate = heads.split((self.num_heads + 2 * self.num_kv_heads, self.num_heads), dim=1)
-        return self.out(ops.gate(self.attend(heads, step), gate.flatten(1), "sigmoid"), residual)
+        return self.out(self.open(self.attend(heads, step), gate.flatten(1)), residual)
+
+    def open(self, found: Tensor, gate: Tensor) -> Tensor:
+        """Weigh the result.  [T, H E], [T, H E] -> [T, H E]"""
+        return ops.gate(found, gate, self.activation)
+
+
+class SoftplusGatedAttention(GatedAttention):
+    """The same, weighted by log2(1 + 2^gate): k2 horizon.  [T, D] -> [T, D]"""
+
+    def open(self, found: Tensor, gate: Tensor) -> Tensor:
+        opened = softplus(gate.float() * math.log(2)) / math.log(2)
+        return (found.float() * opened).to(gate.dtype)
 
 
 class HeadGatedAttention(Attention):

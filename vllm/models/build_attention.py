@@ -22,15 +22,18 @@ from vllm.layers.attention import (
     NormedValueAttention,
     RecallingAttention,
     SharingAttention,
+    SoftplusGatedAttention,
 )
 from vllm.layers.differential import DifferentialAttention, Share
-from vllm.layers.linear import Clipped, Part, cut_third, split
+from vllm.layers.linear import Clipped, Linear, Part, cut_third, split
 from vllm.layers.norm import HeadsNorm, OwnNorms, OwnRmsNorms, PlainRmsNorm, RmsNorm
 from vllm.layers.position_bias import Alibi, RelativeBias, alibi_slopes, root_bias
 from vllm.layers.recurrent import Exact
 from vllm.layers.rotary import NormedRotary, TemperedRotary
-from vllm.models.spec import AttentionSpec, PairsSpec
+from vllm.layers.value_experts import ChosenValues
+from vllm.models.spec import AttentionSpec, MoeSpec, PairsSpec
 from vllm.ops.attention import AttentionOptions
+from vllm.ops.moe import Routing
 
 if TYPE_CHECKING:
     from vllm.models.build import Builder, Index
@@ -52,6 +55,8 @@ def build_attention(
         )
     if qkv is None and attention.query_rank:
         qkv = _narrow_query(builder, index, attention)
+    if qkv is None and attention.values is not None:
+        qkv = _chosen_values(builder, index, attention, attention.values)
     if qkv is None:
         qkv = builder.linear(builder.spec.width, qkv_parts(builder, index, attention), attention.qkv_bias, shard="rows")
     if attention.clip is not None:
@@ -90,6 +95,28 @@ def _narrow_query(builder: Builder, index: Index, attention: AttentionSpec) -> N
     )
 
 
+def _chosen_values(builder: Builder, index: Index, attention: AttentionSpec, values: MoeSpec) -> ChosenValues:
+    """Make what makes q, k and v, v by experts."""
+    if builder.placement.group.size > 1:
+        raise ConfigError("experts for values can't be shared among processes; use tensor_parallel_size=1")
+    q, k, v, *behind = qkv_parts(builder, index, attention)
+    width, exact = builder.spec.width, builder.placement.unquantized
+    router = Linear(width, [Part(builder.name("value_router", index), values.num_experts)], exact)
+    correction = None
+    if values.corrected:
+        name = builder.name("value_correction", index)
+        correction = Exact(values.num_experts, name=name, placement=builder.placement)
+    names = [builder.name("value_expert", index, expert) for expert in range(values.num_experts)]
+    return ChosenValues(
+        builder.linear(width, [q, k, *behind], attention.qkv_bias),
+        q.rows + k.rows,
+        (router, correction),
+        (builder.placement.experts(values.num_experts, v.rows, width), names),
+        routing=Routing(values.top_k, values.renormalize, values.scores == "sigmoid", scale=values.scale),
+        activation=values.activation,
+    )
+
+
 def _pairs(builder: Builder, index: Index, attention: AttentionSpec, pairs: PairsSpec) -> Callable[..., Attention]:
     """Return what makes an attention by pairs of heads."""
     if builder.placement.group.size > 1:
@@ -115,7 +142,10 @@ def _kind(builder: Builder, index: Index, attention: AttentionSpec) -> Callable[
         return partial(NormedValueAttention, v_norm)
     if attention.head_gated:
         return HeadGatedAttention
-    return GatedAttention if attention.gated else Attention
+    if not attention.gated:
+        return Attention
+    kind = SoftplusGatedAttention if attention.gate_activation == "softplus" else GatedAttention
+    return partial(kind, attention.gate_activation)
 
 
 def build_recalling(builder: Builder, index: Index, attention: AttentionSpec, source: Attention) -> RecallingAttention:

@@ -24,6 +24,7 @@ from vllm.ops.activations import ACTIVATIONS
 from vllm.ops.attention import AttentionBackend, Form
 from vllm.ops.attention_torch import TorchAttention
 from vllm.ops.matrix import DenseMatrix, Matrix, MatrixShape
+from vllm.ops.moe import chosen_products as chosen_torch
 from vllm.ops.moe import moe as moe_torch
 from vllm.ops.moe import route
 from vllm.ops.native import matrix as native_matrix
@@ -43,6 +44,7 @@ __all__ = [
     "attention_backend",
     "causal_conv",
     "choose",
+    "chosen_products",
     "experts",
     "gate",
     "gated_delta",
@@ -113,6 +115,7 @@ layer_norm = _either(norms.layer_norm, native_rows.layer_norm, "norms")
 rms_norm = _either(norms.rms_norm, native_rows.rms_norm, "norms")
 rotary = _either(rotary_torch.rotary, native_rows.rotary, "rotary")
 moe = _either(moe_torch, moe_torch, "moe")
+chosen_products = _either(chosen_torch, chosen_torch, "moe")
 side_by_side = _either(rows.side_by_side, native_rows.side_by_side)
 softcap = _either(rows.softcap, native_rows.softcap)
 causal_conv = _either(recurrent.causal_conv, native_recurrent.causal_conv, "recurrent")

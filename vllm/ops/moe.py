@@ -98,3 +98,16 @@ def moe(
             hidden = gated_activation(gate_up[expert].multiply(x[tokens]), activation, clamp)
         total[tokens] += down[expert].multiply(hidden).float() * weights[tokens, choice].unsqueeze(-1)
     return total.to(x.dtype)
+
+
+def chosen_products(x: Tensor, weights: Tensor, ids: Tensor, matrices: Sequence[Matrix], *, activation: str) -> Tensor:
+    """Add up what each token's matrices make of it, under an activation.  [T, D], [T, K], [T, K], X of [N, D] -> [T, N]
+
+    As above, a token's results are added in the order of the ids, in float32.
+    """
+    total = torch.zeros(len(x), matrices[0].shape.rows, dtype=torch.float32, device=x.device)
+    for number in ids.unique().tolist():
+        tokens, choice = (ids == number).nonzero(as_tuple=True)
+        found = matrices[number].multiply(x[tokens], activation=activation)
+        total[tokens] += found.float() * weights[tokens, choice].unsqueeze(-1)
+    return total.to(x.dtype)

@@ -17,9 +17,10 @@ from torch import nn
 from tests.ops.triton import DEVICE
 from vllm.ops.activations import Clamp
 from vllm.ops.matrix import DenseMatrix, MatrixShape
+from vllm.ops.moe import chosen_products as chosen_torch
 from vllm.ops.moe import moe as moe_torch
 from vllm.ops.quantized import dequantize, quantize
-from vllm.ops.triton.moe import ExpertMatrices, Experts, moe
+from vllm.ops.triton.moe import ExpertMatrices, Experts, chosen_products, moe
 from vllm.ops.triton.quantized_moe import QuantizedExperts
 
 
@@ -62,6 +63,36 @@ def test_each_token_gets_what_its_experts_make_of_it(
     with patch("vllm.ops.triton.moe._MOST_SORTED", most_sorted):
         got = moe(x.to(DEVICE), weights.to(DEVICE), ids.to(DEVICE), *stacked, activation=activation, clamp=clamp).cpu()
     expected = moe_torch(x, weights, ids, *plain, activation=activation, clamp=clamp)
+    tolerance = 3e-5 if dtype == torch.float32 else 8e-3
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+@given(
+    tokens=st.integers(1, 40),
+    experts=st.tuples(st.integers(1, 9), st.integers(1, 4)).map(lambda pair: (pair[0], min(pair))),
+    widths=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    format=st.sampled_from([None, "int8", "int4", "fp8"]),
+    most_sorted=st.sampled_from([0, 4096]),
+)
+@settings(max_examples=30, deadline=None)
+def test_each_token_gets_what_its_matrices_make_of_it(
+    *,
+    tokens: int,
+    experts: tuple[int, int],
+    widths: tuple[int, int],
+    dtype: torch.dtype,
+    format: str | None,
+    most_sorted: int,
+) -> None:
+    torch.manual_seed(tokens)
+    (count, chosen), (rows, width) = experts, widths
+    stacked, plain = _experts(count, rows, width, False, bias=False, dtype=dtype, format=format)
+    x, weights = torch.randn(tokens, width).to(dtype), torch.rand(tokens, chosen)
+    ids = torch.stack([torch.randperm(count)[:chosen] for _ in range(tokens)])
+    with patch("vllm.ops.triton.moe._MOST_SORTED", most_sorted):
+        got = chosen_products(x.to(DEVICE), weights.to(DEVICE), ids.to(DEVICE), stacked, activation="silu").cpu()
+    expected = chosen_torch(x, weights, ids, plain, activation="silu")
     tolerance = 3e-5 if dtype == torch.float32 else 8e-3
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 

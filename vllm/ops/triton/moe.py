@@ -154,6 +154,18 @@ def moe(
     return found.view(tokens, chosen, width).sum(dim=1, dtype=torch.float32).to(x.dtype)
 
 
+def chosen_products(x: Tensor, weights: Tensor, ids: Tensor, matrices: Sequence[Matrix], *, activation: str) -> Tensor:
+    """Add up what each token's matrices make of it, under an activation.  [T, D], [T, K], [T, K], X of [N, D] -> [T, N]"""
+    assert isinstance(matrices, Experts)
+    (tokens, chosen), length = ids.shape, matrices.shape.rows
+    rows = max(16, min(matrices.most_rows, triton.next_power_of_2(triton.cdiv(tokens * chosen, len(matrices)))))
+    plan = _sorted(ids.reshape(-1), len(matrices), rows)
+    found = torch.empty(tokens * chosen, length, dtype=x.dtype, device=x.device)
+    matrices.multiply(Product(x, found, plan, weights.reshape(-1), rows, chosen, False, False, activation, None))
+    back = torch.empty_like(found).index_copy_(0, plan.order.long(), found).view(tokens, chosen, length)
+    return (back.float() * weights[..., None]).sum(dim=1).to(x.dtype)
+
+
 def _sizes(rows: int, gated: bool, x: Tensor) -> tuple[int, int, int, int]:
     """Return columns, elements at a time, warps and stages of tiles of some rows: the fastest that the device has room for."""
     room = shared_memory(x.device)
