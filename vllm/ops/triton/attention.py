@@ -35,7 +35,7 @@ _MOST_LONG_ROWS = 32
 _LONGEST_WALK = 4096
 """Of the longer rows, and of the keys of a single token, in a step that is recorded."""
 _MAX_SPLITS = 32
-_WALKS = 6
+_WALKS = 3
 """Walks side by side that a processor is given before they are no longer split: fewer leave the memory idle."""
 _LOG2_E = 1.4426950408889634
 
