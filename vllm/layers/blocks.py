@@ -231,10 +231,14 @@ def announce_norms(blocks: Sequence[nn.Module], last: nn.Module) -> None:
 
 
 def spend_sums(blocks: Sequence[nn.Module]) -> None:
-    """Let the last products of branches write over what they are added to, in blocks after which nobody reads it."""
-    for block in blocks:
+    """Let the last products of branches write over what they are added to, in blocks after which nobody reads it.
+
+    What comes into the first one is left alone: it may be read again, or stand in the same place in the next step.
+    """
+    for index, block in enumerate(blocks):
         if isinstance(block, PreNorm):
-            for product in (getattr(block.attention, "out", None), getattr(block.ffn, "down", None)):
+            first = () if index == 0 else (getattr(block.attention, "out", None),)
+            for product in (*first, getattr(block.ffn, "down", None)):
                 if isinstance(product, Linear):
                     product.matrix.spends_residual = True
 

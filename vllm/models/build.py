@@ -172,8 +172,7 @@ class Builder:
         blocks = self.passed([self.layer(index, layer) for index, layer in enumerate(spec.layers)])
         if self.placement.group.size > 1:
             announce_norms(blocks, norm)
-        if self.kept is None:
-            spend_sums(blocks)
+        spend_sums(blocks)
         return Transformer(
             entry,
             blocks,
