@@ -46,7 +46,7 @@ from vllm.layers.embedding import (
 )
 from vllm.layers.linear import Linear, Part, scaled, split
 from vllm.layers.mlp import ClampedGate, Mlp, SparseGate
-from vllm.layers.norm import LayerNorm, RmsNorm
+from vllm.layers.norm import LayerNorm, NamedRmsNorm, RmsNorm
 from vllm.layers.per_layer import PerLayerInput, Reading, Scaled
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
@@ -340,7 +340,9 @@ class Builder:
     def norm(self, width: int, name: str, role: str = "") -> nn.Module:
         norm, shift = self.spec.norm, self.spec.norm_shifts.get(role, 0.0)
         if norm.kind == "rms":
-            return self.once(partial(RmsNorm, width, name, self.placement, norm.eps, norm.offset, shift), name)
+            named = norm.ending != "weight"
+            kind, whole = (NamedRmsNorm, f"{name}.{norm.ending}") if named else (RmsNorm, name)
+            return self.once(partial(kind, width, whole, self.placement, norm.eps, norm.offset, shift), name)
         make = partial(
             LayerNorm, width, name, self.placement, norm.eps, norm.offset, affine=norm.affine, bias=norm.bias
         )
