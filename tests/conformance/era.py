@@ -349,6 +349,7 @@ ALIASES: Mapping[str, str] = {
     "InternLM3ForCausalLM": "LlamaForCausalLM",
     "LLaMAForCausalLM": "LlamaForCausalLM",
     "MPTForCausalLM": "MptForCausalLM",
+    "MiniMaxM1ForCausalLM": "MiniMaxText01ForCausalLM",
     "OLMo2ForCausalLM": "Olmo2ForCausalLM",
     "OLMoEForCausalLM": "OlmoeForCausalLM",
     "OLMoForCausalLM": "OlmoForCausalLM",

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.conformance.published_kin import KIN
+from tests.conformance.published_linears import GROK, MINIMAX, grok, grok_shapes, minimax, minimax_shapes
 from tests.conformance.published_loops import LOOPS
 from tests.conformance.published_motif import MOTIFS
 from tests.conformance.published_parts import attend, rotate
@@ -63,7 +64,7 @@ def _random(name: str, shape: tuple[int, ...]) -> Tensor:
     noise = torch.randn(shape)
     if len(shape) > 1:
         return noise * 1.6 / math.sqrt(WIDTH)
-    return noise * 0.2 + (1.0 if name.endswith("weight") else 0.0)
+    return noise * 0.2 + (1.0 if name.endswith(("weight", "scale")) else 0.0)
 
 
 def _rms(weights: Weights, name: str, x: Tensor) -> Tensor:
@@ -276,7 +277,9 @@ def phi3_small(config: Config, weights: Weights, ids: Tensor) -> Tensor:
 
 MODELS: Mapping[str, tuple[Config, dict[str, tuple[int, ...]], Callable[[Config, Weights, Tensor], Tensor]]] = {
     "ArcticForCausalLM": (ARCTIC, _arctic_shapes(), arctic),
+    "Grok1ModelForCausalLM": (GROK, grok_shapes(), grok),
     "JAISLMHeadModel": (JAIS, _jais_shapes(), jais),
+    "MiniMaxText01ForCausalLM": (MINIMAX, minimax_shapes(), minimax),
     "Phi3SmallForCausalLM": (PHI3_SMALL, _phi3_small_shapes(), phi3_small),
     "Plamo2ForCausalLM": (PLAMO2, plamo2_shapes(), plamo2),
     "SolarForCausalLM": (SOLAR, _solar_shapes(), solar),

@@ -39,7 +39,7 @@ class RmsNorm(nn.Module):
 
 
 class NamedRmsNorm(RmsNorm):
-    """The same, of which `name` is the whole name: plamo 2.  [..., D] -> [..., D]"""
+    """The same, of which `name` is the whole name: plamo 2, grok.  [..., D] -> [..., D]"""
 
     def windows(self) -> Iterator[Window]:
         yield Window(self.name, TensorPlace(self.weight), self.cut)

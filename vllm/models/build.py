@@ -48,7 +48,7 @@ from vllm.layers.embedding import (
 )
 from vllm.layers.linear import Linear, Part, scaled, split
 from vllm.layers.mlp import ClampedGate, Mlp, PolyGate, SparseGate
-from vllm.layers.norm import GroupedRmsNorm, LayerNorm, RmsNorm
+from vllm.layers.norm import GroupedRmsNorm, LayerNorm, NamedRmsNorm, RmsNorm
 from vllm.layers.per_layer import PerLayerInput, Reading, Scaled
 from vllm.layers.placement import Placement
 from vllm.layers.pooler import Pooler
@@ -372,7 +372,9 @@ class Builder:
         if norm.groups > 1 and width == self.spec.width:
             return self.once(partial(GroupedRmsNorm, width, norm.groups, name, self.placement, norm.eps), name)
         if norm.kind == "rms":
-            return self.once(partial(RmsNorm, width, name, self.placement, norm.eps, norm.offset, shift), name)
+            named = norm.ending != "weight"
+            kind, whole = (NamedRmsNorm, f"{name}.{norm.ending}") if named else (RmsNorm, name)
+            return self.once(partial(kind, width, whole, self.placement, norm.eps, norm.offset, shift), name)
         make = partial(
             LayerNorm, width, name, self.placement, norm.eps, norm.offset, affine=norm.affine, bias=norm.bias
         )

@@ -291,6 +291,8 @@ class NormSpec:
     affine: bool = True
     """A layer norm has a weight, and a bias unless `bias` says otherwise."""
     bias: bool = True
+    ending: str = "weight"
+    """Of the names of rms norms' tensors"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,25 @@
+"""Models with experts that were published with code of their own: what the conformance suite does not ask of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.conformance.published_linears import MINIMAX
+from vllm.errors import ModelError
+from vllm.models.families.era_linear import minimax_text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"postnorm": False}, "postnorm=False"),
+        ({"shared_intermediate_size": 64}, "shared_intermediate_size=64"),
+        ({"num_attention_heads": 6}, "num_attention_heads=6.*power of 2"),
+    ],
+)
+def test_variants_of_minimax_that_are_not_built_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        minimax_text(SimpleNamespace(**{**MINIMAX, **changes}))
