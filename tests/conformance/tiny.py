@@ -86,7 +86,7 @@ _OWN: dict[str, dict[str, Any]] = {
             *("xlm", "modernbert-decoder"),
         )
     },
-    "longcat_flash": {"num_key_value_heads": 4, "num_layers": 2, "num_hidden_layers": 4},
+    "longcat_flash": {"num_key_value_heads": 4, "num_layers": 2, "num_hidden_layers": 4, "zero_expert_num": 3},
     "bamba": {"attn_layer_indices": [1, 3]},
     "granitemoehybrid": {"layer_types": _MIXED},
     "kimi_linear": {"layer_types": _MIXED, "num_key_value_heads": 4},

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import LongcatFlashConfig
 
 from tests.conformance.published_linears import MINIMAX
 from vllm.errors import ModelError
+from vllm.models.families.deepseek import longcat_flash
 from vllm.models.families.era_linear import minimax_text
 
 
@@ -23,3 +25,10 @@ from vllm.models.families.era_linear import minimax_text
 def test_variants_of_minimax_that_are_not_built_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         minimax_text(SimpleNamespace(**{**MINIMAX, **changes}))
+
+
+@pytest.mark.parametrize("changes", [{"zero_expert_type": "drop"}, {"mla_scale_q_lora": False}])
+def test_variants_of_longcat_that_are_not_built_are_refused(changes: dict[str, Any]) -> None:
+    ((name, value),) = changes.items()
+    with pytest.raises(ModelError, match=f"{name}={value!r} is not supported"):
+        longcat_flash(LongcatFlashConfig(**changes))

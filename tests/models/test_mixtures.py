@@ -48,6 +48,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "hunyuan_v1_dense": ("hunyuan_v1_dense", {"rope_parameters": ALPHA, "attention_bias": True}),
     "hunyuan_v1_moe": ("hunyuan_v1_moe", {"attention_bias": True}),
     "lfm2_moe": ("lfm2_moe", {"routed_scaling_factor": 1.7, "norm_topk_prob": False, "use_expert_bias": False}),
+    "longcat_flash": (
+        "longcat_flash",
+        {"zero_expert_num": 2, "moe_topk": 3, "num_layers": 3, "routed_scaling_factor": 1.5},
+    ),
+    "longcat_flash, real experts alone": ("longcat_flash", {"zero_expert_num": 0}),
     "mellum": (
         "mellum",
         {"layer_types": WINDOWS, "mlp_layer_types": ["dense", "sparse"] * 2, "rope_parameters": ROPES},

@@ -188,6 +188,26 @@ class Beside(nn.Module):
         return self.experts(self.before_experts(x), self.ffn(self.before_ffn(y), y))
 
 
+class Twice(nn.Module):
+    """Two blocks, and experts that read what the first one's feed-forward reads, added behind the second: longcat."""
+
+    def __init__(
+        self, attentions: nn.ModuleList, ffns: nn.ModuleList, experts: nn.Module, norms: Sequence[nn.Module]
+    ) -> None:
+        """`norms`: before attention and feed-forward, of the first block, then of the second."""
+        super().__init__()
+        self.attentions, self.ffns, self.experts = attentions, ffns, experts
+        self.norms = nn.ModuleList(norms)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        x = self.attentions[0](self.norms[0](x), step, x)
+        read = self.norms[1](x)
+        x = self.ffns[0](read, x)
+        x = self.attentions[1](self.norms[2](x), step, x)
+        y: Tensor = self.ffns[1](self.norms[3](x), self.experts(read, x))
+        return y
+
+
 class SandwichBeside(nn.Module):
     """A sandwich, and experts beside its feed-forward, between norms of their own; all of it is normalised too: gemma 4."""
 

@@ -8,14 +8,14 @@ key and value, of one head that all heads share, and no head's keys and values a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from vllm.kv_cache.spec import Latent
-from vllm.layers.linear import Linear
+from vllm.layers.linear import Linear, scaled
 from vllm.layers.norm import RmsNorm
 from vllm.layers.placement import Placement
 from vllm.layers.step import Step
@@ -27,18 +27,22 @@ from vllm.weights import TensorPlace, Window
 class Expansion(nn.Module):
     """What makes each head's keys and values of the latent."""
 
-    def __init__(self, sizes: tuple[int, int, int, int], name: str, placement: Placement) -> None:
-        """`sizes`: heads, the key's part without positions, the value, the latent."""
+    def __init__(self, sizes: tuple[int, int, int, int], name: str, placement: Placement, scale: float = 1.0) -> None:
+        """`sizes`: heads, the key's part without positions, the value, the latent, which is multiplied with `scale`."""
         super().__init__()
         heads, key, value, latent = sizes
         self.name = name
+        self.scale = scale
         self.key = placement.parameter(heads, key, latent)
         self.value = placement.parameter(heads, latent, value)
 
     def windows(self) -> Iterator[Window]:
         heads, key, _ = self.key.shape
-        yield Window(f"{self.name}.weight", TensorPlace(self.key), partial(_key_part, heads, key))
-        yield Window(f"{self.name}.weight", TensorPlace(self.value), partial(_value_part, heads, key))
+        yield Window(f"{self.name}.weight", TensorPlace(self.key), self._scaled(partial(_key_part, heads, key)))
+        yield Window(f"{self.name}.weight", TensorPlace(self.value), self._scaled(partial(_value_part, heads, key)))
+
+    def _scaled(self, cut: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return cut if self.scale == 1.0 else scaled(cut, (self.scale, self.scale))
 
 
 def _key_part(heads: int, key: int, stored: Tensor) -> Tensor:

@@ -176,6 +176,16 @@ class NarrowMoE(MoE):
         return cast("Tensor", self.widen(self.mix(self.narrow(x), weights, ids), residual))
 
 
+class IdentityMoE(MoE):
+    """Networks beside which there are others to choose that do nothing: longcat.  [T, D] -> [T, D]"""
+
+    def mix(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        y = ops.moe(
+            x, weights, ids, self.gate_up, self.down, activation=self.activation, clamp=self.clamp, identities=True
+        )
+        return self.group.add_up(y)
+
+
 class InputMoE(MoE):
     """Networks that are given a token times its weight: llama 4.  [T, D] -> [T, D]"""
 

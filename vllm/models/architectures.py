@@ -81,6 +81,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "Lfm2MoeForCausalLM": "lfm2:lfm2_moe",
     "Llama4ForCausalLM": "llama4:llama4",
     "LlamaForCausalLM": "llama:llama",
+    "LongcatFlashForCausalLM": "deepseek:longcat_flash",
     "MPTForCausalLM": "gpt_kin:mpt",
     "Mamba2ForCausalLM": "mamba:mamba2",
     "MambaForCausalLM": "mamba:mamba",

@@ -30,6 +30,7 @@ from vllm.layers.blocks import (
     SandwichBeside,
     Single,
     Together,
+    Twice,
     announce_norms,
     spend_sums,
 )
@@ -79,8 +80,8 @@ from vllm.models.spec import (
 )
 
 Module = TypeVar("Module", bound=nn.Module)
-Index = int | str
-"""A layer's number, or what the names of its tensors have instead"""
+Index = int | str | tuple[int, int]
+"""A layer's number, or what the names of its tensors have instead; of a layer that is two, also which it is"""
 
 _BLOCKS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "pre": (PreNorm, ("norm1", "norm2")),
@@ -262,6 +263,8 @@ class Builder:
             return build_assisted(self, index, layer, layer.assistant)
         if layer.block == "pictures":
             return build_picture_block(self, index, layer)
+        if layer.block == "twice":
+            return self.twice(index, layer)
         kind, roles = _BLOCKS[layer.block]
         norms = tuple(
             self.norm(self.spec.width, self.name(role, index), role) if role else nn.Identity() for role in roles
@@ -280,6 +283,17 @@ class Builder:
         if layer.shares is not None:
             return kind(self.mixer(index, layer.mixer), ffn, norms, layer.shares)
         return kind(self.mixer(index, layer.mixer), ffn, norms)
+
+    def twice(self, index: int, layer: LayerSpec) -> Twice:
+        """Make a layer that is two."""
+        assert layer.mixer is not None and layer.ffn is not None and layer.beside is not None
+        halves, width = [(index, half) for half in (0, 1)], self.spec.width
+        return Twice(
+            nn.ModuleList(self.mixer(half, layer.mixer) for half in halves),
+            nn.ModuleList(self.ffn(half, layer.ffn) for half in halves),
+            build_experts(self, halves[0], layer.beside),
+            [self.norm(width, self.name(role, half), role) for half in halves for role in ("norm1", "norm2")],
+        )
 
     def ffn(self, index: Index, ffn: MlpSpec | MoeSpec) -> nn.Module:
         return build_experts(self, index, ffn) if isinstance(ffn, MoeSpec) else self.mlp(index, ffn)

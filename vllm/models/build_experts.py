@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 from vllm.errors import ConfigError
 from vllm.layers.linear import Linear, Part, cut_rows, cut_width, split
-from vllm.layers.mlp import ClampedGate, ExpertPart, GuidedMoE, InputMoE, Mlp, MoE, NarrowMoE, NormedRouter, SharedMoE
+from vllm.layers.mlp import (
+    ClampedGate,
+    ExpertPart,
+    GuidedMoE,
+    IdentityMoE,
+    InputMoE,
+    Mlp,
+    MoE,
+    NarrowMoE,
+    NormedRouter,
+    SharedMoE,
+)
 from vllm.layers.norm import PlainRmsNorm
 from vllm.layers.recurrent import Exact
 from vllm.models.spec import MoeSpec
@@ -34,16 +45,16 @@ def build_experts(builder: Builder, index: Index, moe: MoeSpec) -> nn.Module:
 
 def _chosen(builder: Builder, index: Index, moe: MoeSpec) -> MoE:
     width, exact, experts = builder.spec.width, builder.placement.unquantized, builder.placement.experts
-    correction = None
+    correction, choices = None, moe.num_experts + moe.identities
     if moe.corrected:
         name = builder.name("correction", index)
-        correction = Exact(moe.num_experts, name=name, placement=builder.placement, cut=torch.flatten)
+        correction = Exact(choices, name=name, placement=builder.placement, cut=torch.flatten)
     kind: Callable[..., MoE] = InputMoE if moe.weighs_input else MoE
+    if moe.identities:
+        kind = IdentityMoE
     if moe.latent:
         kind = partial(NarrowMoE, _around(builder, index, moe))
-    router: nn.Module = Linear(
-        width, [Part(builder.name("router", index), moe.num_experts)], exact, bias=moe.router_bias
-    )
+    router: nn.Module = Linear(width, [Part(builder.name("router", index), choices)], exact, bias=moe.router_bias)
     if moe.guided:
         norm = PlainRmsNorm(width, builder.placement, builder.spec.norm.eps)
         scale = Exact(width, name=builder.name("router_scale", index), placement=builder.placement)

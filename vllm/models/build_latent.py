@@ -40,7 +40,7 @@ def build_latent(builder: Builder, index: Index, mixer: LatentSpec) -> LatentAtt
         (
             builder.linear(width, [Part(builder.name("kv_a", index), mixer.latent + mixer.rotated)], mixer.bias),
             norm("kv_a_norm", mixer.latent),
-            Expansion(sizes, builder.name("kv_b", index), builder.placement),
+            Expansion(sizes, builder.name("kv_b", index), builder.placement, mixer.latent_scale),
         ),
         builder.linear(mixer.heads * mixer.value, [builder.branch_end("o", index)], mixer.bias),
         rotary=builder.rotary(mixer.rope),

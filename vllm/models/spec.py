@@ -115,6 +115,8 @@ class LatentSpec:
     bias: bool = False
     """Of the products with x, and of the last"""
     norm_eps: float = 1e-6
+    latent_scale: float = 1.0
+    """What the normalised latent is multiplied with"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,8 @@ class MoeSpec:
     behind by less than twice this, in proportion (sparsemixer)."""
     guided: bool = False
     """Chosen by what comes into the branch, before its norm; each expert's weight is multiplied with a number of its own."""
+    identities: int = 0
+    """How many more there are to choose that do nothing: they give a token back"""
     weighs_input: bool = False
     """A token's weights are multiplied with what experts read, and not with what they make of it."""
 
@@ -254,12 +258,14 @@ class LayerSpec:
         "sandwich_beside",
         "assisted",
         "on_norm",
+        "twice",
         "pre_cross",
         "post_cross",
         "pictures",
     ] = "pre"
     beside: MoeSpec | None = None
-    """In a block of such a name: experts that read what the layer reads, or what its feed-forward reads."""
+    """In a block of such a name: experts that read what the layer reads, or what its feed-forward reads.  In one that is two (twice),
+    each with such a mixer and feed-forward: those that read what the first one's feed-forward reads, and are added at the end."""
     cross: AttentionSpec | None = None
     """In a block of such a name: attention to what an encoder made; of pictures, to what a tower did."""
     shares: tuple[float, float] | None = None
@@ -386,7 +392,7 @@ class TransformerSpec:
     """A decoder or an encoder.
 
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
-    layer, {x} for the expert.  Roles: embed, embed_unwritten (both with their endings then), positions, token_types, embed_norm, project_in, relative_bias, norm,
+    layer, {x} for the expert; of a layer that is two {i[0]} for it and {i[1]} for which.  Roles: embed, embed_unwritten (both with their endings then), positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, of an entry that hears conv1 and conv2, and per layer q, k, v or qkv, o, q_norm, k_norm, cross_q, cross_k,
     cross_v, cross_o, norm_cross, recall, poly, value_router, value_expert and with its ending value_correction, pair_norm and with their endings pair_q1, pair_k1, pair_q2 and pair_k2, of pictures cross_q_norm, cross_k_norm and with their endings cross_gate and ffn_gate, norm1, norm1_after, norm2, norm2_after, attention_gate, sinks with its ending, norm_beside,
     gate, up or gate_up, down, router, expert_gate, expert_up, expert_down or with their endings experts_gate_up, experts_gate,

@@ -84,14 +84,19 @@ def moe(
     *,
     activation: str,
     clamp: Clamp | None = None,
+    identities: bool = False,
 ) -> Tensor:
     """Add up what each token's experts make of it.  [T, D], [T, K], [T, K], X of [2 I, D] or [I, D], X of [D, I] -> [T, D]
 
-    With `clamp` the matrices of gates are not gated: what comes out of them is bounded first.  A token's experts are added in the order of their ids, in float32, so that its sum doesn't depend on its neighbours.
+    With `clamp` the matrices of gates are not gated: what comes out of them is bounded first.  A token's experts are added in the order of their ids, in float32, so that its sum doesn't depend on its neighbours.  With `identities` an id behind
+    the last expert's gives the token itself.
     """
     total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in ids.unique().tolist():
         tokens, choice = (ids == expert).nonzero(as_tuple=True)
+        if identities and expert >= len(down):
+            total[tokens] += x[tokens].float() * weights[tokens, choice].unsqueeze(-1)
+            continue
         if clamp is None:
             hidden = gate_up[expert].multiply(x[tokens], activation=activation)
         else:

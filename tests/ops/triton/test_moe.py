@@ -37,6 +37,7 @@ from vllm.ops.triton.quantized_moe import QuantizedExperts
         st.sampled_from([None, Clamp(0.7), Clamp(0.4, offset=1.0), Clamp(0.3, behind=True)]),
     ),
     most_sorted=st.sampled_from([0, 4096]),
+    idle=st.integers(0, 2),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=80, deadline=None)
@@ -50,6 +51,7 @@ def test_each_token_gets_what_its_experts_make_of_it(
     format: str | None,
     gates: tuple[bool, bool, Clamp | None],
     most_sorted: int,
+    idle: int,
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
@@ -59,10 +61,11 @@ def test_each_token_gets_what_its_experts_make_of_it(
     pairs = [_experts(count, *size, bias=bias, dtype=dtype, format=format) for size in sizes]
     stacked, plain = zip(*pairs, strict=True)
     x, weights = torch.randn(tokens, outer).to(dtype), torch.rand(tokens, chosen)
-    ids = torch.stack([torch.randperm(count)[:chosen] for _ in range(tokens)])
+    ids = torch.stack([torch.randperm(count + idle)[:chosen] for _ in range(tokens)])
     with patch("vllm.ops.triton.moe._MOST_SORTED", most_sorted):
-        got = moe(x.to(DEVICE), weights.to(DEVICE), ids.to(DEVICE), *stacked, activation=activation, clamp=clamp).cpu()
-    expected = moe_torch(x, weights, ids, *plain, activation=activation, clamp=clamp)
+        given = (part.to(DEVICE) for part in (x, weights, ids))
+        got = moe(*given, *stacked, activation=activation, clamp=clamp, identities=idle > 0).cpu()
+    expected = moe_torch(x, weights, ids, *plain, activation=activation, clamp=clamp, identities=idle > 0)
     tolerance = 3e-5 if dtype == torch.float32 else 8e-3
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from vllm.errors import ModelError
 from vllm.models.families.llama import decoder_of
 from vllm.models.families.moe import CORRECTED_NAMES, drafts_of, grouped_experts
 from vllm.models.rope import rope_of
@@ -62,6 +63,50 @@ def minicpm3(config: Any) -> TransformerSpec:
         head=HeadSpec(scale=config.dim_model_base / config.hidden_size),
         branch_scale=config.scale_depth / math.sqrt(config.num_hidden_layers),
         names=NAMES,
+    )
+
+
+_LAYER = "model.layers.{i[0]}"
+LONGCAT_NAMES: Mapping[str, str] = {
+    role: name.replace("layers.{i}.self_attn", "layers.{i[0]}.self_attn.{i[1]}")
+    .replace("layers.{i}.mlp.experts", "layers.{i[0]}.mlp.experts")
+    .replace("layers.{i}.mlp", "layers.{i[0]}.mlps.{i[1]}")
+    for role, name in NAMES.items()
+} | {
+    "norm1": f"{_LAYER}.input_layernorm.{{i[1]}}",
+    "norm2": f"{_LAYER}.post_attention_layernorm.{{i[1]}}",
+    "router": f"{_LAYER}.mlp.router.classifier",
+    "correction": f"{_LAYER}.mlp.router.e_score_correction_bias",
+}
+
+
+def longcat_flash(config: Any) -> TransformerSpec:
+    """Each layer is two, with experts beside them, some of which do nothing; queries and latents are scaled."""
+    attention = _attention(config, interleaved=True)
+    stretched = attention.scale * math.sqrt(config.hidden_size / config.q_lora_rank)
+    latent_scale = math.sqrt(config.hidden_size / config.kv_lora_rank)
+    attention = replace(attention, scale=stretched, latent_scale=latent_scale)
+    layer = LayerSpec(attention, _mlp(config), "twice", beside=_longcat_experts(config))
+    first, count = config.n_routed_experts, config.zero_expert_num or 0
+    nothing = tuple(f"*.mlp.experts.{first + index}.*" for index in range(count))  # transformers stores halves of them
+    layers = (layer,) * config.num_layers
+    return decoder_of(config, layer, layers=layers, names=LONGCAT_NAMES, ignored_names=("model.mtp.*", *nothing))
+
+
+def _longcat_experts(config: Any) -> MoeSpec:
+    for field, built in (("zero_expert_type", "identity"), ("mla_scale_q_lora", True), ("mla_scale_kv_lora", True)):
+        if (value := getattr(config, field, built)) != built:
+            raise ModelError(f"{field}={value!r} is not supported; it is {built!r} in LongCat's")
+    return MoeSpec(
+        config.n_routed_experts,
+        config.moe_topk,
+        config.expert_ffn_hidden_size,
+        config.hidden_act,
+        renormalize=False,
+        corrected=True,
+        scale=config.routed_scaling_factor,
+        router_bias=getattr(config, "router_bias", False),
+        identities=config.zero_expert_num or 0,
     )
 
 

@@ -140,8 +140,17 @@ def moe(
     *,
     activation: str,
     clamp: Clamp | None = None,
+    identities: bool = False,
 ) -> Tensor:
-    """Add up what each token's experts make of it.  [T, D], [T, K], [T, K], X of [2 I, D] or [I, D], X of [D, I] -> [T, D]"""
+    """Add up what each token's experts make of it.  [T, D], [T, K], [T, K], X of [2 I, D] or [I, D], X of [D, I] -> [T, D]
+
+    With `identities` an id behind the last expert's gives the token itself.
+    """
+    if identities:
+        real = ids < len(down)
+        kept = (weights * ~real).sum(dim=1, keepdim=True)
+        y = moe(x, weights * real, ids * real, gate_up, down, activation=activation, clamp=clamp)
+        return (y.float() + x.float() * kept).to(x.dtype)
     assert isinstance(gate_up, Experts) and isinstance(down, Experts)
     (tokens, chosen), width, inner = ids.shape, down.shape.rows, down.shape.width
     rows = max(16, min(gate_up.most_rows, triton.next_power_of_2(triton.cdiv(tokens * chosen, len(down)))))
