@@ -49,16 +49,6 @@ def test_other_passes(architecture: str, changes: Any, load: Load, compute: Comp
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_a_loop_coder_gives_the_same_bits_in_any_steps(load: Load, compute: Compute, tmp_path: Path) -> None:
-    published.save("IQuestLoopCoderForCausalLM", tmp_path)
-    prompt, other = torch.randint(3, published.VOCAB, (37,)), torch.randint(3, published.VOCAB, (23,))
-    for dtype in (torch.float32, torch.bfloat16):
-        model = load(tmp_path, dtype=dtype)
-        alone = compute(model, [prompt])[0]
-        for chunk in (1, 7, 16):
-            assert torch.equal(compute(model, [other, prompt], chunk)[1], alone), f"chunks of {chunk}"
-
-
 @pytest.mark.parametrize(
     ("family", "config", "changes", "message"),
     [

@@ -28,7 +28,7 @@ Load = Callable[..., Transformer]
 Compute = Callable[..., list[Tensor]]
 
 
-@pytest.mark.parametrize("architecture", [*KIN, *MOTIFS, *STEPS])
+@pytest.mark.parametrize("architecture", [*KIN, *MOTIFS, *STEPS, "IQuestLoopCoderForCausalLM"])
 def test_the_bits_are_the_same_in_any_steps(architecture: str, load: Load, compute: Compute, tmp_path: Path) -> None:
     published.save(architecture, tmp_path)
     prompt, other = torch.randint(3, published.VOCAB, (37,)), torch.randint(3, published.VOCAB, (23,))
