@@ -93,6 +93,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "MptForCausalLM": "gpt_kin:mpt",
     "NemotronForCausalLM": "kin:nemotron",
     "NemotronHForCausalLM": "mamba:nemotron_h",
+    "NemotronHPuzzleForCausalLM": "era_puzzle:nemotron_h_puzzle",
     "OLMo2ForCausalLM": "kin:olmo2",
     "OLMoEForCausalLM": "moe:olmoe",
     "OLMoForCausalLM": "kin:olmo",
