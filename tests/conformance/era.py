@@ -235,6 +235,44 @@ def _minicpm(config: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_PUZZLE_KINDS = {"linear_attention": "mamba", "full_attention": "attention", "mlp": "mlp", "moe": "moe"}
+_PUZZLE_SHARED = (
+    "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias",
+    "use_bias", "use_conv_bias", "layer_norm_epsilon", "mamba_num_heads", "mamba_head_dim", "n_groups", "conv_kernel",
+    "mamba_hidden_act", "mlp_hidden_act", "time_step_min", "n_group", "topk_group", "norm_topk_prob",
+    "routed_scaling_factor", "tie_word_embeddings", "max_position_embeddings",
+)  # fmt: skip
+_PUZZLE_OWN = {
+    "mamba": ("ssm_state_size",), "attention": (), "mlp": ("intermediate_size",),
+    "moe": ("n_routed_experts", "num_experts_per_tok", "moe_shared_expert_intermediate_size", "moe_latent_size"),
+}  # fmt: skip
+_NARROW = {1: 32, 3: 20}
+"""Layers with experts, and how wide those are"""
+
+
+def _puzzle(config: Any) -> dict[str, Any]:
+    kinds = [_PUZZLE_KINDS[kind] for kind in config.layers_block_type]
+    blocks = [{"block_type": kind} | {name: getattr(config, name) for name in _PUZZLE_OWN[kind]} for kind in kinds]
+    for layer, width in _NARROW.items():
+        blocks[layer]["moe_intermediate_size"] = width
+    return {name: getattr(config, name) for name in _PUZZLE_SHARED} | {"block_configs": blocks}
+
+
+def _puzzled(state: State, config: Any) -> State:
+    """What is behind some elements of a model's experts is 0, as if they were narrower."""
+    found = {}
+    for name, tensor in state.items():
+        if ".experts." not in name:
+            found[name] = tensor
+            continue
+        width = _NARROW[int(name.split(".")[2])]
+        if name.endswith("up_proj"):
+            tensor[:, width:].zero_()
+        narrow = tensor[:, :width] if name.endswith("up_proj") else tensor[:, :, :width]
+        found |= _expert_by_expert(name, narrow)
+    return found
+
+
 FORMATS: Mapping[str, Format] = {
     "AquilaForCausalLM": Format("llama", _sizes, _SAME, {}),
     "XverseForCausalLM": Format("llama", _sizes, _SAME, {}),
@@ -306,6 +344,11 @@ FORMATS: Mapping[str, Format] = {
         _SAME,
         {"embedding_multiplier": 3.0, "residual_multiplier": 1.0, "logits_scaling": 2.0, "attention_multiplier": 0.25,
          "attention_bias": True},
+    ),
+    "NemotronHPuzzleForCausalLM": Format(
+        "nemotron_h", _puzzle, _puzzled,
+        {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe", "mlp", "full_attention"],
+         "time_step_min": 1e-6, "moe_intermediate_size": 32, "moe_latent_size": 48},
     ),
     "TeleChat2ForCausalLM": Format(
         "llama",

@@ -12,6 +12,7 @@ from tests.conformance.published_linears import MINIMAX
 from vllm.errors import ModelError
 from vllm.models.families.deepseek import longcat_flash
 from vllm.models.families.era_linear import minimax_text
+from vllm.models.families.era_puzzle import nemotron_h_puzzle
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,15 @@ def test_variants_of_longcat_that_are_not_built_are_refused(changes: dict[str, A
     ((name, value),) = changes.items()
     with pytest.raises(ModelError, match=f"{name}={value!r} is not supported"):
         longcat_flash(LongcatFlashConfig(**changes))
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"block_type": "attention", "sliding_window": 8}, "sliding_window=8 of a block of attention"),
+        ({"block_type": "none"}, "block_type='none' is not supported; use one of mamba, attention, mlp, moe"),
+    ],
+)
+def test_blocks_of_a_puzzle_that_are_not_built_are_refused(block: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        nemotron_h_puzzle(SimpleNamespace(block_configs=[block]))

@@ -102,6 +102,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "NanbeigeForCausalLM": "era_loops:nanbeige",
     "NemotronForCausalLM": "kin:nemotron",
     "NemotronHForCausalLM": "mamba:nemotron_h",
+    "NemotronHPuzzleForCausalLM": "era_puzzle:nemotron_h_puzzle",
     "OLMo2ForCausalLM": "kin:olmo2",
     "OLMoEForCausalLM": "moe:olmoe",
     "OLMoForCausalLM": "kin:olmo",

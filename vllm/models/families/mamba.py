@@ -80,14 +80,21 @@ def nemotron_h(config: Any) -> TransformerSpec:
     """A state space, attention without positions, a feed-forward or experts in each layer."""
     if config.mlp_bias and "moe" in config.layers_block_type:
         raise ModelError("mlp_bias=True: experts with biases are not supported; use model_impl='transformers'")
-    layers: Mapping[str, LayerSpec] = {
-        "linear_attention": LayerSpec(_nemotron_states(config), None, "single"),
-        "full_attention": LayerSpec(attention_of(config, rope=None), None, "single"),
-        "mlp": LayerSpec(None, _plain_mlp(config), "ffn"),
-        "moe": LayerSpec(None, _plain_experts(config), "ffn"),
-    }
-    found = (layers[kind] for kind in config.layers_block_type)
-    return replace(_backbone(config, found), names=NEMOTRON_NAMES, ignored_names=("mtp.*",))
+    return nemotron_decoder(config, [nemotron_layer(config, kind) for kind in config.layers_block_type])
+
+
+def nemotron_decoder(config: Any, layers: Iterable[LayerSpec]) -> TransformerSpec:
+    """Return a decoder of such layers."""
+    return replace(_backbone(config, layers), names=NEMOTRON_NAMES, ignored_names=("mtp.*",))
+
+
+def nemotron_layer(config: Any, kind: str) -> LayerSpec:
+    """Return a layer of one kind."""
+    if kind == "linear_attention":
+        return LayerSpec(_nemotron_states(config), None, "single")
+    if kind == "full_attention":
+        return LayerSpec(attention_of(config, rope=None), None, "single")
+    return LayerSpec(None, _plain_mlp(config) if kind == "mlp" else _plain_experts(config), "ffn")
 
 
 def _nemotron_states(config: Any) -> Mamba2Spec:
