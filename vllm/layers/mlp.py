@@ -8,6 +8,7 @@ from statistics import NormalDist
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vllm import ops
@@ -66,6 +67,25 @@ class SparseGate(nn.Module):
         deviation = mean(wide.square()).sqrt()
         kept = torch.relu(wide - deviation * self.deviations).to(x.dtype)
         return activation(kept, self.activation) * up
+
+
+class Xielu(nn.Module):
+    """A product, of which what is above 0 becomes p y² + y / 2, and what is below n (exp(y) - 1 - y) + y / 2: apertus.
+
+    [T, D] -> [T, I].  https://arxiv.org/abs/2411.13010
+    """
+
+    def __init__(self, product: Linear, above: Exact, below: Exact) -> None:
+        """p is the softplus of `above`, and n is 1 / 2 more than that of `below`."""
+        super().__init__()
+        self.product = product
+        self.above, self.below = above, below
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.product(x).float()
+        p, n = F.softplus(self.above.value), 0.5 + F.softplus(self.below.value)
+        found = torch.where(y > 0, p * y * y, n * (torch.expm1(y.clamp(max=-1e-6)) - y)) + 0.5 * y
+        return found.to(x.dtype)
 
 
 class PolyGate(nn.Module):

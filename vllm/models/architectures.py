@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 ARCHITECTURES: Mapping[str, str] = {
     "AfmoeForCausalLM": "moe_kin:afmoe",
+    "Apertus1p5TextForCausalLM": "kin:apertus",
+    "ApertusForCausalLM": "kin:apertus",
     "AquilaForCausalLM": "era:plain",
     "AquilaModel": "era:plain",
     "ArceeForCausalLM": "kin:arcee",

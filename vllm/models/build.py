@@ -48,7 +48,7 @@ from vllm.layers.embedding import (
     Waves,
 )
 from vllm.layers.linear import Linear, Part, scaled, split
-from vllm.layers.mlp import ClampedGate, Mlp, PolyGate, SparseGate
+from vllm.layers.mlp import ClampedGate, Mlp, PolyGate, SparseGate, Xielu
 from vllm.layers.norm import GroupedRmsNorm, LayerNorm, NamedRmsNorm, RmsNorm
 from vllm.layers.per_layer import PerLayerInput, Reading, Scaled
 from vllm.layers.placement import Placement
@@ -332,6 +332,9 @@ class Builder:
         if mlp.poly_eps is not None:
             up: nn.Module = self.poly_gate(index, parts, mlp.poly_eps)
             return Mlp(up, self.linear(mlp.width, [self.branch_end("down", index)], mlp.down_bias))
+        if mlp.activation == "xielu":
+            up, down = self.xielu(index, parts), [self.branch_end("down", index)]
+            return Mlp(up, self.linear(mlp.width, down, mlp.down_bias, shard="width"))
         self.check_activation(mlp.activation)
         if mlp.sparsity:
             up = SparseGate(self.linear(self.spec.width, parts, mlp.up_bias), mlp.activation, mlp.sparsity)
@@ -344,6 +347,11 @@ class Builder:
             )
         down = [self.branch_end("down", index)]
         return Mlp(up, self.linear(mlp.width, down, mlp.down_bias, shard="width"))
+
+    def xielu(self, index: Index, parts: list[Part]) -> Xielu:
+        name = self.name("xielu", index)
+        above, below = (Exact(1, name=f"{name}.alpha_{end}", placement=self.placement) for end in "pn")
+        return Xielu(self.linear(self.spec.width, parts, False, shard="rows"), above, below)
 
     def poly_gate(self, index: Index, parts: list[Part], eps: float) -> PolyGate:
         if self.placement.group.size > 1:

@@ -394,7 +394,7 @@ class TransformerSpec:
     `names` maps roles to the names of *checkpoint* tensors without their ending (.weight, .bias); {i} stands for the
     layer, {x} for the expert; of a layer that is two {i[0]} for it and {i[1]} for which.  Roles: embed, embed_unwritten (both with their endings then), positions, token_types, embed_norm, project_in, relative_bias, norm,
     project_out, head, of an entry that hears conv1 and conv2, and per layer q, k, v or qkv, o, q_norm, k_norm, cross_q, cross_k,
-    cross_v, cross_o, norm_cross, recall, poly, value_router, value_expert and with its ending value_correction, pair_norm and with their endings pair_q1, pair_k1, pair_q2 and pair_k2, of pictures cross_q_norm, cross_k_norm and with their endings cross_gate and ffn_gate, norm1, norm1_after, norm2, norm2_after, attention_gate, sinks with its ending, norm_beside,
+    cross_v, cross_o, norm_cross, recall, poly, xielu, value_router, value_expert and with its ending value_correction, pair_norm and with their endings pair_q1, pair_k1, pair_q2 and pair_k2, of pictures cross_q_norm, cross_k_norm and with their endings cross_gate and ffn_gate, norm1, norm1_after, norm2, norm2_after, attention_gate, sinks with its ending, norm_beside,
     gate, up or gate_up, down, router, expert_gate, expert_up, expert_down or with their endings experts_gate_up, experts_gate,
     experts_up, experts_down, correction, router_scale and expert_scales with their endings, shared_gate_up, shared_gate, shared_up,
     shared_down, shared_router, narrow, widen; of attention by a narrow query q_a_norm and q_b, of latent attention q_a too, kv_a, kv_a_norm, kv_b; of a recurrent

@@ -36,6 +36,22 @@ def arcee(config: Any) -> TransformerSpec:
     return decoder_of(config, _ungated(config))
 
 
+APERTUS_NAMES: Mapping[str, str] = {
+    **NAMES,
+    "norm1": "model.layers.{i}.attention_layernorm",
+    "norm2": "model.layers.{i}.feedforward_layernorm",
+    "xielu": "model.layers.{i}.mlp.act_fn",
+}
+
+
+def apertus(config: Any) -> TransformerSpec:
+    """Llama with norms on the heads of q and k, and a feed-forward without a gate whose activation is learned."""
+    attention = attention_of(config, head_norm="head", bias=config.attention_bias)
+    layer = LayerSpec(attention, mlp_of(config, gated=False))
+    ignored = ("*.rotary_emb.inv_freq", "*.act_fn.beta", "*.act_fn.eps")  # the same in all
+    return decoder_of(config, layer, names=APERTUS_NAMES, ignored_names=ignored)
+
+
 def windowed(config: Any) -> TransformerSpec:
     """Llama with windows on some layers: ministral, cwm."""
     mlp = mlp_of(config)
