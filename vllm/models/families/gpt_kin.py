@@ -11,6 +11,7 @@ from vllm.layers.position_bias import Alibi
 from vllm.layers.rotary import Rope, Unstretched
 from vllm.models.families.gpt import (
     ATTN_MASKS,
+    CAUSAL_MASKS,
     GPT2_NAMES,
     OPT_NAMES,
     gpt2_attention,
@@ -92,6 +93,42 @@ BIOGPT_NAMES: Mapping[str, str] = {
     for role, name in OPT_NAMES.items()
     if role != "head"
 } | {"head": "output_projection"}
+
+
+GPT_NEO_NAMES: Mapping[str, str] = {
+    **{role: name for role, name in GPT2_NAMES.items() if role != "qkv"},
+    **{role: f"transformer.h.{{i}}.attn.attention.{role}_proj" for role in "qkv"},
+    "o": "transformer.h.{i}.attn.attention.out_proj",
+}
+
+
+def gpt_neo(config: Any) -> TransformerSpec:
+    """Gpt2 without biases on q, k and v, whose scores are left as they come; windows on some layers."""
+    attention = replace(multi_head(config.hidden_size, config.num_heads, scale=1.0), qkv_bias=False)
+    mlp = plain_mlp(config.intermediate_size or 4 * config.hidden_size, config.activation_function)
+
+    def layer(index: int) -> LayerSpec:
+        local = config.attention_layers[index] == "local"
+        return LayerSpec(replace(attention, window=config.window_size if local else None), mlp)
+
+    entry = EntrySpec(config.vocab_size, positions=PositionsSpec(config.max_position_embeddings))
+    return gpt2_decoder(config, layer, GPT_NEO_NAMES, entry=entry, ignored_names=CAUSAL_MASKS)
+
+
+XGLM_NAMES: Mapping[str, str] = {
+    role: name.replace("model.decoder.final_layer_norm", "model.layer_norm").replace("model.decoder", "model")
+    for role, name in OPT_NAMES.items()
+}
+
+
+def xglm(config: Any) -> TransformerSpec:
+    """Opt whose positions are waves and whose embeddings are scaled."""
+    mlp = plain_mlp(config.ffn_dim, config.activation_function)
+    layer = LayerSpec(multi_head(config.d_model, config.attention_heads), mlp)
+    positions = PositionsSpec(config.max_position_embeddings, offset=2, waves="fairseq")
+    scale = config.d_model**0.5 if config.scale_embedding else 1.0
+    entry = EntrySpec(config.vocab_size, scale=scale, positions=positions)
+    return decoder_of(config, layer, NormSpec("layer", 1e-5), entry=entry, names=XGLM_NAMES)
 
 
 def phi(config: Any) -> TransformerSpec:
