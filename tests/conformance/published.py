@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.conformance.published_kin import KIN
 from tests.conformance.published_linears import GROK, MINIMAX, grok, grok_shapes, minimax, minimax_shapes
+from tests.conformance.published_longcat import LONGCAT, longcat, longcat_shapes
 from tests.conformance.published_loops import LOOPS
 from tests.conformance.published_motif import MOTIFS
 from tests.conformance.published_parts import attend, rotate
@@ -279,6 +280,7 @@ MODELS: Mapping[str, tuple[Config, dict[str, tuple[int, ...]], Callable[[Config,
     "ArcticForCausalLM": (ARCTIC, _arctic_shapes(), arctic),
     "Grok1ModelForCausalLM": (GROK, grok_shapes(), grok),
     "JAISLMHeadModel": (JAIS, _jais_shapes(), jais),
+    "LongcatFlashNgramForCausalLM": (LONGCAT, longcat_shapes(), longcat),
     "MiniMaxText01ForCausalLM": (MINIMAX, minimax_shapes(), minimax),
     "Phi3SmallForCausalLM": (PHI3_SMALL, _phi3_small_shapes(), phi3_small),
     "Plamo2ForCausalLM": (PLAMO2, plamo2_shapes(), plamo2),

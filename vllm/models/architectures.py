@@ -85,6 +85,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "Llama4ForCausalLM": "llama4:llama4",
     "LlamaForCausalLM": "llama:llama",
     "LongcatFlashForCausalLM": "deepseek:longcat_flash",
+    "LongcatFlashNgramForCausalLM": "era_longcat:longcat_ngram",
     "MPTForCausalLM": "gpt_kin:mpt",
     "Mamba2ForCausalLM": "mamba:mamba2",
     "MambaForCausalLM": "mamba:mamba",

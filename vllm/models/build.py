@@ -64,6 +64,7 @@ from vllm.models.build_cross import build_cross, build_encoder, build_sound_inpu
 from vllm.models.build_experts import build_experts
 from vllm.models.build_lanes import build_lane, build_lanes_input, build_lanes_output
 from vllm.models.build_latent import build_latent
+from vllm.models.build_ngram import build_ngram_input
 from vllm.models.build_per_layer import build_per_layer_input, build_reader
 from vllm.models.build_pictures import build_picture_block
 from vllm.models.build_recurrent import build_recurrent
@@ -201,6 +202,9 @@ class Builder:
         """Make what the first hidden state comes from: tokens, or where there are none sounds."""
         entry, names = self.spec.entry, self.spec.names
         parts: list[nn.Module] = [build_sound_input(self) if tokens is None else TokenInput(tokens, entry.scale)]
+        if entry.ngrams is not None:
+            assert tokens is not None
+            parts = [build_ngram_input(self, tokens, entry.ngrams)]
         if entry.width and not entry.norm:
             parts = [nn.Sequential(*parts, self.project_in(bias=False))]
         if entry.positions:

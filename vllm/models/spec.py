@@ -16,6 +16,7 @@ from vllm.models.spec_recurrent import (
     LruSpec,
     Mamba2Spec,
     MambaSpec,
+    NgramSpec,
     Scale,
     ShortConvSpec,
 )
@@ -354,6 +355,7 @@ class EntrySpec:
     norm: bool = False
     """The sum of the embeddings is normalised."""
     per_layer: PerLayerSpec | None = None
+    ngrams: NgramSpec | None = None
     hearing: Hearing | None = None
     """It has frames of sound in the place of tokens."""
     unwritten: int = 0
@@ -400,6 +402,7 @@ class TransformerSpec:
     shared_down, shared_router, narrow, widen; of attention by a narrow query q_a_norm and q_b, of latent attention q_a too, kv_a, kv_a_norm, kv_b; of a recurrent
     layer enter or delta_q, delta_k and delta_v, enter_gate, control, beta, decay, decay_up, enter_gate_up, conv or conv_q, conv_k
     and conv_v, lru, select, spread, dt_norm, b_norm, c_norm, mixer_norm, leave, and with their endings a_log, skip, dt_bias; of
+    n-grams ngram_embed and ngram_project, for each table {x}; of
     embeddings for each layer per_layer_embed, per_layer_project, per_layer_norm, and per layer per_layer_gate, per_layer_out,
     norm_per_layer; layer_scale with its ending; of lanes lane_in and lane_out for each {x} but the first, and per layer lane_norm,
     lane_router, lane_prediction, lane_correction, laurel_down, laurel_up, laurel_norm, lane_scale with its ending; of an

@@ -105,6 +105,19 @@ class LightningSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class NgramSpec:
+    """Embeddings of the tokens that end at each, from 2 to `longest` of them."""
+
+    longest: int
+    tables: int
+    """For each length"""
+    rows: int
+    """Of the first table, less 1; every further one has 2 more."""
+    end: int
+    """The token behind which another text begins"""
+
+
+@dataclass(frozen=True, slots=True)
 class LruSpec:
     """One layer's gated linear recurrence."""
 
