@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from vllm.errors import ModelError
 from vllm.models.families.deepseek import NAMES as LATENT_NAMES
@@ -13,7 +13,7 @@ from vllm.models.families.era import known
 from vllm.models.families.kin import GLM4_NAMES
 from vllm.models.families.llama import attention_of, decoder_of, mlp_of, qwen2
 from vllm.models.families.moe import SARVAM_NAMES, drafts_of, sigmoid_experts
-from vllm.models.spec import HeadSpec, LayerSpec, MoeSpec, TransformerSpec
+from vllm.models.spec import AttentionSpec, HeadSpec, LayerSpec, MoeSpec, TransformerSpec
 
 PANGU_NAMES: Mapping[str, str] = {
     **LATENT_NAMES,
@@ -38,39 +38,37 @@ def ling2(config: Any) -> TransformerSpec:
         raise ModelError(
             f"score_function={config.score_function!r}: of these experts, those weighed by 'sigmoid' are here"
         )
-    shared = getattr(config, "moe_shared_expert_intermediate_size", None)
-    width = (config.num_shared_experts or 0) * config.moe_intermediate_size if shared is None else shared
-    moe = sigmoid_experts(
-        config,
-        config.num_experts,
-        0,
-        shared_width=width,
-        renormalize=config.num_experts_per_tok > 1,
-        groups=config.n_group,
-        top_groups=config.topk_group,
-        scale=config.routed_scaling_factor,
+    groups = {"groups": config.n_group, "top_groups": config.topk_group, "scale": config.routed_scaling_factor}
+    sums = {"renormalize": config.num_experts_per_tok > 1, "shared_width": _shared_width(config)}
+    return _decoder(
+        config, sigmoid_experts(config, config.num_experts, 0, **groups, **sums), config.first_k_dense_replace
     )
-    return _decoder(config, moe, config.first_k_dense_replace)
+
+
+def _shared_width(config: Any) -> int:
+    """Return the width of the network that every token passes: of all shared experts together, or of one times their number."""
+    width = getattr(config, "moe_shared_expert_intermediate_size", None)
+    return (config.num_shared_experts or 0) * config.moe_intermediate_size if width is None else int(width)
 
 
 def _decoder(config: Any, moe: MoeSpec, dense: int, **fields: Any) -> TransformerSpec:
+    """Return a decoder with experts behind so many layers; `fields` replace its fields."""
     config = _with_share(known(config))
-    normed = "head" if getattr(config, "use_qk_norm", False) else ""
-    attention = attention_of(
-        config,
-        layout="concat",
-        head_norm=normed,
-        qkv_bias=config.use_qkv_bias or config.use_bias,
-        out_bias=config.use_bias,
-    )
-    mlp = mlp_of(config, bias=config.use_bias)
+    mlp, attention = mlp_of(config, bias=config.use_bias), _attention(config)
+    ignored = ("*.rotary_emb.inv_freq", *drafts_of(config))
     return decoder_of(
         config,
         lambda index: LayerSpec(attention, moe if index >= dense else mlp),
         names=SARVAM_NAMES,
-        ignored_names=("*.rotary_emb.inv_freq", *drafts_of(config)),
+        ignored_names=ignored,
         **fields,
     )
+
+
+def _attention(config: Any) -> AttentionSpec:
+    normed: Literal["", "head"] = "head" if getattr(config, "use_qk_norm", False) else ""
+    biases = {"qkv_bias": config.use_qkv_bias or config.use_bias, "out_bias": config.use_bias}
+    return attention_of(config, layout="concat", head_norm=normed, **biases)
 
 
 def _with_share(config: Any) -> Any:
