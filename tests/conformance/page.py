@@ -43,7 +43,7 @@ def table(names: Sequence[str], outcomes: Sequence[Outcome]) -> Iterator[str]:
         if not outcome.route:
             architecture = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(name, architecture))
         difference = f"{outcome.worst:.0e}" if outcome.ways else ""
-        yield f"| `{architecture}` | {name} | {outcome.route or 'refused'} | {_ways(architecture, outcome)} | {difference} |"
+        yield f"| `{architecture}` | {name} | {outcome.route or ('refused' if architecture in UNFIT else '')} | {_ways(architecture, outcome)} | {difference} |"
     for name, other in ALIASES.items():
         yield f"| `{name}` | | as `{other}` | | |"
     yield ""
