@@ -191,15 +191,16 @@ def _apart(state: State, config: Any) -> State:
     return found
 
 
+_LING_PACKED = _packed(_LING, "model.layers.{i}.attention.query_key_value", _ATTENTION, _in_a_row)
+
+
 def _ling(state: State, config: Any) -> State:
-    pack = _packed(_LING, "model.layers.{i}.attention.query_key_value", _ATTENTION, _in_a_row)
-    return _apart(pack(state, config), config)
+    return _apart(_LING_PACKED(state, config), config)
 
 
 def _ling1(state: State, config: Any) -> State:
     """Two shared experts, which are one of double width."""
-    pack = _packed(_LING, "model.layers.{i}.attention.query_key_value", _ATTENTION, _in_a_row)
-    return pack(_deepseek(state, config), config)
+    return _LING_PACKED(_deepseek(state, config), config)
 
 
 def _ling_sizes(config: Any) -> dict[str, Any]:

@@ -76,16 +76,21 @@ class Xielu(nn.Module):
     """
 
     def __init__(self, product: Linear, above: Exact, below: Exact) -> None:
-        """p is the softplus of `above`, and n is 1 / 2 more than that of `below`."""
+        """`above`: p; `below`: n."""
         super().__init__()
         self.product = product
         self.above, self.below = above, below
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.product(x).float()
-        p, n = F.softplus(self.above.value), 0.5 + F.softplus(self.below.value)
+        p, n = self.above.value, self.below.value
         found = torch.where(y > 0, p * y * y, n * (torch.expm1(y.clamp(max=-1e-6)) - y)) + 0.5 * y
         return found.to(x.dtype)
+
+
+def softplus_above(least: float, stored: Tensor) -> Tensor:
+    """Return what a learned number stands for that is more than `least`.  Same shape, float32"""
+    return least + F.softplus(stored.float())
 
 
 class PolyGate(nn.Module):

@@ -48,7 +48,7 @@ from vllm.layers.embedding import (
     Waves,
 )
 from vllm.layers.linear import Linear, Part, scaled, split
-from vllm.layers.mlp import ClampedGate, Mlp, PolyGate, SparseGate, Xielu
+from vllm.layers.mlp import ClampedGate, Mlp, PolyGate, SparseGate, Xielu, softplus_above
 from vllm.layers.norm import GroupedRmsNorm, LayerNorm, NamedRmsNorm, RmsNorm
 from vllm.layers.per_layer import PerLayerInput, Reading, Scaled
 from vllm.layers.placement import Placement
@@ -332,29 +332,32 @@ class Builder:
         return self.num_caches - 1
 
     def mlp(self, index: Index, mlp: MlpSpec) -> nn.Module:
+        up, down = self.up(index, mlp), [self.branch_end("down", index)]
+        return Mlp(up, self.linear(mlp.width, down, mlp.down_bias, shard="width"))
+
+    def up(self, index: Index, mlp: MlpSpec) -> nn.Module:
+        """Make what a feed-forward's last product reads."""
         parts = self.up_parts(index, mlp)
         if mlp.poly_eps is not None:
-            up: nn.Module = self.poly_gate(index, parts, mlp.poly_eps)
-            return Mlp(up, self.linear(mlp.width, [self.branch_end("down", index)], mlp.down_bias))
+            return self.poly_gate(index, parts, mlp.poly_eps)
         if mlp.activation == "xielu":
-            up, down = self.xielu(index, parts), [self.branch_end("down", index)]
-            return Mlp(up, self.linear(mlp.width, down, mlp.down_bias, shard="width"))
+            return self.xielu(index, parts)
         self.check_activation(mlp.activation)
         if mlp.sparsity:
-            up = SparseGate(self.linear(self.spec.width, parts, mlp.up_bias), mlp.activation, mlp.sparsity)
-        elif mlp.clamp is not None:
+            return SparseGate(self.linear(self.spec.width, parts, mlp.up_bias), mlp.activation, mlp.sparsity)
+        if mlp.clamp is not None:
             product = self.linear(self.spec.width, parts, mlp.up_bias, shard="rows")
-            up = ClampedGate(product, mlp.activation, mlp.clamp)
-        else:
-            up = self.linear(
-                self.spec.width, parts, mlp.up_bias, activation=mlp.activation, gated=mlp.gated, shard="rows"
-            )
-        down = [self.branch_end("down", index)]
-        return Mlp(up, self.linear(mlp.width, down, mlp.down_bias, shard="width"))
+            return ClampedGate(product, mlp.activation, mlp.clamp)
+        return self.linear(
+            self.spec.width, parts, mlp.up_bias, activation=mlp.activation, gated=mlp.gated, shard="rows"
+        )
 
     def xielu(self, index: Index, parts: list[Part]) -> Xielu:
         name = self.name("xielu", index)
-        above, below = (Exact(1, name=f"{name}.alpha_{end}", placement=self.placement) for end in "pn")
+        above, below = (
+            Exact(1, name=f"{name}.alpha_{end}", placement=self.placement, cut=partial(softplus_above, least))
+            for end, least in (("p", 0.0), ("n", 0.5))
+        )
         return Xielu(self.linear(self.spec.width, parts, False, shard="rows"), above, below)
 
     def poly_gate(self, index: Index, parts: list[Part], eps: float) -> PolyGate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,18 +91,17 @@ def moe(
     With `clamp` the matrices of gates are not gated: what comes out of them is bounded first.  A token's experts are added in the order of their ids, in float32, so that its sum doesn't depend on its neighbours.  With `identities` an id behind
     the last expert's gives the token itself.
     """
-    total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    for expert in ids.unique().tolist():
-        tokens, choice = (ids == expert).nonzero(as_tuple=True)
+
+    def compute(expert: int, part: Tensor) -> Tensor:
         if identities and expert >= len(down):
-            total[tokens] += x[tokens].float() * weights[tokens, choice].unsqueeze(-1)
-            continue
+            return part
         if clamp is None:
-            hidden = gate_up[expert].multiply(x[tokens], activation=activation)
+            hidden = gate_up[expert].multiply(part, activation=activation)
         else:
-            hidden = gated_activation(gate_up[expert].multiply(x[tokens]), activation, clamp)
-        total[tokens] += down[expert].multiply(hidden).float() * weights[tokens, choice].unsqueeze(-1)
-    return total.to(x.dtype)
+            hidden = gated_activation(gate_up[expert].multiply(part), activation, clamp)
+        return down[expert].multiply(hidden)
+
+    return _added_up(x, weights, ids, x.shape[1], compute)
 
 
 def chosen_products(x: Tensor, weights: Tensor, ids: Tensor, matrices: Sequence[Matrix], *, activation: str) -> Tensor:
@@ -110,9 +109,17 @@ def chosen_products(x: Tensor, weights: Tensor, ids: Tensor, matrices: Sequence[
 
     As above, a token's results are added in the order of the ids, in float32.
     """
-    total = torch.zeros(len(x), matrices[0].shape.rows, dtype=torch.float32, device=x.device)
+
+    def compute(number: int, part: Tensor) -> Tensor:
+        return matrices[number].multiply(part, activation=activation)
+
+    return _added_up(x, weights, ids, matrices[0].shape.rows, compute)
+
+
+def _added_up(x: Tensor, weights: Tensor, ids: Tensor, width: int, compute: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Add up what `compute` makes of the tokens that chose an id, id by id.  -> [T, width]"""
+    total = torch.zeros(len(x), width, dtype=torch.float32, device=x.device)
     for number in ids.unique().tolist():
         tokens, choice = (ids == number).nonzero(as_tuple=True)
-        found = matrices[number].multiply(x[tokens], activation=activation)
-        total[tokens] += found.float() * weights[tokens, choice].unsqueeze(-1)
+        total[tokens] += compute(number, x[tokens]).float() * weights[tokens, choice].unsqueeze(-1)
     return total.to(x.dtype)

@@ -5,7 +5,7 @@ Their config.json is taken as it stands, since transformers has no class for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -224,7 +224,7 @@ def decilm(config: Any) -> TransformerSpec:
 def deepseek(config: Any) -> TransformerSpec:
     """Llama with experts on all but its first layers, and some that every token passes."""
     config = known(config)
-    moe, dense = _deepseek_experts(config), _layer(config, qkv_bias=getattr(config, "attention_bias", False))
+    moe, dense = _deepseek_experts(config), _layer(config, qkv_bias=config.attention_bias)
 
     def layer(index: int) -> LayerSpec:
         sparse = index >= config.first_k_dense_replace and index % config.moe_layer_freq == 0
@@ -250,12 +250,20 @@ def known(config: Any, **names: str) -> Any:
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
     values.setdefault("hidden_act", "silu")
     values.setdefault("max_position_embeddings", 4096)
-    values.setdefault("tie_word_embeddings", False)
+    for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+        values.setdefault(name, False)
     parameters = dict(values.get("rope_scaling") or values.get("rope_parameters") or {})
     parameters["rope_type"] = parameters.get("rope_type") or parameters.get("type") or "default"
     parameters.setdefault("rope_theta", values.get("rope_theta") or 10000.0)
     values["rope_parameters"] = parameters
     return SimpleNamespace(**values)
+
+
+def refuse_set(config: Any, names: Iterable[str], why: str) -> None:
+    """Raise ModelError for the first of some fields that is set."""
+    for name in names:
+        if value := getattr(config, name, None):
+            raise ModelError(f"{name}={value!r}: {why}")
 
 
 def _layer(config: Any, **fields: Any) -> LayerSpec:

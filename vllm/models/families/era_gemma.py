@@ -15,7 +15,6 @@ def rnj1(config: Any) -> TransformerSpec:
     """Chunks of half a window, to whose tokens those of the next one attend too."""
     config = known(config)
     config.use_bidirectional_attention = getattr(config, "use_bidirectional_attention", False)
-    config.attention_bias = getattr(config, "attention_bias", False)
     spec, size = gemma3(config), config.sliding_window // 2
 
     def chunked(index: int, layer: LayerSpec) -> LayerSpec:

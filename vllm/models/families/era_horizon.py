@@ -71,7 +71,7 @@ def _experts(config: Any) -> MoeSpec:
 def _attention(config: Any) -> AttentionSpec:
     """Return the attention; where part of a head is rotated, it is the first pairs, whose elements stand half a head apart."""
     own = NormSpec("rms", config.rms_norm_eps) if getattr(config, "query_key_norm", False) else None
-    attention = attention_of(config, bias=getattr(config, "attention_bias", False), own_norms=own)
+    attention = attention_of(config, bias=config.attention_bias, own_norms=own)
     if gate := getattr(config, "attention_gate_func", None):
         attention = replace(attention, gated=True, layout="gate", gate_activation=_gate(gate))
     rotated, rope = getattr(config, "rope_head_dim", None) or attention.head_dim, attention.rope

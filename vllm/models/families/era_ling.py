@@ -9,17 +9,16 @@ from typing import Any, Literal
 from vllm.errors import ModelError
 from vllm.models.families.deepseek import NAMES as LATENT_NAMES
 from vllm.models.families.deepseek import deepseek_v3
-from vllm.models.families.era import known
-from vllm.models.families.kin import GLM4_NAMES
+from vllm.models.families.era import known, refuse_set
 from vllm.models.families.llama import attention_of, decoder_of, mlp_of, qwen2
 from vllm.models.families.moe import SARVAM_NAMES, drafts_of, sigmoid_experts
 from vllm.models.spec import AttentionSpec, HeadSpec, LayerSpec, MoeSpec, TransformerSpec
 
 PANGU_NAMES: Mapping[str, str] = {
     **LATENT_NAMES,
-    "norm1_after": GLM4_NAMES["norm2"],
+    "norm1_after": "model.layers.{i}.post_attention_layernorm",
     "norm2": "model.layers.{i}.pre_mlp_layernorm",
-    "norm2_after": GLM4_NAMES["norm2_after"],
+    "norm2_after": "model.layers.{i}.post_mlp_layernorm",
 }
 
 
@@ -85,11 +84,8 @@ def mimo(config: Any) -> TransformerSpec:
 
 def pangu_ultra(config: Any) -> TransformerSpec:
     """Deepseek 3 with norms before and after its branches."""
-    for name in ("param_sink_number", "use_mome", "index_topk", "sliding_window", "sliding_window_list"):
-        if getattr(config, name, None):
-            raise ModelError(
-                f"{name}={getattr(config, name)}: of pangu ultra, those with plain latent attention are here"
-            )
+    variants = ("param_sink_number", "use_mome", "index_topk", "sliding_window", "sliding_window_list")
+    refuse_set(config, variants, "of pangu ultra, those with plain latent attention are here")
     spec = deepseek_v3(_as_deepseek(config))
     layers = tuple(_corrected(layer, config) for layer in spec.layers)
     if not getattr(config, "sandwich_norm", False):
@@ -105,6 +101,6 @@ def _corrected(layer: LayerSpec, config: Any) -> LayerSpec:
 
 def _as_deepseek(config: Any) -> Any:
     config = known(config, num_local_experts="n_routed_experts")
-    for name, value in (("n_group", 1), ("topk_group", 1), ("rope_interleave", True), ("attention_bias", False)):
+    for name, value in (("n_group", 1), ("topk_group", 1), ("rope_interleave", True)):
         setattr(config, name, getattr(config, name, value))
     return config

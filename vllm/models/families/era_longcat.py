@@ -22,7 +22,6 @@ _FIELDS = {"intermediate_size": "ffn_hidden_size", "num_hidden_layers": "num_lay
 def longcat_ngram(config: Any) -> TransformerSpec:
     """A token's embedding is a mean with those of the n-grams that end there."""
     config = known(config, **_FIELDS)
-    config.attention_bias = getattr(config, "attention_bias", False)
     spec, end = longcat_flash(config), config.eos_token_id
     ngrams = NgramSpec(
         config.emb_neighbor_num,

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
-from vllm.models.families.era import known
-from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of
+from vllm.models.families.era import known, refuse_set
+from vllm.models.families.llama import NAMES, attention_of, decoder_of, llama, mlp_of
 from vllm.models.spec import LayerSpec, RecallSpec, TransformerSpec
 
 OURO_NAMES: Mapping[str, str] = {
@@ -26,7 +26,7 @@ _NANBEIGE_VARIANTS = (
 
 def nanbeige(config: Any) -> TransformerSpec:
     """Llama whose layers are passed several times, with a norm behind each pass."""
-    _refuse(config, "a nanbeige", _NANBEIGE_VARIANTS)
+    refuse_set(config, _NANBEIGE_VARIANTS, "a nanbeige with it is not supported; use a checkpoint without it")
     config = known(config)
     layer = LayerSpec(attention_of(config), mlp_of(config))
     normed = not getattr(config, "skip_loop_final_norm", False)
@@ -35,7 +35,7 @@ def nanbeige(config: Any) -> TransformerSpec:
 
 def ouro(config: Any) -> TransformerSpec:
     """Llama with norms before and behind its branches, whose layers are passed several times, with a norm behind each pass."""
-    _refuse(config, "an ouro", ("use_sliding_window",))
+    refuse_set(config, ("use_sliding_window",), "an ouro with it is not supported; use a checkpoint without it")
     if (threshold := getattr(config, "early_exit_threshold", 1.0)) < 1:
         raise ModelError(
             f"early_exit_threshold={threshold}: tokens that leave before the last pass are not supported; use 1.0"
@@ -49,11 +49,9 @@ def ouro(config: Any) -> TransformerSpec:
 def loop_coder(config: Any) -> TransformerSpec:
     """Llama whose layers are passed several times; behind the first pass each has a window, and attends to its first pass too."""
     config = known(config)
-    bias, mlp_bias = (getattr(config, name, False) for name in ("attention_bias", "mlp_bias"))
-    layer = LayerSpec(attention_of(config, bias=bias), mlp_of(config, bias=mlp_bias))
-    spec = _passed(decoder_of(config, layer, names=LOOP_CODER_NAMES), getattr(config, "loop_num", 2), normed=False)
+    spec = _passed(replace(llama(config), names=LOOP_CODER_NAMES), getattr(config, "loop_num", 2), normed=False)
     count, window = config.num_hidden_layers, getattr(config, "loop_window_size", 64)
-    own = replace(layer.attention, window=window)
+    own = replace(spec.layers[0].attention, window=window)
     again = (replace(layer, mixer=RecallSpec(own, i % count)) for i, layer in enumerate(spec.layers[count:]))
     return replace(spec, layers=(*spec.layers[:count], *again))
 
@@ -63,10 +61,3 @@ def _passed(spec: TransformerSpec, passes: int, normed: bool) -> TransformerSpec
     *layers, last = spec.layers
     again = (*layers, replace(last, normed=normed)) * (passes - 1)
     return replace(spec, layers=(*again, *spec.layers), stored_layers=len(spec.layers))
-
-
-def _refuse(config: Any, what: str, names: tuple[str, ...]) -> None:
-    """Raise ModelError for a field that is set."""
-    for name in names:
-        if value := getattr(config, name, None):
-            raise ModelError(f"{name}={value!r}: {what} with it is not supported; use a checkpoint without it")

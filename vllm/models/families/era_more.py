@@ -10,7 +10,7 @@ from vllm.errors import ModelError
 from vllm.layers.position_bias import Alibi
 from vllm.models.families.era import known
 from vllm.models.families.gpt import CAUSAL_MASKS, GPT2_NAMES, gpt2_decoder, multi_head
-from vllm.models.families.llama import attention_of, decoder_of, mlp_of
+from vllm.models.families.llama import attention_of, decoder_of, llama, mlp_of
 from vllm.models.families.moe import MIXTRAL_NAMES
 from vllm.models.spec import (
     EntrySpec,
@@ -76,11 +76,9 @@ def _refuse_other_jais(config: Any) -> None:
 def solar(config: Any) -> TransformerSpec:
     """Llama whose hidden states are mixed with earlier ones before some layers."""
     config = known(config)
-    bias, mlp_bias = (getattr(config, name, False) for name in ("attention_bias", "mlp_bias"))
-    layer = LayerSpec(attention_of(config, bias=bias), mlp_of(config, bias=mlp_bias))
     share = config.bskcn_tv[1]  # the first one is for training
     skips = [*_skips(config.bskcn_1, config.bskcn_3, share), *_skips(config.bskcn_2, config.bskcn_4, share)]
-    return decoder_of(config, layer, skips=tuple(skips))
+    return replace(llama(config), skips=tuple(skips))
 
 
 def arctic(config: Any) -> TransformerSpec:

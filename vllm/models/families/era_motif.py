@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.errors import ModelError
-from vllm.models.families.era import known
+from vllm.models.families.era import known, refuse_set
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of
 from vllm.models.spec import LayerSpec, PairsSpec, TransformerSpec
 
@@ -41,9 +41,8 @@ def motif(config: Any) -> TransformerSpec:
 def _refuse_others(config: Any) -> None:
     if config.hidden_act != "poly_norm":
         raise ModelError(f"hidden_act={config.hidden_act!r}: of motif, those with 'poly_norm' are supported")
-    for name in ("attention_bias", "num_noise_heads", "qkv_bias", "use_bias", "use_sliding_window"):
-        if value := getattr(config, name, None):
-            raise ModelError(f"{name}={value!r}: a motif with it is not supported; Motif 2.6B is one without")
+    variants = ("attention_bias", "num_noise_heads", "qkv_bias", "use_bias", "use_sliding_window")
+    refuse_set(config, variants, "a motif with it is not supported; Motif 2.6B is one without")
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if heads % 2 or kv_heads % 2:
         raise ModelError(f"num_attention_heads={heads}, num_key_value_heads={kv_heads}: motif's heads are pairs")

@@ -8,8 +8,8 @@ from typing import Any
 
 from vllm.models.families.era import known
 from vllm.models.families.kin import neighbours
-from vllm.models.families.llama import attention_of, decoder_of, llama, mlp_of
-from vllm.models.spec import EntrySpec, HeadSpec, LayerSpec, TransformerSpec
+from vllm.models.families.llama import llama
+from vllm.models.spec import EntrySpec, HeadSpec, TransformerSpec
 
 FAIRSEQ2_NAMES: Mapping[str, str] = {
     "embed": "decoder_frontend.embed",
@@ -37,9 +37,8 @@ def fairseq2(config: Any) -> TransformerSpec:
 def teleflm(config: Any) -> TransformerSpec:
     """Llama with muP's factors for embeddings and logits."""
     config = known(config)
-    bias, mlp_bias = (getattr(config, name, False) for name in ("attention_bias", "mlp_bias"))
-    layer = LayerSpec(attention_of(config, bias=bias), mlp_of(config, bias=mlp_bias))
+    spec = llama(config)
     if not config.use_mup:
-        return decoder_of(config, layer)
+        return spec
     entry = EntrySpec(config.vocab_size, scale=config.input_mult)
-    return decoder_of(config, layer, entry=entry, head=HeadSpec(scale=config.output_mult / config.mup_scale_factor))
+    return replace(spec, entry=entry, head=HeadSpec(scale=config.output_mult / config.mup_scale_factor))

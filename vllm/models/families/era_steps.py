@@ -10,7 +10,7 @@ from vllm.errors import ModelError
 from vllm.layers.position_bias import Alibi
 from vllm.models.families.era import known
 from vllm.models.families.llama import NAMES, attention_of, decoder_of, mlp_of, typed_layer
-from vllm.models.families.moe import drafts_of
+from vllm.models.families.moe import drafts_of, sigmoid_experts
 from vllm.models.spec import AttentionSpec, LayerSpec, MlpSpec, MoeSpec, NormSpec, TransformerSpec
 from vllm.ops.activations import Clamp
 
@@ -32,9 +32,8 @@ def step1(config: Any) -> TransformerSpec:
     """Llama with roots of distances in the scores instead of rotated heads."""
     tied = getattr(config, "tie_word_embeddings", True)
     config = known(config, num_key_value_heads="num_attention_groups")
-    bias, mlp_bias = (getattr(config, name, False) for name in ("attention_bias", "mlp_bias"))
-    attention = attention_of(config, bias=bias, rope=None, position_bias=Alibi(root=True))
-    return decoder_of(config, LayerSpec(attention, mlp_of(config, bias=mlp_bias)), tied=tied)
+    attention = attention_of(config, bias=config.attention_bias, rope=None, position_bias=Alibi(root=True))
+    return decoder_of(config, LayerSpec(attention, mlp_of(config, bias=config.mlp_bias)), tied=tied)
 
 
 def step3(config: Any) -> TransformerSpec:
@@ -90,13 +89,11 @@ def _bounded_mlp(config: Any, index: int) -> MlpSpec:
 
 
 def _experts(config: Any, index: int) -> MoeSpec:
-    experts = (config.n_routed_experts, config.num_experts_per_tok, config.moe_intermediate_size, config.hidden_act)
-    return MoeSpec(
-        *experts,
-        renormalize=True,
+    return sigmoid_experts(
+        config,
+        config.n_routed_experts,
+        0,
         shared_width=config.share_expert_dim,
-        scores="sigmoid",
-        corrected=True,
         scale=config.moe_router_scaling_factor,
         layout="apart",
         clamp=_clamp(config.swiglu_limits, index),

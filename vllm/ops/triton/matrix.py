@@ -33,11 +33,10 @@ class GpuMatrix(DenseMatrix):
             return multiply_row(
                 x, self.weight, self.bias, gated=self.shape.gated, activation=activation, residual=residual, dtype=dtype
             )
-        if self.spends_residual and residual is not None and (self.bias, activation, dtype) == (None, None, None):
-            return torch.addmm(residual, x, self.weight.t(), out=residual)  # elsewhere it would be copied before
         return multiply_rows(
-            x, self.weight, self.bias, gated=self.shape.gated, activation=activation, residual=residual, dtype=dtype
-        )
+            x, self.weight, self.bias, gated=self.shape.gated, activation=activation, residual=residual, dtype=dtype,
+            spends_residual=self.spends_residual,
+        )  # fmt: skip
 
 
 def multiply_rows(
@@ -49,11 +48,12 @@ def multiply_rows(
     activation: str | None,
     residual: Tensor | None,
     dtype: torch.dtype | None,
+    spends_residual: bool = False,
 ) -> Tensor:
     """Multiply with torch's product.  [T, D], [N, D], [N] -> [T, N]"""
     if residual is not None and activation is None and bias is None:
-        y = torch.addmm(residual, x, weight.t())
-    elif (bias, activation, residual) == (None, None, None) and dtype == torch.float32 != x.dtype and x.is_cuda:
+        y = torch.addmm(residual, x, weight.t(), out=residual if spends_residual else None)  # else it is copied first
+    elif residual is None and activation is None and bias is None and dtype == torch.float32 != x.dtype and x.is_cuda:
         return torch.mm(x, weight.t(), out_dtype=dtype)
     else:
         y = F.linear(x, weight, bias)

@@ -153,7 +153,7 @@ def moe(
         return (y.float() + x.float() * kept).to(x.dtype)
     assert isinstance(gate_up, Experts) and isinstance(down, Experts)
     (tokens, chosen), width, inner = ids.shape, down.shape.rows, down.shape.width
-    rows = max(16, min(gate_up.most_rows, triton.next_power_of_2(triton.cdiv(tokens * chosen, len(down)))))
+    rows = _tile_rows(gate_up, tokens * chosen)
     plan = _sorted(ids.reshape(-1), len(down), rows)
     hidden = torch.empty(tokens * chosen, inner, dtype=x.dtype, device=x.device)
     found = torch.empty(tokens * chosen, width, dtype=x.dtype, device=x.device)
@@ -167,12 +167,17 @@ def chosen_products(x: Tensor, weights: Tensor, ids: Tensor, matrices: Sequence[
     """Add up what each token's matrices make of it, under an activation.  [T, D], [T, K], [T, K], X of [N, D] -> [T, N]"""
     assert isinstance(matrices, Experts)
     (tokens, chosen), length = ids.shape, matrices.shape.rows
-    rows = max(16, min(matrices.most_rows, triton.next_power_of_2(triton.cdiv(tokens * chosen, len(matrices)))))
+    rows = _tile_rows(matrices, tokens * chosen)
     plan = _sorted(ids.reshape(-1), len(matrices), rows)
     found = torch.empty(tokens * chosen, length, dtype=x.dtype, device=x.device)
     matrices.multiply(Product(x, found, plan, weights.reshape(-1), rows, chosen, False, False, activation, None))
     back = torch.empty_like(found).index_copy_(0, plan.order.long(), found).view(tokens, chosen, length)
     return (back.float() * weights[..., None]).sum(dim=1).to(x.dtype)
+
+
+def _tile_rows(experts: Experts, choices: int) -> int:
+    """Return how many rows a tile has: about as many as an expert is chosen by."""
+    return max(16, min(experts.most_rows, triton.next_power_of_2(triton.cdiv(choices, len(experts)))))
 
 
 def _sizes(rows: int, gated: bool, x: Tensor) -> tuple[int, int, int, int]:
